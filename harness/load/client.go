@@ -1,0 +1,29 @@
+// Package load sends a workload on its schedule and times every token.
+//
+// The schedule is [workload.Schedule]; the wire is behind [Client]; time is Go's monotonic clock (in tests,
+// testing/synctest's). Latency is kept from the intended moment and from the send.
+package load
+
+import (
+	"context"
+	"time"
+
+	"kvtune/harness/workload"
+)
+
+// Client sends one request and reports every streamed event as it arrives. harness/vllm implements it over HTTP.
+type Client interface {
+	// Send sends r at once. It calls sent when the request has been handed to the network and event for every streamed
+	// event that carries tokens, in order, with the moment of arrival. It returns when the stream has ended.
+	// A Reply is valid even when err is not nil: it holds what arrived before.
+	Send(ctx context.Context, r *workload.Request, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
+}
+
+// Reply is what the server said of a request beside its tokens.
+type Reply struct {
+	// PromptTokens and OutputTokens are the server's usage counts; 0 when it sent none.
+	PromptTokens, OutputTokens int
+	// CachedTokens is nil unless the server reports cached tokens per request.
+	CachedTokens *int
+	FinishReason string
+}

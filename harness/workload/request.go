@@ -1,0 +1,94 @@
+// Package workload describes what is sent to a server and when: requests built from (C, M, B, block_size), a
+// distribution or a trace, and the line that records what became of each of them.
+//
+// Everything is pure and seeded: the same description and seed give the same bytes. The package knows no network and
+// no wall clock; [Schedule] decides who is due when from times that its caller supplies, so a load generator (real time)
+// and a simulator (virtual time) release requests by the same rules.
+//
+// Read [Request] and [Workload] first, then [Record].
+package workload
+
+import "time"
+
+// Segment is a run of token ids that is the same wherever its ID appears in a run. Prompts that begin with equal
+// segments share a prefix, token for token; this is how a shared system prompt, a conversation or a trace's hash blocks
+// are expressed without storing token ids.
+type Segment struct {
+	// ID selects the content. Equal IDs have equal tokens at equal positions of the segment.
+	ID uint64
+	// Tokens is the length in tokens, above 0.
+	Tokens int
+}
+
+// Phase says whether a request is measured.
+type Phase string
+
+const (
+	// Measured requests count in every metric.
+	Measured Phase = ""
+	// Prime requests write the M blocks that later requests find computed. They are never measured.
+	Prime Phase = "prime"
+	// Warmup requests are sent like measured ones and left out of every metric.
+	Warmup Phase = "warmup"
+)
+
+// Request is one request of a workload.
+type Request struct {
+	// Index is the position in [Workload.Requests], from 0.
+	Index int
+	// Due is when the request is to be sent, from the run's start. It holds in an open loop, for requests that wait for
+	// nothing else (After < 0); a closed loop or a predecessor decides otherwise.
+	Due time.Duration
+	// After is the index of the request whose end releases this one (the turn before), or -1.
+	After int
+	// Think is how long after that end this request is due.
+	Think time.Duration
+	// Wave is a barrier: a request of wave k is released when every request of the waves below k has ended. Priming,
+	// warm-up and the repetitions of a batch are waves. Due counts from the wave's release.
+	Wave int
+	// Phase says whether the request is primed, warm-up or measured.
+	Phase Phase
+	// Prompt is the prompt, in order. Its tokens are the sum over the segments.
+	Prompt []Segment
+	// SharedTokens is how many leading prompt tokens other requests of the run may share (M x block_size, a
+	// conversation so far). What lies behind is private to this request.
+	SharedTokens int
+	// OutputTokens is how many tokens to generate, exactly (ignore_eos), at least 1.
+	OutputTokens int
+	// OutputID is the ID of the segment that the generated tokens form in the turns that follow; 0 when no turn follows.
+	OutputID uint64
+
+	// Session names the conversation, "" for none; Turn is its turn from 0.
+	Session string
+	Turn    int
+	// Class is the service class that an SLO may name, "" for none.
+	Class string
+	// Priority is vLLM's: lower is sooner; used under the priority scheduling policy only.
+	Priority int
+	// LoRA is the adapter to ask for, "" for none.
+	LoRA string
+}
+
+// PromptTokens is the length of the prompt in tokens.
+func (r *Request) PromptTokens() int {
+	n := 0
+	for _, s := range r.Prompt {
+		n += s.Tokens
+	}
+	return n
+}
+
+// Workload is a finite sequence of requests and the rule by which they are released.
+type Workload struct {
+	// Requests in order of Index. Requests[i].Index == i.
+	Requests []Request
+	// Concurrency is the closed loop's number of requests in flight; 0 is an open loop, where Due holds.
+	Concurrency int
+	// Clients is the number of independent closed loops that share Concurrency evenly; requests are dealt to them
+	// round-robin. 0 means 1.
+	Clients int
+	// BlockSize is the KV block size in tokens for which M was meant; 0 when the workload has no M.
+	BlockSize int
+	// Notes say what was changed to make the workload possible (M scaled to the context, ...), one sentence each.
+	Notes []string
+}

@@ -1,0 +1,47 @@
+// Package sim is vLLM's V1 scheduler in virtual time.
+//
+// Read [Config], [Scheduler] (the rules, shared with the embedded engine) and [Run] (virtual time).
+package sim
+
+import (
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+)
+
+// Config are the scheduler's settings with nothing left open: every field holds.
+type Config struct {
+	MaxNumBatchedTokens int
+	MaxNumSeqs          int
+	BlockSize           int
+	// NumGPUBlocks is the size of the KV cache in blocks, the null block included.
+	NumGPUBlocks              int
+	MaxModelLen               int
+	EnableChunkedPrefill      bool
+	EnablePrefixCaching       bool
+	Priority                  bool // scheduling_policy priority; else fcfs
+	LongPrefillTokenThreshold int  // 0 is off
+	AsyncScheduling           bool
+	Watermark                 float64
+	ReserveFullISL            bool
+	StreamInterval            int // tokens per streamed event, at least 1
+	// RequestLatency is what the API server adds before the scheduler sees a request, plus what it takes to deliver the
+	// first token; TokenLatency is added to every streamed event.
+	RequestLatency, TokenLatency time.Duration
+}
+
+// Outcome is what a simulated run gave.
+type Outcome struct {
+	// Records has one line per request in order of Index, priming and warm-up included.
+	Records []workload.Record
+	// Steps and Series are empty unless asked for.
+	Steps  []harness.StepRecord
+	Series []harness.Sample
+	// Counters are vLLM's counters at the end, by metric name without labels ("vllm:prefix_cache_hits_total").
+	Counters map[string]float64
+	// KVUsageMean and KVUsagePeak are time-weighted shares of the KV blocks in use, 0..1.
+	KVUsageMean, KVUsagePeak float64
+	// Busy is the virtual time during which a step ran; End is when the last request ended.
+	Busy, End time.Duration
+}
