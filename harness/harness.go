@@ -102,6 +102,9 @@ type ServerInfo struct {
 	EnablePrefixCaching  *bool   `json:"enable_prefix_caching,omitempty"`
 	CacheDType           string  `json:"cache_dtype,omitempty"`
 	GPUMemoryUtilization float64 `json:"gpu_memory_utilization,omitempty"`
+	// KVBytesPerToken is the KV cache's bytes per token over all layers. No vLLM states it: it comes from the model's
+	// config.json or shape.
+	KVBytesPerToken int64 `json:"kv_bytes_per_token,omitempty"`
 	// Args are the scheduler settings known to be in force (from the launch, or asked of the embedded engine).
 	Args EngineArgs `json:"args,omitzero"`
 	// Features lists what the server has and how far kvtune's model covers it.

@@ -1,0 +1,137 @@
+package archive
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"kvtune/harness"
+)
+
+// ReadJSON reads a versioned JSON file into v. schema is the one that the caller understands, e.g. "kvtune.result/1":
+// another kind or a newer major version is refused, unknown fields are ignored.
+func ReadJSON(path, schema string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := DecodeJSON(data, schema, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// DecodeJSON is [ReadJSON] on bytes.
+func DecodeJSON(data []byte, schema string, v any) error {
+	var head struct {
+		Schema *string `json:"schema"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return jsonError(data, err)
+	}
+	if head.Schema == nil {
+		return fmt.Errorf("no \"schema\" in it: expected a file of kind %s", schema)
+	}
+	if err := checkSchema(*head.Schema, schema); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return jsonError(data, err)
+	}
+	return nil
+}
+
+// jsonError adds the line to a syntax error and names a file that ends too early.
+func jsonError(data []byte, err error) error {
+	var syntax *json.SyntaxError
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case len(strings.TrimSpace(string(data))) == 0:
+		return errors.New("empty file: expected JSON")
+	case errors.As(err, &syntax) && syntax.Offset >= int64(len(data)):
+		return fmt.Errorf("cut short: the JSON ends in the middle (%d bytes)", len(data))
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not JSON: line %d: %w", lineAt(data, syntax.Offset), err)
+	case errors.As(err, &wrong):
+		return fmt.Errorf("line %d: %q is a %s, expected a %s", lineAt(data, wrong.Offset), wrong.Field, wrong.Value, wrong.Type)
+	}
+	return err
+}
+
+func lineAt(data []byte, offset int64) int {
+	return 1 + strings.Count(string(data[:min(int(offset), len(data))]), "\n")
+}
+
+// checkSchema compares "kind/major" strings.
+func checkSchema(got, want string) error {
+	kind, major, ok := splitSchema(got)
+	wantKind, wantMajor, _ := splitSchema(want)
+	switch {
+	case !ok:
+		return fmt.Errorf("schema %q is not of the form kind/version: expected %s", got, want)
+	case kind != wantKind:
+		return fmt.Errorf("a file of kind %s: expected %s", kind, wantKind)
+	case major > wantMajor:
+		return fmt.Errorf("schema %s is newer than this kvtune reads (up to %s): update kvtune", got, want)
+	}
+	return nil
+}
+
+// splitSchema takes "kvtune.result/1" and "kvtune.result/1.2" apart.
+func splitSchema(s string) (kind string, major int, ok bool) {
+	kind, version, found := strings.Cut(s, "/")
+	digits, _, _ := strings.Cut(version, ".")
+	major, err := strconv.Atoi(digits)
+	return kind, major, found && kind != "" && err == nil && major >= 1
+}
+
+// WriteResult writes `<r.Name>_results.json`, with the schema of this version.
+func (f *Folder) WriteResult(r *harness.Result) error {
+	out := *r
+	out.Schema = harness.ResultSchema
+	return f.WriteJSON(r.Name+ResultSuffix, &out)
+}
+
+// ReadResult reads a result: a `_results.json` file, any other file of the same part, or a folder that holds exactly one.
+func ReadResult(path string) (*harness.Result, error) {
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && strings.HasSuffix(path, ".json") && partOf(path) == "" {
+		// A result under a name of the user's own.
+		r := new(harness.Result)
+		return r, ReadJSON(path, harness.ResultSchema, r)
+	}
+	f, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	names := f.Results()
+	if len(names) != 1 {
+		if len(names) == 0 {
+			return nil, fmt.Errorf("%s holds no file that ends in %s", path, ResultSuffix)
+		}
+		return nil, fmt.Errorf("%s holds %d results: name one of the files: %s", path, len(names), strings.Join(names, ", "))
+	}
+	return f.Result(names[0])
+}
+
+// Results are the names of the parts that have a result, sorted.
+func (f *Folder) Results() []string {
+	var names []string
+	for _, n := range f.Names() {
+		if _, err := os.Stat(f.Path(n + ResultSuffix)); err == nil {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// Result reads `<name>_results.json`.
+func (f *Folder) Result(name string) (*harness.Result, error) {
+	r := new(harness.Result)
+	if err := ReadJSON(f.Path(name+ResultSuffix), harness.ResultSchema, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
