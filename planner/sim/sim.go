@@ -26,6 +26,10 @@ type Config struct {
 	Watermark                 float64
 	ReserveFullISL            bool
 	StreamInterval            int // tokens per streamed event, at least 1
+	// Release is the minor number of the vLLM 0.x whose rules hold, 18 to 33; 0 is the newest. Behind it: the order of the
+	// free queue (24), how prefix queries are counted (27), the threshold of a lone request (31), outputs that leave
+	// max_model_len (32), a request that preempts itself under the priority policy (33).
+	Release int
 	// RequestLatency is what the API server adds before the scheduler sees a request, plus what it takes to deliver the
 	// first token; TokenLatency is added to every streamed event.
 	RequestLatency, TokenLatency time.Duration

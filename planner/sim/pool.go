@@ -1,0 +1,164 @@
+package sim
+
+import "math/bits"
+
+// block is one KV block. Links are block numbers; the pool's last element is the ends of the free queue.
+type block struct {
+	hash       uint64
+	prev, next int32 // in the free queue; -1 when not in it
+	twin       int32 // the next block with the same hash, in order of registration; 0 is none
+	ref        int32 // requests that hold it
+	indexed    bool  // findable under hash, until evicted
+}
+
+// pool is vLLM's BlockPool: reference counts, the free queue and the index from content hash to block.
+// Block 0 is the null block; it is never free and never held.
+//
+// Source: vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), vLLM 0.24 to 0.33.
+type pool struct {
+	blocks []block
+	free   int
+	// fifo is the order before vLLM 0.24: every freed block goes to the tail, hashed or not.
+	fifo bool
+	// index is an open-addressing table of first blocks, 0 is empty; made at the first registration, since many runs
+	// share nothing.
+	index []int32
+	shift int
+}
+
+func newPool(n int, fifo bool) pool {
+	p := pool{blocks: make([]block, n+1), free: n - 1, fifo: fifo}
+	for i := range p.blocks {
+		p.blocks[i].prev, p.blocks[i].next = int32(i-1), int32(i+1)
+	}
+	end := int32(n)
+	p.blocks[0].prev, p.blocks[0].next = -1, -1
+	first, last := int32(1), end-1
+	p.blocks[end].next, p.blocks[end].prev = first, last
+	p.blocks[first].prev, p.blocks[last].next = end, end
+	return p
+}
+
+func (p *pool) end() int32 { return int32(len(p.blocks) - 1) }
+
+func (p *pool) unlink(b int32) {
+	x := &p.blocks[b]
+	p.blocks[x.prev].next, p.blocks[x.next].prev = x.next, x.prev
+	x.prev, x.next = -1, -1
+	p.free--
+}
+
+// link puts b between the neighbours prev and next.
+func (p *pool) link(b, prev, next int32) {
+	x := &p.blocks[b]
+	x.prev, x.next = prev, next
+	p.blocks[prev].next, p.blocks[next].prev = b, b
+	p.free++
+}
+
+func (p *pool) pushFront(b int32) { p.link(b, p.end(), p.blocks[p.end()].next) }
+func (p *pool) pushBack(b int32)  { p.link(b, p.blocks[p.end()].prev, p.end()) }
+
+// take removes the head of the free queue for a new holder. Content that it still had is evicted here, lazily.
+// The caller has checked that a block is free.
+func (p *pool) take() int32 {
+	b := p.blocks[p.end()].next
+	p.unlink(b)
+	x := &p.blocks[b]
+	if x.indexed {
+		p.forget(b)
+	}
+	x.indexed, x.ref = false, 1
+	return b
+}
+
+// touch adds a holder to a block that was hit; a block nobody held leaves the free queue.
+func (p *pool) touch(b int32) {
+	if p.blocks[b].ref == 0 {
+		p.unlink(b)
+	}
+	p.blocks[b].ref++
+}
+
+// release gives back a request's blocks. The first full of them are full and hashed (none without
+// prefix caching). Later blocks are evicted before earlier
+// ones; blocks without a hash are reused first, the last of them at once.
+func (p *pool) release(held []int32, full int) {
+	if !p.fifo {
+		for _, b := range held[full:] {
+			p.blocks[b].ref--
+			p.pushFront(b)
+		}
+		held = held[:full]
+	}
+	for i := len(held) - 1; i >= 0; i-- {
+		b := held[i]
+		if p.blocks[b].ref--; p.blocks[b].ref == 0 {
+			p.pushBack(b)
+		}
+	}
+}
+
+// slot is where a hash is, or would be, in the index.
+func (p *pool) slot(hash uint64) int {
+	mask := len(p.index) - 1
+	i := int(hash * 0x9e3779b97f4a7c15 >> p.shift)
+	for p.index[i] != 0 && p.blocks[p.index[i]].hash != hash {
+		i = (i + 1) & mask
+	}
+	return i
+}
+
+// find is the block registered first under a hash; 0 when there is none.
+func (p *pool) find(hash uint64) int32 {
+	if p.index == nil {
+		return 0
+	}
+	return p.index[p.slot(hash)]
+}
+
+// register makes a full block findable. Equal content may be held twice: vLLM does not merge blocks.
+func (p *pool) register(b int32, hash uint64) {
+	if p.index == nil {
+		n := bits.Len(uint(2 * len(p.blocks)))
+		p.index, p.shift = make([]int32, 1<<n), 64-n
+	}
+	x := &p.blocks[b]
+	x.hash, x.twin, x.indexed = hash, 0, true
+	i := p.slot(hash)
+	if p.index[i] == 0 {
+		p.index[i] = b
+		return
+	}
+	last := p.index[i]
+	for p.blocks[last].twin != 0 {
+		last = p.blocks[last].twin
+	}
+	p.blocks[last].twin = b
+}
+
+// forget takes an indexed block out of the index.
+func (p *pool) forget(b int32) {
+	i := p.slot(p.blocks[b].hash)
+	if first := p.index[i]; first != b {
+		for p.blocks[first].twin != b {
+			first = p.blocks[first].twin
+		}
+		p.blocks[first].twin = p.blocks[b].twin
+		return
+	}
+	if t := p.blocks[b].twin; t != 0 {
+		p.index[i] = t
+		return
+	}
+	// Close the gap, so that later probes of the run need no tombstones.
+	mask := len(p.index) - 1
+	for j := (i + 1) & mask; p.index[j] != 0; j = (j + 1) & mask {
+		home := int(p.blocks[p.index[j]].hash * 0x9e3779b97f4a7c15 >> p.shift)
+		if (j-home)&mask >= (j-i)&mask {
+			p.index[i] = p.index[j]
+			i = j
+		}
+	}
+	p.index[i] = 0
+}

@@ -1,0 +1,57 @@
+package sim
+
+// Update applies the result of a batch: its requests get their tokens, and those that are done free their blocks. The
+// events are in the order of the batch's items and hold until the next Update.
+func (s *Scheduler) Update(b *Batch) []Event {
+	s.events = s.events[:0]
+	ended := false
+	for i := range b.Items {
+		it := &b.Items[i]
+		r := &s.requests[it.slot]
+		if r.gen != it.gen {
+			continue // aborted since
+		}
+		r.inFlight--
+		stale := r.stale > 0
+		if stale {
+			r.stale--
+		}
+		if !it.Samples {
+			continue
+		}
+		r.known++
+		if s.cfg.AsyncScheduling && !stale {
+			r.placeholders--
+		}
+		finished := r.known >= r.limit
+		s.events = append(s.events, Event{
+			ID: r.id, Token: 1, Output: r.known - r.prompt,
+			First: r.known == r.prompt+1, Finished: finished, CachedTokens: r.cached,
+		})
+		if r.running {
+			// A block that an output token completed; with synchronous scheduling the next step registers it.
+			if full := r.computed - r.placeholders; s.cfg.AsyncScheduling && full >= r.nextFull {
+				s.register(r, full)
+			}
+		}
+		if finished {
+			if r.running {
+				ended = true
+			} else {
+				s.waiting.remove(it.slot) // preempted while its last token was in flight
+			}
+			s.end(it.slot)
+		}
+	}
+	if ended {
+		kept := s.running[:0]
+		for _, slot := range s.running {
+			if s.requests[slot].running {
+				kept = append(kept, slot)
+			}
+		}
+		s.running = kept
+	}
+	s.batches = append(s.batches, b)
+	return s.events
+}
