@@ -80,7 +80,7 @@ type StepRecord struct {
 	KVUsage float64
 	// Running and Waiting count requests after the step was scheduled; negative when unknown.
 	Running, Waiting int
-	// Preemptions counts the requests preempted in this step.
+	// Preemptions counts the requests preempted in this step; negative when unknown.
 	Preemptions int
 }
 

@@ -54,8 +54,6 @@ const (
 type Part struct {
 	Name  string `json:"name"`
 	State State  `json:"state"`
-	// Why says what ended a partial or failed part.
-	Why string `json:"why,omitempty"`
 }
 
 // Manifest is `manifest.json`. It holds no times, so that the same run gives the same bytes.
@@ -222,11 +220,11 @@ func (f *Folder) Part(name string) (Part, bool) {
 	return Part{}, false
 }
 
-// SetPart records the state of a part in the manifest. why may be "".
-func (f *Folder) SetPart(name string, state State, why string) error {
+// SetPart records the state of a part in the manifest.
+func (f *Folder) SetPart(name string, state State) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := Part{Name: name, State: state, Why: why}
+	p := Part{Name: name, State: state}
 	if i := slices.IndexFunc(f.manifest.Parts, func(p Part) bool { return p.Name == name }); i >= 0 {
 		f.manifest.Parts[i] = p
 	} else {
