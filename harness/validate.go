@@ -1,0 +1,141 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"strings"
+)
+
+// FieldError says that a field's value is not allowed. Every refusal of a bad configuration is one, so that a command
+// can tell wrong usage from failure and name the flag.
+type FieldError struct {
+	// Field is the name as in a configuration file: "C", "max_num_batched_tokens".
+	Field string
+	// Value is what it was set to.
+	Value any
+	// Allowed is the allowed range or list, e.g. "at least 1", "fcfs, priority".
+	Allowed string
+}
+
+// Error is e.g. "B is 0: allowed is at least 1".
+func (e *FieldError) Error() string {
+	if s, ok := e.Value.(string); ok {
+		return fmt.Sprintf("%s is %q: allowed is %s", e.Field, s, e.Allowed)
+	}
+	return fmt.Sprintf("%s is %v: allowed is %s", e.Field, e.Value, e.Allowed)
+}
+
+// Upper bounds that no real system comes near: they catch a slipped digit and keep products within an int.
+const (
+	maxTokens   = 1 << 30
+	maxRequests = 1 << 24
+)
+
+// nameForm is what a name may be: it becomes part of file names.
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+// Validate reports every field that is out of range, as [*FieldError] joined with [errors.Join]; nil when all is well.
+// Whether the requests fit the model's context is decided where they are built ([Config.Spec]), because the context may
+// be the server's. A value that only some vLLM version refuses passes here.
+func (c Config) Validate() error {
+	v := checks{}
+	if c.Name != "" && (!nameForm.MatchString(c.Name) || len(c.Name) > 128) {
+		v.refuse("name", c.Name, "letters, digits, '.', '_' and '-', beginning with a letter or digit, up to 128")
+	}
+	if c.Trace == "" { // a trace says itself what is sent
+		v.whole("C", c.C, 1, maxTokens)
+		v.whole("M", c.M, 0, maxTokens)
+		v.whole("B", c.B, 1, maxRequests)
+		v.whole("num_warmup", c.NumWarmup, 0, maxRequests)
+		v.whole("num_measurements", c.NumMeasurements, 1, maxRequests)
+		v.oneOf("profiling_type", string(c.ProfilingType), "prefill", "decode", "mixed")
+	} else if c.Users > 0 {
+		v.refuse("users", c.Users, "0 (unset) with a trace, which has its own conversations")
+	}
+	v.whole("num_requests", c.NumRequests, 0, maxRequests)
+	v.whole("concurrency", c.Concurrency, 0, maxRequests)
+	v.whole("clients", c.Clients, 0, maxRequests)
+	v.whole("users", c.Users, 0, maxRequests)
+	v.whole("turns", c.Turns, 0, maxRequests)
+	v.number("burstiness", c.Burstiness, 0, 1e6, "0 (unset) or up to 1e6")
+	v.number("think_time_s", c.ThinkTime, 0, 1e6, "from 0 to 1e6 seconds")
+	if c.Rate != "" && c.Concurrency > 0 {
+		v.refuse("concurrency", c.Concurrency, fmt.Sprintf("0 (unset) beside rate %s: an open loop or a closed one, not both", c.Rate))
+	}
+	if c.Users > 0 && (c.Rate != "" || c.Concurrency > 0) {
+		v.refuse("users", c.Users, "0 (unset) beside rate or concurrency: users are a load of their own")
+	}
+	if c.Clients > 0 && c.Concurrency == 0 {
+		v.refuse("clients", c.Clients, "0 (unset) without concurrency, which the clients share")
+	}
+	if c.Clients > c.Concurrency && c.Concurrency > 0 {
+		v.refuse("clients", c.Clients, fmt.Sprintf("from 1 to concurrency, %d", c.Concurrency))
+	}
+	if c.Turns > 0 && c.Users == 0 && c.Trace == "" {
+		v.refuse("turns", c.Turns, "0 (unset) without users, who take the turns")
+	}
+	v = append(v, c.EngineArgs.checks()...)
+	return errors.Join(v...)
+}
+
+// Validate reports every setting that is out of range, as [Config.Validate] does. A zero setting is "not set".
+func (a EngineArgs) Validate() error { return errors.Join(a.checks()...) }
+
+func (a EngineArgs) checks() checks {
+	v := checks{}
+	v.whole("max_num_batched_tokens", a.MaxNumBatchedTokens, 0, maxTokens)
+	v.whole("max_num_seqs", a.MaxNumSeqs, 0, maxRequests)
+	v.whole("block_size", a.BlockSize, 0, 1<<16)
+	v.whole("max_model_len", a.MaxModelLen, 0, maxTokens)
+	v.whole("num_gpu_blocks_override", a.NumGPUBlocksOverride, 0, maxTokens)
+	v.whole("long_prefill_token_threshold", a.LongPrefillTokenThreshold, 0, maxTokens)
+	v.whole("stream_interval", a.StreamInterval, 0, maxTokens)
+	v.whole("tensor_parallel_size", a.TensorParallelSize, 0, 1<<10)
+	v.number("gpu_memory_utilization", a.GPUMemoryUtilization, 0, 1, "above 0, up to 1")
+	v.number("swap_space", a.SwapSpace, 0, 1<<20, "from 0 to 1048576 GiB")
+	v.number("kv_offloading_size", a.KVOffloadingSize, 0, 1<<20, "from 0 to 1048576 GiB")
+	v.number("watermark", a.Watermark, 0, math.Nextafter(1, 0), "from 0 to below 1")
+	if a.SchedulingPolicy != "" {
+		v.oneOf("scheduling_policy", a.SchedulingPolicy, "fcfs", "priority")
+	}
+	// vLLM refuses both at start (vLLM 0.18 to 0.33, vllm/config/scheduler.py).
+	if a.MaxNumBatchedTokens > 0 && a.MaxNumSeqs > a.MaxNumBatchedTokens {
+		v.refuse("max_num_batched_tokens", a.MaxNumBatchedTokens, fmt.Sprintf("at least max_num_seqs, %d", a.MaxNumSeqs))
+	}
+	if chunked := a.EnableChunkedPrefill; chunked != nil && !*chunked && a.MaxNumBatchedTokens > 0 &&
+		a.MaxNumBatchedTokens < a.MaxModelLen {
+		v.refuse("max_num_batched_tokens", a.MaxNumBatchedTokens,
+			fmt.Sprintf("at least max_model_len, %d, without chunked prefill: a prompt must fit one step", a.MaxModelLen))
+	}
+	return v
+}
+
+// checks collects refusals.
+type checks []error
+
+func (v *checks) refuse(field string, value any, allowed string) {
+	*v = append(*v, &FieldError{Field: field, Value: value, Allowed: allowed})
+}
+
+func (v *checks) whole(field string, value, from, to int) {
+	if value < from || value > to {
+		v.refuse(field, value, fmt.Sprintf("from %d to %d", from, to))
+	}
+}
+
+func (v *checks) number(field string, value, from, to float64, allowed string) {
+	if !(value >= from && value <= to) { // NaN is refused too
+		v.refuse(field, value, allowed)
+	}
+}
+
+func (v *checks) oneOf(field, value string, allowed ...string) {
+	for _, a := range allowed {
+		if value == a {
+			return
+		}
+	}
+	v.refuse(field, value, strings.Join(allowed, ", "))
+}
