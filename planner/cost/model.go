@@ -1,10 +1,17 @@
 // Package cost predicts how long one engine step takes and how many KV blocks fit: a roofline prior from a GPU and a
 // model's shape, corrected by measurements, with intervals.
 //
-// Read [Step] (what a step does), then [Model] (what it costs).
+// Read [Step] (what a step does), then [Model] (what it costs): [Prior] makes one from datasheets, [Fit] corrects it by
+// [Observation]s. [Capacity] is the memory side.
 package cost
 
-import "time"
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
 
 // Step is the work of one engine step, as sums over the scheduled requests.
 type Step struct {
@@ -22,4 +29,274 @@ func (s Step) Tokens() int { return s.PrefillTokens + s.DecodeSeqs }
 // Timer tells how long a step takes. [Model] is one; the embedded engine's hidden model is another.
 type Timer interface {
 	StepTime(Step) time.Duration
+}
+
+// Coefficient is one non-negative term of the step time.
+type Coefficient struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	// Low and High bound the 95 % interval.
+	Low     float64 `json:"low"`
+	High    float64 `json:"high"`
+	Unit    string  `json:"unit"`
+	Meaning string  `json:"meaning"`
+}
+
+// Kind says how a model came about.
+type Kind string
+
+const (
+	// KindPrior is from datasheets alone.
+	KindPrior Kind = "prior"
+	// KindFitted was corrected by measurements.
+	KindFitted Kind = "fitted"
+)
+
+// Model is the step time of one (GPU, model, parallelism, dtype, vLLM version), independent of the scheduler's settings:
+//
+//	step = base
+//	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
+//	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
+//	     + prefill_step x [the step computes prompt tokens]      such steps run without a full CUDA graph
+//	     + prefill_attention x sum chunk x (history + chunk/2)
+//	     + decode_context x sum context
+//	     + mixed_context x sum context x [the step computes prompt tokens]
+//
+// All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes from
+// [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a table
+// made then, so an edit of Coefficients has no effect.
+type Model struct {
+	Kind Kind
+	// GPU and Model name what the model is of; Tensor is the number of tensor-parallel ranks, at least 1.
+	GPU, Model string
+	Tensor     int
+	// Coefficients in the order of the formula; the seqs terms one per entry of Knots.
+	Coefficients []Coefficient
+	// Knots are the k of the seqs terms, ascending from 0. Knee is in tokens.
+	Knots []int
+	Knee  int
+	// RequestLatency is the time from sending a request to the scheduler seeing it, plus that from the first token's
+	// step to the client; TokenLatency is what each later token takes from its step to the client.
+	RequestLatency, TokenLatency time.Duration
+	// FittedOn names the runs behind a fitted model; Range is what their steps covered; Errors how well it held.
+	FittedOn []string
+	Range    Range
+	Errors   *Errors
+	// Limits are the datasheet's bounds and the work per unit, for Roofline.
+	Limits Limits
+	// Draws are equally likely alternatives to the coefficients' values, for Sample; rows in the order of Coefficients.
+	Draws [][]float64
+
+	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences.
+	bySeqs                                                        []float64
+	slope, tokens, above, knee, prefillStep, attention, kv, kvMix float64
+}
+
+// Range is the largest step that a fit has seen, per quantity.
+type Range struct {
+	Tokens        int     `json:"tokens"`
+	Seqs          int     `json:"seqs"`
+	DecodeContext int     `json:"decode_context"`
+	Attention     float64 `json:"prefill_attention"`
+	// Prefill, Decode and Mixed say whether such steps were seen at all.
+	Prefill bool `json:"prefill"`
+	Decode  bool `json:"decode"`
+	Mixed   bool `json:"mixed"`
+}
+
+// Errors tell how far predictions are from measurements: |predicted - measured| / measured over the observations.
+type Errors struct {
+	// Observations is how many were used, Dropped how many were not, Why the reason.
+	Observations int    `json:"observations"`
+	Dropped      int    `json:"dropped"`
+	Why          string `json:"why,omitempty"`
+	// Median, Mean and P95 are cross-validated: each observation is predicted by a fit that has not seen its
+	// composition. InSample is the mean over the observations that the final fit has seen, Prior that of the prior.
+	Median   float64 `json:"median"`
+	Mean     float64 `json:"mean"`
+	P95      float64 `json:"p95"`
+	InSample float64 `json:"in_sample_mean"`
+	Prior    float64 `json:"prior_mean"`
+}
+
+const (
+	nBase = iota
+	nSeqs // the first of len(Knots)
+)
+
+// The terms behind the seqs terms, as offsets from nSeqs + len(Knots).
+const (
+	oTokens = iota
+	oAbove
+	oPrefillStep
+	oAttention
+	oContext
+	oMixed
+	oEnd
+)
+
+// terms fills f with the factor of each coefficient in s. len(f) is nSeqs + len(knots) + oEnd.
+func terms(f []float64, s Step, knots []int, knee int) {
+	seqs, tokens := s.PrefillSeqs+s.DecodeSeqs, s.Tokens()
+	f[nBase] += 1
+	for i, k := range knots {
+		f[nSeqs+i] += float64(max(0, seqs-k))
+	}
+	o := f[nSeqs+len(knots):]
+	o[oTokens] += float64(tokens)
+	o[oAbove] += float64(max(0, tokens-knee))
+	o[oContext] += float64(s.DecodeContext)
+	if s.PrefillTokens > 0 {
+		o[oPrefillStep]++
+		o[oAttention] += s.PrefillAttention
+		o[oMixed] += float64(s.DecodeContext)
+	}
+}
+
+// describe gives the coefficients their names, units and meanings.
+func describe(knots []int) []Coefficient {
+	cs := []Coefficient{{Name: "base", Unit: "s", Meaning: "every step: weights read once, launches, host"}}
+	for _, k := range knots {
+		cs = append(cs, Coefficient{
+			Name: fmt.Sprintf("seqs_above_%d", k), Unit: "s/seq", Meaning: fmt.Sprintf("each sequence beyond %d", k),
+		})
+	}
+	return append(cs,
+		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
+		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each new token beyond the knee: compute-bound"},
+		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step that computes prompt tokens: no full CUDA graph"},
+		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
+		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
+		Coefficient{Name: "mixed_context", Unit: "s/token", Meaning: "the same, added when the step has prompt tokens"},
+	)
+}
+
+// compile makes the table behind StepTime; the model is complete but for it.
+func (m *Model) compile() {
+	const ns = 1e9
+	v := func(i int) float64 { return m.Coefficients[i].Value * ns }
+	last := m.Knots[len(m.Knots)-1]
+	m.bySeqs = make([]float64, last+1)
+	for b := range m.bySeqs {
+		m.bySeqs[b] = v(nBase)
+		for i, k := range m.Knots {
+			m.bySeqs[b] += v(nSeqs+i) * float64(max(0, b-k))
+		}
+	}
+	m.slope = 0
+	for i := range m.Knots {
+		m.slope += v(nSeqs + i)
+	}
+	o := nSeqs + len(m.Knots)
+	m.tokens, m.above, m.knee = v(o+oTokens), v(o+oAbove), float64(m.Knee)
+	m.prefillStep, m.attention, m.kv, m.kvMix = v(o+oPrefillStep), v(o+oAttention), v(o+oContext), v(o+oMixed)
+}
+
+// StepTime is the predicted time of a step; 0 for a step without tokens.
+func (m *Model) StepTime(s Step) time.Duration {
+	tokens := float64(s.PrefillTokens + s.DecodeSeqs)
+	if tokens <= 0 {
+		return 0
+	}
+	seqs, last := s.PrefillSeqs+s.DecodeSeqs, len(m.bySeqs)-1
+	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) + m.tokens*tokens + m.kv*float64(s.DecodeContext)
+	if tokens > m.knee {
+		ns += m.above * (tokens - m.knee)
+	}
+	if s.PrefillTokens > 0 {
+		ns += m.prefillStep + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext)
+	}
+	return time.Duration(ns)
+}
+
+// InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It is
+// false for a prior.
+func (m *Model) InRange(s Step) bool {
+	const beyond = 1.25
+	r := m.Range
+	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
+	if prefill && !r.Prefill || decode && !r.Decode || prefill && decode && !r.Mixed {
+		return false
+	}
+	return float64(s.Tokens()) <= beyond*float64(r.Tokens) &&
+		float64(s.PrefillSeqs+s.DecodeSeqs) <= beyond*float64(r.Seqs) &&
+		float64(s.DecodeContext) <= beyond*float64(r.DecodeContext) && s.PrefillAttention <= beyond*r.Attention
+}
+
+// add widens the range to hold s.
+func (r *Range) add(s Step) {
+	r.Tokens, r.Seqs = max(r.Tokens, s.Tokens()), max(r.Seqs, s.PrefillSeqs+s.DecodeSeqs)
+	r.DecodeContext, r.Attention = max(r.DecodeContext, s.DecodeContext), max(r.Attention, s.PrefillAttention)
+	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
+	r.Prefill, r.Decode, r.Mixed = r.Prefill || prefill, r.Decode || decode, r.Mixed || prefill && decode
+}
+
+// With is a copy with other coefficient values, in the order of Coefficients. It fails when the count differs or a value
+// is negative or not finite.
+func (m *Model) With(values []float64) (*Model, error) {
+	if len(values) != len(m.Coefficients) {
+		return nil, fmt.Errorf("%d coefficient values, expected %d", len(values), len(m.Coefficients))
+	}
+	c := *m
+	c.Coefficients = slices.Clone(m.Coefficients)
+	for i, v := range values {
+		if !(v >= 0) || math.IsInf(v, 0) {
+			return nil, fmt.Errorf("coefficient %s is %g, expected a number of at least 0", c.Coefficients[i].Name, v)
+		}
+		c.Coefficients[i].Value = v
+	}
+	c.compile()
+	return &c, nil
+}
+
+// Sample is a model drawn from the coefficients' uncertainty: one of Draws, or, where there are none, each coefficient
+// log-normal with its interval as the central 95 %.
+func (m *Model) Sample(rng *rand.Rand) *Model {
+	values := make([]float64, len(m.Coefficients))
+	if len(m.Draws) > 0 {
+		copy(values, m.Draws[rng.IntN(len(m.Draws))])
+	} else {
+		for i, c := range m.Coefficients {
+			z := rng.NormFloat64()
+			values[i] = c.Value
+			if c.Low > 0 && c.Value > 0 {
+				values[i] *= math.Exp(z * math.Log(c.High/c.Low) / (2 * 1.96))
+			}
+		}
+	}
+	c := *m
+	c.Coefficients = slices.Clone(m.Coefficients)
+	for i := range c.Coefficients {
+		c.Coefficients[i].Value = values[i]
+	}
+	c.compile()
+	return &c
+}
+
+// Limits are datasheet peaks of the ranks together and the least work per unit of a step.
+type Limits struct {
+	// Flops is in flop/s, Bandwidth in B/s.
+	Flops     float64 `json:"flops"`
+	Bandwidth float64 `json:"bandwidth"`
+	// FlopsPerToken is the matrix work of a token in the layers, FlopsPerSeq that of the output projection,
+	// AttentionFlops that of one query-key pair.
+	FlopsPerToken  float64 `json:"flops_per_token"`
+	FlopsPerSeq    float64 `json:"flops_per_seq"`
+	AttentionFlops float64 `json:"attention_flops"`
+	// WeightBytes are read once per step by one token, KVBytesPerToken per token of decode context.
+	WeightBytes     float64 `json:"weight_bytes"`
+	KVBytesPerToken float64 `json:"kv_bytes_per_token"`
+}
+
+// Roofline is the least time that the step's arithmetic and its memory traffic take at the datasheet's peaks. The longer
+// one binds; no correct measurement is below it.
+func (m *Model) Roofline(s Step) (compute, memory time.Duration) {
+	l := m.Limits
+	if l.Flops <= 0 || l.Bandwidth <= 0 || s.Tokens() <= 0 {
+		return 0, 0
+	}
+	flops := l.FlopsPerToken*float64(s.Tokens()) + l.FlopsPerSeq*float64(s.DecodeSeqs) +
+		l.AttentionFlops*(s.PrefillAttention+float64(s.DecodeContext))
+	bytes := l.WeightBytes + l.KVBytesPerToken*float64(s.DecodeContext)
+	return time.Duration(1e9 * flops / l.Flops), time.Duration(1e9 * bytes / l.Bandwidth)
 }
