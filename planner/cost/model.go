@@ -240,7 +240,7 @@ func (m *Model) With(values []float64) (*Model, error) {
 	c := *m
 	c.Coefficients = slices.Clone(m.Coefficients)
 	for i, v := range values {
-		if !(v >= 0) || math.IsInf(v, 0) {
+		if !finite(v) {
 			return nil, fmt.Errorf("coefficient %s is %g, expected a number of at least 0", c.Coefficients[i].Name, v)
 		}
 		c.Coefficients[i].Value = v

@@ -1,0 +1,127 @@
+package cost
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Schema is the schema of `<name>_cost.json` that this version writes.
+const Schema = "kvtune.cost/1"
+
+// wire is a Model as JSON. Times are seconds.
+type wire struct {
+	Schema         string        `json:"schema"`
+	Kind           Kind          `json:"kind"`
+	GPU            string        `json:"gpu,omitempty"`
+	Model          string        `json:"model,omitempty"`
+	Tensor         int           `json:"tensor_parallel_size"`
+	FittedOn       []string      `json:"fitted_on,omitempty"`
+	Errors         *Errors       `json:"errors,omitempty"`
+	Range          *Range        `json:"range,omitempty"`
+	Knee           int           `json:"knee_tokens"`
+	Knots          []int         `json:"knots_seqs"`
+	Coefficients   []Coefficient `json:"coefficients"`
+	RequestLatency float64       `json:"request_latency_s"`
+	TokenLatency   float64       `json:"token_latency_s"`
+	Limits         Limits        `json:"limits"`
+	Draws          [][]float64   `json:"draws,omitempty"`
+}
+
+// MarshalJSON writes the schema "kvtune.cost/1".
+func (m *Model) MarshalJSON() ([]byte, error) {
+	w := wire{
+		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn, Errors: m.Errors,
+		Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients, RequestLatency: m.RequestLatency.Seconds(),
+		TokenLatency: m.TokenLatency.Seconds(), Limits: m.Limits, Draws: m.Draws,
+	}
+	if m.Kind == KindFitted {
+		w.Range = &m.Range
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON reads the schema "kvtune.cost/1". A newer major version, coefficients that are not those of the formula,
+// and negative or infinite values are errors; unknown fields are ignored.
+func (m *Model) UnmarshalJSON(data []byte) error {
+	var w wire
+	if err := json.Unmarshal(data, &w); err != nil {
+		return fmt.Errorf("not a cost model: %w", err)
+	}
+	if err := w.check(); err != nil {
+		return err
+	}
+	*m = Model{
+		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
+		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, RequestLatency: seconds(w.RequestLatency),
+		TokenLatency: seconds(w.TokenLatency), Limits: w.Limits, Draws: w.Draws,
+	}
+	if w.Range != nil {
+		m.Range = *w.Range
+	}
+	m.compile()
+	return nil
+}
+
+func seconds(s float64) time.Duration { return time.Duration(math.Round(s * 1e9)) }
+
+func (w *wire) check() error {
+	name, version, _ := strings.Cut(w.Schema, "/")
+	major, err := strconv.Atoi(version)
+	switch {
+	case name != "kvtune.cost" || err != nil:
+		return fmt.Errorf("schema is %q, expected %q: this is not a cost model file", w.Schema, Schema)
+	case major != 1:
+		return fmt.Errorf("schema is %q, this version reads %q: use a newer kvtune or fit again", w.Schema, Schema)
+	case w.Kind != KindPrior && w.Kind != KindFitted:
+		return fmt.Errorf("kind is %q, expected %q or %q", w.Kind, KindPrior, KindFitted)
+	case w.Knee < 1:
+		return fmt.Errorf("knee_tokens is %d, expected at least 1", w.Knee)
+	case len(w.Knots) == 0 || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > 1<<16:
+		return fmt.Errorf("knots_seqs is %v, expected ascending batch sizes from 0 to at most %d", w.Knots, 1<<16)
+	}
+	for i := 1; i < len(w.Knots); i++ {
+		if w.Knots[i] <= w.Knots[i-1] {
+			return fmt.Errorf("knots_seqs is %v, expected ascending batch sizes", w.Knots)
+		}
+	}
+	want := describe(w.Knots)
+	if !slices.EqualFunc(w.Coefficients, want, func(a, b Coefficient) bool { return a.Name == b.Name && a.Unit == b.Unit }) {
+		var names []string
+		for _, c := range want {
+			names = append(names, c.Name)
+		}
+		return fmt.Errorf("coefficients are not those of this version; expected, in order and in s per unit: %s",
+			strings.Join(names, ", "))
+	}
+	for _, c := range w.Coefficients {
+		if !finite(c.Value, c.Low, c.High) {
+			return fmt.Errorf("coefficient %s is %g (%g to %g), expected numbers of at least 0", c.Name, c.Value, c.Low, c.High)
+		}
+	}
+	for i, d := range w.Draws {
+		if len(d) != len(want) || !finite(d...) {
+			return fmt.Errorf("draws[%d] has %d values, expected %d numbers of at least 0", i, len(d), len(want))
+		}
+	}
+	l := w.Limits
+	if !finite(w.RequestLatency, w.TokenLatency, l.Flops, l.Bandwidth, l.FlopsPerToken, l.FlopsPerSeq, l.AttentionFlops,
+		l.WeightBytes, l.KVBytesPerToken) || w.RequestLatency > 3600 || w.TokenLatency > 3600 {
+		return fmt.Errorf("latencies and limits must be numbers of at least 0 (latencies at most an hour)")
+	}
+	return nil
+}
+
+// finite reports whether all values are numbers of at least 0.
+func finite(values ...float64) bool {
+	for _, v := range values {
+		if !(v >= 0) || math.IsInf(v, 0) {
+			return false
+		}
+	}
+	return true
+}
