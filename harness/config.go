@@ -1,5 +1,7 @@
 package harness
 
+import "reflect"
+
 // EngineArgs are the vLLM settings that kvtune plans, sets or simulates, under vLLM's own names. A zero or nil field is
 // "not set": the server's default holds. Source of names and defaults: vLLM 0.18 to 0.33, vllm/engine/arg_utils.py.
 type EngineArgs struct {
@@ -74,3 +76,17 @@ type Config struct {
 	NumRequests int    `json:"num_requests,omitempty"`
 	Seed        uint64 `json:"seed,omitempty"`
 }
+
+// Merge returns the settings with those that over sets laid over them.
+func (a EngineArgs) Merge(over EngineArgs) EngineArgs {
+	to, from := reflect.ValueOf(&a).Elem(), reflect.ValueOf(over)
+	for i := range from.NumField() {
+		if !from.Field(i).IsZero() {
+			to.Field(i).Set(from.Field(i))
+		}
+	}
+	return a
+}
+
+// Equal reports whether both set the same fields to the same values.
+func (a EngineArgs) Equal(b EngineArgs) bool { return reflect.DeepEqual(a, b) }
