@@ -100,9 +100,10 @@ func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 		s.waiting.pop()
 		s.running = append(s.running, slot)
 		r.running = true
-		for _, x := range r.blocks {
+		for _, x := range s.hits {
 			s.pool.touch(x)
 		}
+		r.blocks = append(r.blocks, s.hits...)
 		r.computed, r.registered, r.capacity = cached, hits, cached
 		r.nextFull = never
 		if s.cfg.EnablePrefixCaching {
@@ -128,10 +129,10 @@ func (s *Scheduler) blocksFor(tokens int) int {
 	return (tokens + s.cfg.BlockSize - 1) / s.cfg.BlockSize
 }
 
-// lookup puts the leading cached blocks into r.blocks and says how many they are and how many of them nobody holds.
+// lookup puts the leading cached blocks into s.hits and says how many they are and how many of them nobody holds.
 // The last known token is always computed anew, and with it its block.
 func (s *Scheduler) lookup(r *request) (hits, idle int) {
-	r.blocks = r.blocks[:0]
+	s.hits = s.hits[:0]
 	if !s.cfg.EnablePrefixCaching {
 		return 0, 0
 	}
@@ -144,12 +145,12 @@ func (s *Scheduler) lookup(r *request) (hits, idle int) {
 		if x == 0 {
 			break
 		}
-		r.blocks = append(r.blocks, x)
+		s.hits = append(s.hits, x)
 		if s.pool.blocks[x].ref == 0 {
 			idle++
 		}
 	}
-	return len(r.blocks), idle
+	return len(s.hits), idle
 }
 
 func (s *Scheduler) countPrefix(r *request, cached int) {

@@ -130,7 +130,8 @@ type Scheduler struct {
 	slots    map[int]int32
 	running  []int32
 	waiting  queue
-	aside    []int32
+	aside    []int32 // scratch: moved aside in this step
+	hits     []int32 // scratch: the last lookup's blocks
 	uids     uint64
 	batches  []*Batch // not in use
 	events   []Event
