@@ -1,0 +1,430 @@
+package analysis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+)
+
+// Input is a run and what is known of its server.
+type Input struct {
+	// Result names the run and holds its configuration, server, metrics and counters.
+	Result *harness.Result
+	// Records are the run's requests, priming and warm-up included.
+	Records []workload.Record
+	// Steps are the engine's steps; without them they are rebuilt from the arrivals in Records.
+	Steps []harness.StepRecord
+	// Series are the server's gauges over time.
+	Series []harness.Sample
+	// Server is the server that ran it. Without Server.Cost, compute and memory bandwidth are "not observed".
+	Server Server
+	// Workload is what was sent. With it and Server.Cost, counterfactuals and gains are simulated.
+	Workload *workload.Workload
+	// Draws is how many draws of the cost model stand behind the interval of a simulated gain; 0 leaves out every
+	// simulation.
+	Draws int
+}
+
+// A cause is what a moment of the run is given to.
+type cause int
+
+const (
+	causeArithmetic cause = iota
+	causeBandwidth
+	causeKV
+	causeSeqs
+	causeBudget
+	causeLaunch
+	causeCache
+	causeLight
+	causeIdle
+	causeUnknown
+	numCauses
+)
+
+func (c cause) kind() Kind {
+	switch c {
+	case causeArithmetic:
+		return Compute
+	case causeBandwidth, causeKV:
+		return Memory
+	case causeSeqs, causeBudget, causeLaunch:
+		return Scheduling
+	case causeCache:
+		return Cache
+	case causeLight, causeIdle:
+		return LightLoad
+	}
+	return NotObserved
+}
+
+func (c cause) limit() string {
+	switch c {
+	case causeArithmetic:
+		return LimitArithmetic
+	case causeBandwidth:
+		return LimitBandwidth
+	case causeKV:
+		return LimitKVCapacity
+	case causeSeqs:
+		return LimitMaxNumSeqs
+	case causeBudget:
+		return LimitTokenBudget
+	case causeLaunch:
+		return LimitLaunch
+	case causeCache:
+		return LimitPrefixCache
+	}
+	return ""
+}
+
+// study is an analysis under way.
+type study struct {
+	Input
+	model  *cost.Model
+	args   harness.EngineArgs
+	blocks int // usable ones, 0 unknown
+	open   bool
+	win    window
+	spans  []span
+	prefix prefixUse
+	launch time.Duration // launch overhead of a step
+	need   int           // blocks that the mean prompt needs to be admitted
+	time   [numCauses]time.Duration
+	facts  facts
+}
+
+// facts are sums over the window.
+type facts struct {
+	compute, memory         time.Duration // roofline times
+	waitFull, waitFree      time.Duration // requests waiting with the KV cache full, with free blocks
+	waitSeen, usageSeen     bool
+	usage, usagePeak        float64 // usage is time-weighted seconds
+	usageTime               time.Duration
+	preemptions             int
+	tokens, steps           float64
+	tokensPeak, runningPeak int
+}
+
+// Analyze finds what binds a run. Each moment of the measured window is given to one cause:
+//
+//   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
+//   - While requests wait: memory, when a request was preempted or the free KV blocks are fewer than a mean prompt needs;
+//     else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost less than
+//     1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that a larger
+//     batch would serve more.
+//   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
+//     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop) and a
+//     step of twice the work would cost less than 1.5 times.
+//   - Where no step runs: idle.
+//
+// The largest of the four shares and of light load with idle time binds. Errors: no requests and no steps to analyse, or
+// ctx is done.
+func Analyze(ctx context.Context, in Input) (*Report, error) {
+	if in.Result == nil {
+		return nil, errors.New("analysis: no result was given")
+	}
+	if len(in.Records) == 0 && len(in.Steps) == 0 {
+		return nil, fmt.Errorf("analysis of %s: neither requests nor engine steps to look at; keep the requests file beside the result",
+			in.Result.Name)
+	}
+	s := newStudy(in)
+	s.attribute()
+	r := s.report()
+	if s.model != nil && in.Workload != nil && in.Draws > 0 {
+		if err := s.whatIf(ctx, r); err != nil {
+			return nil, err
+		}
+	} else {
+		s.recommendUnsimulated(r)
+	}
+	return r, ctx.Err()
+}
+
+func newStudy(in Input) *study {
+	s := &study{Input: in, model: in.Server.Cost, args: in.Server.Args, open: openLoop(in)}
+	info := in.Result.Conditions.Server
+	s.args = info.Args.Merge(s.args)
+	if s.args.BlockSize == 0 {
+		s.args.BlockSize = info.BlockSize
+	}
+	s.blocks = in.Server.NumGPUBlocks
+	if s.blocks == 0 {
+		s.blocks = info.NumGPUBlocks
+	}
+	s.blocks = max(0, s.blocks-1) // the null block
+	if len(in.Steps) > 0 {
+		s.Steps = timeline(in.Steps)
+		s.spans = fromSteps(s.Steps, in.Records)
+	} else {
+		s.spans = fromArrivals(in.Records, in.Series, s.args.MaxNumBatchedTokens)
+	}
+	s.win = measuredWindow(in.Records, s.Steps)
+	s.spans = clip(s.spans, s.win)
+	s.prefix = usePrefixes(in.Records, in.Workload, s.args.BlockSize, in.Result.Counters)
+	s.need = s.admission()
+	if s.model != nil {
+		one := cost.Step{DecodeSeqs: 1, DecodeContext: 1}
+		compute, memory := s.model.Roofline(one)
+		s.launch = max(0, s.model.StepTime(one)-max(compute, memory))
+	}
+	return s
+}
+
+// openLoop reports whether arrivals and not completions set the pace.
+func openLoop(in Input) bool {
+	if w := in.Workload; w != nil {
+		if w.Concurrency > 0 {
+			return false
+		}
+		for i := range w.Requests {
+			if r := &w.Requests[i]; r.Phase == workload.Measured && (r.Due > 0 || r.Think > 0) {
+				return true
+			}
+		}
+		return false
+	}
+	c := in.Result.Config
+	if c.Concurrency > 0 || c.Clients > 0 {
+		return false
+	}
+	return c.Rate != "" || c.Trace != "" || c.Users > 0 && c.ThinkTime > 0
+}
+
+// admission is how many free blocks the mean measured prompt needs.
+func (s *study) admission() int {
+	if s.args.BlockSize == 0 {
+		return 0
+	}
+	tokens, n := 0, 0
+	for i := range s.Records {
+		r := &s.Records[i]
+		if r.Phase != workload.Measured {
+			continue
+		}
+		tokens, n = tokens+r.PromptTokens, n+1
+		if r.CachedTokens != nil {
+			tokens -= *r.CachedTokens
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	return max(1, (tokens/n+s.args.BlockSize-1)/s.args.BlockSize)
+}
+
+// attribute gives every moment of the window to a cause.
+func (s *study) attribute() {
+	var busy time.Duration
+	for i := range s.spans {
+		sp := &s.spans[i]
+		busy += sp.length
+		rest := sp.length
+		if s.model != nil {
+			again := s.recomputed(sp)
+			s.time[causeCache] += again
+			rest -= again
+		}
+		s.observe(sp)
+		s.time[s.causeOf(sp)] += rest
+	}
+	s.time[causeIdle] = max(0, s.win.length()-busy)
+}
+
+// recomputed is the time that a step spends on prompt tokens that an unlimited prefix cache would have held.
+func (s *study) recomputed(sp *span) time.Duration {
+	if s.prefix.recomputed == 0 || sp.step.PrefillTokens == 0 {
+		return 0
+	}
+	share := min(1, float64(s.prefix.recomputed)/float64(s.prefix.computed))
+	without := sp.step
+	without.PrefillTokens = int(math.Round(float64(without.PrefillTokens) * (1 - share)))
+	without.PrefillAttention *= 1 - share
+	full := s.model.StepTime(sp.step)
+	var left time.Duration
+	if without.PrefillTokens == 0 {
+		without.PrefillSeqs = 0
+	}
+	if without.Tokens() > 0 {
+		left = s.model.StepTime(without)
+	}
+	if full <= 0 || left >= full {
+		return 0
+	}
+	return time.Duration(float64(sp.length) * float64(full-left) / float64(full))
+}
+
+func (s *study) observe(sp *span) {
+	f := &s.facts
+	if s.model != nil {
+		compute, memory := s.model.Roofline(sp.step)
+		f.compute += time.Duration(float64(compute) * sp.count)
+		f.memory += time.Duration(float64(memory) * sp.count)
+	}
+	if sp.kvUsage >= 0 {
+		f.usageSeen = true
+		f.usage += sp.kvUsage * sp.length.Seconds()
+		f.usageTime += sp.length
+		f.usagePeak = max(f.usagePeak, sp.kvUsage)
+	}
+	if sp.waiting >= 0 {
+		f.waitSeen = true
+		if sp.waiting > 0 {
+			if s.full(sp) {
+				f.waitFull += sp.length
+			} else {
+				f.waitFree += sp.length
+			}
+		}
+	}
+	f.preemptions += sp.preemptions
+	f.steps += sp.count
+	f.tokens += sp.count * float64(sp.step.Tokens())
+	f.tokensPeak = max(f.tokensPeak, sp.step.Tokens())
+	f.runningPeak = max(f.runningPeak, sp.running)
+}
+
+// full reports whether the free KV blocks are fewer than the next prompt needs.
+func (s *study) full(sp *span) bool {
+	if sp.preemptions > 0 {
+		return true
+	}
+	if sp.kvUsage < 0 || s.blocks == 0 {
+		return false
+	}
+	return (1-sp.kvUsage)*float64(s.blocks) < float64(s.need)
+}
+
+func (s *study) causeOf(sp *span) cause {
+	if sp.waiting > 0 || sp.preemptions > 0 {
+		switch {
+		case s.full(sp):
+			return causeKV
+		case s.args.MaxNumSeqs > 0 && sp.running >= s.args.MaxNumSeqs:
+			if s.model == nil || s.amortises(sp.step) {
+				return causeSeqs
+			}
+		case s.budgetUsed(sp):
+			if s.model == nil || s.amortises(sp.step) {
+				return causeBudget
+			}
+		}
+	}
+	if s.model == nil {
+		if s.open && sp.waiting == 0 {
+			return causeLight
+		}
+		return causeUnknown
+	}
+	if s.open && sp.waiting <= 0 && s.amortises(sp.step) {
+		return causeLight
+	}
+	return s.hardware(sp)
+}
+
+// budgetUsed reports whether the step had no room for more prompt tokens; a prompt that must not be split needs all its
+// room.
+func (s *study) budgetUsed(sp *span) bool {
+	budget := s.args.MaxNumBatchedTokens
+	if budget == 0 {
+		return false
+	}
+	if s.args.EnableChunkedPrefill != nil && !*s.args.EnableChunkedPrefill {
+		return sp.step.Tokens()+s.need*s.args.BlockSize > budget
+	}
+	return sp.step.Tokens() >= budget
+}
+
+// amortises reports whether most of a step's time does not grow with its work.
+func (s *study) amortises(step cost.Step) bool {
+	once := s.model.StepTime(step)
+	grown := s.model.StepTime(twice(step)) - once
+	return grown < once-grown
+}
+
+func twice(s cost.Step) cost.Step {
+	return cost.Step{PrefillSeqs: 2 * s.PrefillSeqs, PrefillTokens: 2 * s.PrefillTokens, PrefillAttention: 2 * s.PrefillAttention,
+		DecodeSeqs: 2 * s.DecodeSeqs, DecodeContext: 2 * s.DecodeContext}
+}
+
+// hardware is the part of the machine that a step takes longest on.
+func (s *study) hardware(sp *span) cause {
+	each := time.Duration(float64(sp.length) / max(sp.count, 1e-9))
+	if s.launch > each-s.launch {
+		return causeLaunch
+	}
+	compute, memory := s.model.Roofline(sp.step)
+	switch {
+	case compute == 0 && memory == 0: // the model has no datasheet behind it
+		return causeUnknown
+	case compute >= memory:
+		return causeArithmetic
+	}
+	return causeBandwidth
+}
+
+// prefixUse counts prompt tokens of the measured requests.
+type prefixUse struct {
+	// attainable are tokens that an earlier request had computed, hit those that came from the cache, recomputed the
+	// difference; computed are all prompt tokens that were computed.
+	attainable, hit, recomputed, computed int
+	seen                                  bool
+}
+
+// usePrefixes compares the hits with what a cache without limits would have given: every shared block that a request sent
+// earlier had: the prompts' own blocks where the workload is known, else the blocks named in the records, else all tokens
+// that were meant to be shared.
+func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int, counters map[string]float64) prefixUse {
+	var u prefixUse
+	hits, counted := counters["vllm:prefix_cache_hits_total"]
+	seen := map[uint64]bool{}
+	u.seen = true
+	prompts := 0
+	for _, i := range bySent(records) {
+		r := &records[i]
+		hashes, size := r.PrefixHashes, r.HashBlock
+		if w != nil && blockSize > 0 && r.Index < len(w.Requests) {
+			hashes, size = workload.BlockHashes(w.Requests[r.Index].Prompt, blockSize), blockSize
+		}
+		attainable := 0
+		if size > 0 {
+			known := true
+			for _, h := range hashes {
+				if known = known && seen[h]; known && attainable+size < r.PromptTokens {
+					attainable += size
+				}
+				seen[h] = true
+			}
+		} else {
+			attainable = max(0, min(r.SharedPrefixTokens, r.PromptTokens-1))
+		}
+		if r.Phase != workload.Measured || !r.OK() {
+			continue
+		}
+		prompts += r.PromptTokens
+		u.attainable += attainable
+		switch {
+		case r.CachedTokens != nil:
+			u.hit += *r.CachedTokens
+			u.recomputed += max(0, attainable-*r.CachedTokens)
+		case counted:
+		default:
+			u.seen = false
+		}
+	}
+	if u.hit == 0 && counted {
+		u.hit = int(hits)
+		u.recomputed = max(0, u.attainable-u.hit)
+	}
+	if !u.seen {
+		u.recomputed = 0
+	}
+	u.computed = max(1, prompts-u.hit)
+	return u
+}
