@@ -1,0 +1,372 @@
+package vllm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// healthBeat is how often a starting server is asked whether it is ready.
+	healthBeat = 250 * time.Millisecond
+	// defaultGrace is enough for a vLLM without open streams, which ends about 1 s after SIGTERM.
+	defaultGrace = 15 * time.Second
+)
+
+// LaunchOptions describe a server process. Its whole argument vector is Argv, Model, Args, host and port, Extra.
+type LaunchOptions struct {
+	// Argv starts the server; nil is "vllm", "serve". It may wrap it (docker run ..., srun ..., kubectl run ...).
+	Argv []string
+	// Model is the model's name or folder.
+	Model string
+	// Args are the planned flags: "--max-num-seqs", "64", ...
+	Args []string
+	// Extra is passed on unchanged, behind everything else. It must not repeat a flag of Args. With --host or --port in
+	// it, these are obeyed.
+	Extra []string
+	// Env is added to this process's environment ("NAME=value").
+	Env []string
+	// Log is the file that gets the server's output; it is kept. "" is a new file in the folder for temporary files.
+	Log string
+	// Port is where the server is to listen, 0 for a free one.
+	Port int
+	// StopCommand ends the server where a signal to the process does not ("docker", "stop", NAME); nil sends SIGTERM.
+	StopCommand []string
+	// Grace is how long Stop waits before it kills; 0 is 15 s.
+	Grace time.Duration
+	// OnProgress, when not nil, is called while the server starts, a few times a second.
+	OnProgress func(Progress)
+}
+
+// Progress is how far a start is.
+type Progress struct {
+	// Elapsed is the time since the process was started.
+	Elapsed time.Duration
+	// Line is the last line in the log, cleaned of its prefix.
+	Line string
+}
+
+// ConflictError says that a flag is both planned and passed on unchanged.
+type ConflictError struct{ Flag string }
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%s is set by the plan and again among the arguments passed on unchanged: leave it out of those, "+
+		"or pin it in the plan", e.Flag)
+}
+
+// DiedError says that the server process ended by itself, with what its log says of the reason.
+type DiedError struct {
+	// State is the process's end: "exit status 1", "signal: killed".
+	State string
+	// Lines are the log's decisive lines, at most 5, in the log's order; its last lines where none stands out.
+	Lines []string
+	// Suggestion is what to change, "" when the cause is not a known one.
+	Suggestion string
+	// Log is the path of the whole log.
+	Log string
+}
+
+func (e *DiedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the server process ended (%s)", e.State)
+	if e.Suggestion != "" {
+		fmt.Fprintf(&b, "; %s", e.Suggestion)
+	}
+	for _, l := range e.Lines {
+		fmt.Fprintf(&b, "\n  %s", l)
+	}
+	fmt.Fprintf(&b, "\n  whole log: %s", e.Log)
+	return b.String()
+}
+
+// Process is a server that was started here. It leads its own process group and, on Linux, is told to end when this
+// process dies.
+type Process struct {
+	// Argv is the whole argument vector that was run.
+	Argv []string
+	// Log is the path of its log.
+	Log string
+
+	url   string
+	proc  *os.Process
+	stop  []string
+	grace time.Duration
+	ended chan struct{}
+	state string // how it ended; valid after ended
+
+	once sync.Once
+	err  error
+}
+
+// Launch starts a server and waits until its /health answers 200. When ctx ends first, or the process dies, nothing is
+// left running; the log stays. Errors: *ConflictError, *DiedError, ctx's cause, or why the command cannot be run.
+func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
+	host, port, argv, err := commandLine(opt)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Grace == 0 {
+		opt.Grace = defaultGrace
+	}
+	log, err := openLog(opt.Log)
+	if err != nil {
+		return nil, fmt.Errorf("server log: %w; name a folder that can be written", err)
+	}
+	defer log.Close() // the child has its own descriptor
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), opt.Env...)
+	cmd.SysProcAttr = groupAttr()
+	p := &Process{
+		Argv: argv, Log: log.Name(), url: "http://" + net.JoinHostPort(host, strconv.Itoa(port)),
+		stop: opt.StopCommand, grace: opt.Grace, ended: make(chan struct{}),
+	}
+	started := make(chan error, 1)
+	go p.run(cmd, started)
+	if err := <-started; err != nil {
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("cannot start %q: not found; install vLLM (pip install vllm), or name the command that "+
+				"starts it", argv[0])
+		}
+		return nil, fmt.Errorf("cannot start %q: %w", argv[0], err)
+	}
+	if err := p.await(ctx, opt.OnProgress); err != nil {
+		_ = p.Stop() // the first error is the one to show
+		return nil, err
+	}
+	return p, nil
+}
+
+// run starts the process and reaps it. The signal that the kernel sends when a parent dies is tied to the thread that
+// started the child, so that this one is kept for the child's whole life.
+func (p *Process) run(cmd *exec.Cmd, started chan<- error) {
+	unlock := lockThread()
+	defer unlock()
+	if err := cmd.Start(); err != nil {
+		started <- err
+		return
+	}
+	p.proc = cmd.Process
+	started <- nil
+	_ = cmd.Wait() // the state says more
+	p.state = cmd.ProcessState.String()
+	close(p.ended)
+}
+
+// await returns when /health answers 200, or says why it never will.
+func (p *Process) await(ctx context.Context, progress func(Progress)) error {
+	client := newHTTPClient()
+	client.Timeout = 5 * time.Second // a server that accepts but does not answer yet is asked again
+	defer client.CloseIdleConnections()
+	begin := time.Now()
+	ticker := time.NewTicker(healthBeat)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.ended:
+			return p.died()
+		case <-ctx.Done():
+			return fmt.Errorf("gave up waiting for the server after %s: %w (log: %s)",
+				time.Since(begin).Round(time.Second), context.Cause(ctx), p.Log)
+		case <-ticker.C:
+		}
+		if healthy(ctx, client, p.url) {
+			select {
+			case <-p.ended: // another server answers at this port
+				return p.died()
+			default:
+				return nil
+			}
+		}
+		if progress != nil {
+			line := ""
+			if lines := tail(p.Log, 1); len(lines) == 1 {
+				line = lines[0]
+			}
+			progress(Progress{Elapsed: time.Since(begin), Line: line})
+		}
+	}
+}
+
+func healthy(ctx context.Context, client *http.Client, base string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/health", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// URL is the server's base address.
+func (p *Process) URL() string { return p.url }
+
+// PID is the process's id, which is also its group's.
+func (p *Process) PID() int { return p.proc.Pid }
+
+// Ended is closed when the process has ended, for whatever reason. [Process.Err] then says why.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Err is nil while the process runs, and a *DiedError once it has ended.
+func (p *Process) Err() error {
+	select {
+	case <-p.ended:
+		return p.died()
+	default:
+		return nil
+	}
+}
+
+// LogTail is the last n lines of the log.
+func (p *Process) LogTail(n int) []string { return tail(p.Log, n) }
+
+func (p *Process) died() error {
+	lines, suggestion := diagnose(p.Log)
+	return &DiedError{State: p.state, Lines: lines, Suggestion: suggestion, Log: p.Log}
+}
+
+// Stop ends the server: StopCommand or SIGTERM, and after the grace time SIGKILL, in the end for the whole process
+// group, so that no worker is left. Close the streams before: a vLLM with open streams does not end. It is nil when the
+// process is gone; calling it again is harmless.
+func (p *Process) Stop() error {
+	p.once.Do(func() { p.err = p.end() })
+	return p.err
+}
+
+func (p *Process) end() error {
+	var stopErr error
+	select {
+	case <-p.ended:
+	default:
+		if len(p.stop) > 0 {
+			ctx, cancel := context.WithTimeout(context.Background(), p.grace)
+			defer cancel()
+			if out, err := exec.CommandContext(ctx, p.stop[0], p.stop[1:]...).CombinedOutput(); err != nil {
+				stopErr = fmt.Errorf("stop command %s: %w: %s", strings.Join(p.stop, " "), err, strings.TrimSpace(string(out)))
+			}
+		} else {
+			_ = p.proc.Signal(syscall.SIGTERM) // one that has just ended is fine
+		}
+	}
+	timer := time.NewTimer(p.grace)
+	defer timer.Stop()
+	select {
+	case <-p.ended:
+	case <-timer.C:
+	}
+	killGroup(p.PID())
+	timer.Reset(p.grace)
+	select {
+	case <-p.ended:
+		return stopErr
+	case <-timer.C:
+		return fmt.Errorf("process %d does not end, not even by SIGKILL; see %s", p.PID(), p.Log)
+	}
+}
+
+// commandLine builds the argument vector and says where the server will listen.
+func commandLine(opt LaunchOptions) (host string, port int, argv []string, err error) {
+	if flag, ok := Conflict(opt.Args, opt.Extra); ok {
+		return "", 0, nil, &ConflictError{Flag: flag}
+	}
+	argv = slices.Clone(opt.Argv)
+	if len(argv) == 0 {
+		argv = []string{"vllm", "serve"}
+	}
+	if opt.Model != "" {
+		argv = append(argv, opt.Model)
+	}
+	argv = append(argv, opt.Args...)
+	host = "127.0.0.1"
+	if h, ok := flagValue(opt.Extra, "--host"); !ok {
+		argv = append(argv, "--host", host)
+	} else if h != "0.0.0.0" && h != "::" && h != "" {
+		host = h
+	}
+	port = opt.Port
+	if v, ok := flagValue(opt.Extra, "--port"); ok {
+		if port, err = strconv.Atoi(v); err != nil || port < 1 || port > 65535 {
+			return "", 0, nil, fmt.Errorf("--port %q: expected 1 to 65535", v)
+		}
+		return host, port, append(argv, opt.Extra...), nil
+	}
+	if port == 0 {
+		if port, err = freePort(); err != nil {
+			return "", 0, nil, err
+		}
+	}
+	argv = append(argv, "--port", strconv.Itoa(port))
+	return host, port, append(argv, opt.Extra...), nil
+}
+
+// freePort is a port that was free a moment ago.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("no free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// Conflict finds the first flag of args that extra sets again: --max-num-seqs, --max_num_seqs=8 and, for switches,
+// --no-... are the same flag. Short aliases are not known.
+func Conflict(args, extra []string) (flag string, ok bool) {
+	planned := map[string]bool{}
+	for _, a := range args {
+		if name, _, ok := flagName(a); ok {
+			planned[strings.TrimPrefix(name, "no-")] = true
+		}
+	}
+	for _, a := range extra {
+		if name, _, ok := flagName(a); ok && planned[strings.TrimPrefix(name, "no-")] {
+			return "--" + name, true
+		}
+	}
+	return "", false
+}
+
+// flagName splits "--Name_x=value" into "name-x" and its value.
+func flagName(arg string) (name, value string, ok bool) {
+	rest, ok := strings.CutPrefix(arg, "--")
+	if !ok || rest == "" {
+		return "", "", false
+	}
+	name, value, _ = strings.Cut(rest, "=")
+	return strings.ReplaceAll(name, "_", "-"), value, true
+}
+
+// flagValue is the last value of a flag in args.
+func flagValue(args []string, flag string) (value string, ok bool) {
+	for i, a := range args {
+		name, v, is := flagName(a)
+		if !is || "--"+name != flag {
+			continue
+		}
+		if !strings.Contains(a, "=") && i+1 < len(args) {
+			v = args[i+1]
+		}
+		value, ok = v, true
+	}
+	return value, ok
+}
+
+func openLog(path string) (*os.File, error) {
+	if path == "" {
+		return os.CreateTemp("", "kvtune-server-*.log")
+	}
+	return os.Create(path)
+}

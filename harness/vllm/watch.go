@@ -1,0 +1,102 @@
+package vllm
+
+import (
+	"context"
+	"time"
+
+	"kvtune/harness"
+)
+
+// scrapeTimeout is how long one reading may take before it counts as missed.
+const scrapeTimeout = 10 * time.Second
+
+// watched are the metrics kept as series: vLLM's names without labels.
+var watched = [...]string{
+	"vllm:num_requests_running",
+	"vllm:num_requests_waiting",
+	"vllm:kv_cache_usage_perc",
+	"vllm:num_preemptions_total",
+	"vllm:prefix_cache_queries_total",
+	"vllm:prefix_cache_hits_total",
+	"vllm:prompt_tokens_total",
+	"vllm:generation_tokens_total",
+}
+
+// Watched is what a [Watcher] saw.
+type Watched struct {
+	// Series are the watched gauges and counters over time (counters as they stand, not their growth), in order.
+	// T counts from the start given to Watch and is when the answer arrived.
+	Series []harness.Sample
+	// Before and After are the first and the last reading that succeeded; nil when none did. After.Delta(Before) is
+	// what the run did to the counters.
+	Before, After Counters
+	// Missed counts readings that failed or took too long, and Err is the last one's reason; with Err not nil at the
+	// end, After is older than the end of the run.
+	Missed int
+	Err    error
+}
+
+// Watcher reads a server's metrics on a fixed beat.
+type Watcher struct {
+	s     *Server
+	start time.Time
+	stop  context.CancelFunc
+	done  chan struct{}
+	seen  Watched
+}
+
+// Watch reads the metrics once before it returns, then every so often until Stop or the end of ctx. A reading that
+// comes late skips beats; the beat itself does not drift. It panics on a beat that is not above 0.
+func (s *Server) Watch(ctx context.Context, every time.Duration, start time.Time) *Watcher {
+	ticker := time.NewTicker(every)
+	ctx, cancel := context.WithCancel(ctx)
+	w := &Watcher{s: s, start: start, stop: cancel, done: make(chan struct{})}
+	w.read(ctx)
+	go func() {
+		defer close(w.done)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				w.read(ctx)
+			}
+		}
+	}()
+	return w
+}
+
+// Stop ends the watch with a last reading, also when the watch's context is over, and returns what was seen. It is to
+// be called once.
+func (w *Watcher) Stop() Watched {
+	w.stop()
+	<-w.done
+	w.read(context.Background())
+	return w.seen
+}
+
+// read takes one reading. One that is cut off by the end of the watch is not a missed one.
+func (w *Watcher) read(ctx context.Context) {
+	rctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+	defer cancel()
+	c, at, err := w.s.scrape(rctx)
+	if ctx.Err() != nil {
+		return
+	}
+	w.seen.Err = err
+	if err != nil {
+		w.seen.Missed++
+		return
+	}
+	if w.seen.Before == nil {
+		w.seen.Before = c
+	}
+	w.seen.After = c
+	t := at.Sub(w.start)
+	for _, name := range watched {
+		if v, ok := c[name]; ok {
+			w.seen.Series = append(w.seen.Series, harness.Sample{T: t, Metric: name, Value: v})
+		}
+	}
+}
