@@ -113,14 +113,16 @@ type ServerInfo struct {
 	GPU string `json:"gpu,omitempty"`
 }
 
-// Simulated reports whether the server is the embedded engine.
-func (s ServerInfo) Simulated() bool { return s.Kind == KindEmbedded }
+// Simulated reports whether the server is anything but a real vLLM.
+func (s ServerInfo) Simulated() bool { return s.Kind != KindVLLM }
 
 const (
 	// KindVLLM is a real vLLM server.
 	KindVLLM = "vllm"
 	// KindEmbedded is kvtune's embedded engine: a simulated server.
 	KindEmbedded = "embedded engine"
+	// KindSimulator is no server at all: the scheduler in virtual time.
+	KindSimulator = "simulator"
 )
 
 // Feature is something that a server does, and what kvtune can say of it.
