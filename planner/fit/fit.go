@@ -1,0 +1,124 @@
+// Package fit turns what a run left behind, the token times of its requests and its engine steps where they were logged,
+// into a cost model, without knowing how the run was made.
+//
+// Read [FromRuns], then [Observations]: which steps ran between two moments follows from the requests themselves, because
+// every running request gets one token per step and the token budget decides how prompts are cut.
+package fit
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+)
+
+// Run is one measured or simulated run on an endpoint.
+type Run struct {
+	Name string
+	// Records are the requests, of every phase; those of several probes may share a timeline or start at zero each.
+	Records []workload.Record
+	// Steps are logged engine steps, if any, in order.
+	Steps []harness.StepRecord
+	// Args are the settings in force; MaxNumBatchedTokens must be set, BlockSize too where there are Steps.
+	Args harness.EngineArgs
+	// NumGPUBlocks is the size of the KV cache, needed to read contexts out of the steps' KV usage; 0 is unknown.
+	NumGPUBlocks int
+}
+
+// Options tune FromRuns; the zero value is right.
+type Options struct {
+	Seed uint64
+}
+
+// FromRuns fits a cost model to runs of one server: the prior corrected by every moment of the runs whose engine steps
+// are unambiguous. It fails when the runs show no such moment, and says what to measure.
+func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (*cost.Model, error) {
+	var all []cost.Observation
+	var names []string
+	for _, run := range runs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		names = append(names, run.Name)
+		o, err := Observations(run)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, o...)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no engine step can be told from the requests of %s; measure with fewer interruptions "+
+			"(profiling types prefill and decode, or the probes), streaming one token per event", strings.Join(names, ", "))
+	}
+	m, err := cost.Fit(prior, all, cost.FitOptions{Seed: opt.Seed})
+	if err != nil {
+		return nil, fmt.Errorf("fitting %s: %w", strings.Join(names, ", "), err)
+	}
+	return m, nil
+}
+
+// Observations are the step times that a run shows, in the order of its records and then of its steps.
+func Observations(run Run) ([]cost.Observation, error) {
+	if run.Args.MaxNumBatchedTokens <= 0 {
+		return nil, fmt.Errorf("run %s: max_num_batched_tokens is not known; it is needed to tell how prompts were cut",
+			run.Name)
+	}
+	var out []cost.Observation
+	for _, records := range timelines(run.Records) {
+		t := newTimeline(records, run.Args)
+		out = append(out, t.observations(run.Name)...)
+	}
+	if len(run.Steps) > 0 {
+		out = append(out, fromSteps(run)...)
+	}
+	return out, nil
+}
+
+// timelines splits records by probe, in order of appearance: probes run one after the other and may each start at zero.
+func timelines(records []workload.Record) [][]workload.Record {
+	index := map[string]int{}
+	var out [][]workload.Record
+	for _, r := range records {
+		i, ok := index[r.Probe]
+		if !ok {
+			i = len(out)
+			index[r.Probe] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], r)
+	}
+	return out
+}
+
+// fromSteps reads logged steps. They carry no context lengths: those of decodes follow from the KV blocks in use before
+// the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
+// prefixes shared between running requests the KV usage counts them once and contexts come out too short.
+func fromSteps(run Run) []cost.Observation {
+	var out []cost.Observation
+	slots := float64(run.NumGPUBlocks-1) * float64(run.Args.BlockSize)
+	usage, contextBefore := 0.0, true
+	for _, s := range run.Steps {
+		before, continued := usage, contextBefore
+		usage, contextBefore = s.KVUsage, s.ContextRequests > 0
+		if before < 0 || slots <= 0 || s.Elapsed <= 0 || s.ContextRequests > 1 || s.ContextRequests == 1 && continued ||
+			s.GenerationTokens != s.GenerationRequests || s.Preemptions > 0 {
+			continue
+		}
+		step := cost.Step{
+			PrefillSeqs: s.ContextRequests, PrefillTokens: s.ContextTokens,
+			PrefillAttention: float64(s.ContextTokens) * float64(s.ContextTokens) / 2,
+			DecodeSeqs:       s.GenerationRequests,
+		}
+		if step.DecodeSeqs > 0 {
+			// A request's last block is half empty on average.
+			step.DecodeContext = max(step.DecodeSeqs, int(before*slots)-step.DecodeSeqs*run.Args.BlockSize/2)
+		}
+		out = append(out, cost.Observation{
+			Steps: []cost.Step{step}, Time: s.Elapsed, LaunchHidden: s.T < 0, Source: run.Name,
+		})
+	}
+	return out
+}
