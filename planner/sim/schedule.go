@@ -9,10 +9,12 @@ import (
 // Schedule decides the next step: running requests first, in order of admission, then waiting ones. The batch has no
 // items when nothing can be computed now. Every batch must be given to Update, in order.
 func (s *Scheduler) Schedule() *Batch {
-	b := &Batch{}
+	var b *Batch
 	if n := len(s.batches); n > 0 {
 		b, s.batches = s.batches[n-1], s.batches[:n-1]
 		*b = Batch{Items: b.Items[:0], Preempted: b.Preempted[:0], Admitted: b.Admitted[:0]}
+	} else {
+		b = new(Batch)
 	}
 	threshold := s.cfg.LongPrefillTokenThreshold
 	if threshold == 0 || !s.loneThreshold && len(s.running)+s.waiting.n <= 1 {
