@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -97,8 +98,9 @@ func (f *Folder) WriteResult(r *harness.Result) error {
 
 // ReadResult reads a result: a `_results.json` file, any other file of the same part, or a folder that holds exactly one.
 func ReadResult(path string) (*harness.Result, error) {
-	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && strings.HasSuffix(path, ".json") && partOf(path) == "" {
-		// A result under a name of the user's own.
+	info, err := os.Stat(path)
+	if base := filepath.Base(path); err == nil && info.Mode().IsRegular() && filepath.Ext(base) == ".json" &&
+		partOf(base) == "" && !wholeFolder(base) { // a result under a name of the user's own
 		r := new(harness.Result)
 		return r, ReadJSON(path, harness.ResultSchema, r)
 	}

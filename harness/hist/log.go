@@ -41,10 +41,10 @@ type Interval struct {
 // The lines are ours and the histograms the library's encoding: the library's own log writer cuts the start time to
 // whole seconds and its interval times to milliseconds (hdrhistogram-go v1.4.0, log_writer.go).
 func WriteLog(w io.Writer, start time.Time, intervals []Interval) error {
-	seconds := 0.0
-	if !start.IsZero() {
-		seconds = float64(start.UnixMilli()) / 1e3
+	if start.IsZero() { // a simulated run has no place on the clock
+		start = time.Unix(0, 0)
 	}
+	seconds := float64(start.UnixMilli()) / 1e3
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "#[Histogram log format version 1.3]\n")
 	fmt.Fprintf(b, "#[StartTime: %.3f (seconds since epoch), %s]\n", seconds, start.UTC().Format(time.RFC3339))

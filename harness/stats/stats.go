@@ -108,11 +108,12 @@ func (s Sample) PercentileInterval(p, level float64, independent int) Interval {
 		high = u
 	}
 	iv := Interval{math.Inf(-1), math.Inf(1)}
+	// The interpolated percentile may lie between the largest values while the bound is the largest: keep it inside.
 	if low >= 1 {
-		iv.Low = s.sorted[rank(low, independent, n, math.Floor)]
+		iv.Low = min(s.sorted[rank(low, independent, n, math.Floor)], s.Percentile(p))
 	}
 	if high <= independent {
-		iv.High = s.sorted[rank(high, independent, n, math.Ceil)]
+		iv.High = max(s.sorted[rank(high, independent, n, math.Ceil)], s.Percentile(p))
 	}
 	return iv
 }
@@ -175,5 +176,13 @@ func ShareInterval(k, n int, level float64) Interval {
 	p, m := float64(k)/float64(n), float64(n)
 	centre := (p + z*z/(2*m)) / (1 + z*z/m)
 	half := z / (1 + z*z/m) * math.Sqrt(p*(1-p)/m+z*z/(4*m*m))
-	return Interval{max(0, centre-half), min(1, centre+half)}
+	iv := Interval{max(0, centre-half), min(1, centre+half)}
+	// Exactly so, whatever the rounding.
+	if k == 0 {
+		iv.Low = 0
+	}
+	if k == n {
+		iv.High = 1
+	}
+	return iv
 }
