@@ -58,6 +58,8 @@ type Request struct {
 	// OutputID is the ID of the segment that the generated tokens form in the turns that follow; 0 when no turn follows.
 	OutputID uint64
 
+	// Probe names the probe that the request belongs to, "" outside probe runs.
+	Probe string
 	// Session names the conversation, "" for none; Turn is its turn from 0.
 	Session string
 	Turn    int
