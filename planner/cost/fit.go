@@ -263,7 +263,7 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 	// A launch outside a graph takes about what makes such steps slower than decode at their smallest.
 	center[hidden] = center[nBase] + center[prefillStep]
 	scale[hidden] = center[hidden]
-	scale[prefillStep] = center[hidden]
+	scale[prefillStep], scale[prefillStep+1] = center[hidden], center[hidden]
 	for i := range scale {
 		if scale[i] <= 0 {
 			scale[i] = 1e-12

@@ -57,7 +57,9 @@ const (
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
 //	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
-//	     + prefill_step x [the step computes prompt tokens]      such steps run without a full CUDA graph
+//	     + prefill_step or mixed_step                            with prompt tokens, without or with decodes: no full
+//	                                                             CUDA graph, so the host's launches show; beside
+//	                                                             decodes the step before hides a part of them
 //	     + prefill_attention x sum chunk x (history + chunk/2)
 //	     + decode_context x sum context
 //	     + mixed_context x sum context x [the step computes prompt tokens]
@@ -88,8 +90,8 @@ type Model struct {
 	Draws [][]float64
 
 	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences.
-	bySeqs                                                        []float64
-	slope, tokens, above, knee, prefillStep, attention, kv, kvMix float64
+	bySeqs                                                           []float64
+	slope, tokens, above, knee, prefill, mixed, attention, kv, kvMix float64
 }
 
 // Range is the largest step that a fit has seen, per quantity.
@@ -129,6 +131,7 @@ const (
 	oTokens = iota
 	oAbove
 	oPrefillStep
+	oMixedStep
 	oAttention
 	oContext
 	oMixed
@@ -147,7 +150,11 @@ func terms(f []float64, s Step, knots []int, knee int) {
 	o[oAbove] += float64(max(0, tokens-knee))
 	o[oContext] += float64(s.DecodeContext)
 	if s.PrefillTokens > 0 {
-		o[oPrefillStep]++
+		if s.DecodeSeqs > 0 {
+			o[oMixedStep]++
+		} else {
+			o[oPrefillStep]++
+		}
 		o[oAttention] += s.PrefillAttention
 		o[oMixed] += float64(s.DecodeContext)
 	}
@@ -164,7 +171,8 @@ func describe(knots []int) []Coefficient {
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
 		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each new token beyond the knee: compute-bound"},
-		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step that computes prompt tokens: no full CUDA graph"},
+		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step of prompt tokens alone: no full CUDA graph"},
+		Coefficient{Name: "mixed_step", Unit: "s", Meaning: "a step of prompt tokens and decodes"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
 		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
 		Coefficient{Name: "mixed_context", Unit: "s/token", Meaning: "the same, added when the step has prompt tokens"},
@@ -189,7 +197,8 @@ func (m *Model) compile() {
 	}
 	o := nSeqs + len(m.Knots)
 	m.tokens, m.above, m.knee = v(o+oTokens), v(o+oAbove), float64(m.Knee)
-	m.prefillStep, m.attention, m.kv, m.kvMix = v(o+oPrefillStep), v(o+oAttention), v(o+oContext), v(o+oMixed)
+	m.prefill, m.mixed = v(o+oPrefillStep), v(o+oMixedStep)
+	m.attention, m.kv, m.kvMix = v(o+oAttention), v(o+oContext), v(o+oMixed)
 }
 
 // StepTime is the predicted time of a step; 0 for a step without tokens.
@@ -204,7 +213,11 @@ func (m *Model) StepTime(s Step) time.Duration {
 		ns += m.above * (tokens - m.knee)
 	}
 	if s.PrefillTokens > 0 {
-		ns += m.prefillStep + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext)
+		step := m.prefill
+		if s.DecodeSeqs > 0 {
+			step = m.mixed
+		}
+		ns += step + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext)
 	}
 	return time.Duration(ns)
 }

@@ -31,6 +31,9 @@ const (
 	// layerLaunch is the host's time to launch one layer outside a full CUDA graph: steps of 16 to 256 prompt tokens take
 	// about 10 ms over 32 layers.
 	layerLaunch = 300 * time.Microsecond
+	// hiddenLaunch is the part of that which shows in a step with decodes: prompts of 256 and 512 tokens dropped into 32
+	// decodes lengthen the run by about half of what they take alone.
+	hiddenLaunch = 0.5
 	// seqLayer is a decode's cost per layer that does not depend on context (grid scheduling, 1.8 ms at 256 over 32
 	// layers); seqHost the sampler's and the scheduler's share per sequence.
 	seqLayer = 220 * time.Nanosecond
@@ -99,7 +102,9 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	set(nSeqs, layers*seqLayer.Seconds()+seqHost.Seconds())
 	set(o+oTokens, belowKnee*perToken)
 	set(o+oAbove, (1-belowKnee)*perToken)
-	set(o+oPrefillStep, max(0, layers*layerLaunch.Seconds()-base))
+	launch := max(0, layers*layerLaunch.Seconds()-base)
+	set(o+oPrefillStep, launch)
+	set(o+oMixedStep, hiddenLaunch*launch)
 	set(o+oAttention, l.AttentionFlops/(flops*attentionFraction))
 	if model.DTypeBytes == 1 {
 		set(o+oAttention, l.AttentionFlops/(gpu.BF16*tp*attentionFraction)) // attention stays in bf16

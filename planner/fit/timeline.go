@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	// maxPieces bounds how many steps one observation sums. Neighbouring steps trade time under asynchronous scheduling
-	// (the launch of a prompt holds up the tokens of the step before), so prompts are observed as sums; a cut costs one
-	// launch at most.
-	maxPieces = 4
+	// manySteps is how many steps an observation must sum, and when a longer stretch is cut, if one of its ends lies beside
+	// a step with prompts. Neighbouring steps trade time under asynchronous scheduling (the tokens of a step come late by up
+	// to the next step when that one has prompts), so such an end may be off by one step; elsewhere prompts are observed as
+	// sums from a step without any to a step without any.
+	manySteps = 16
 	// saturated is the share of a step during which its tokens arrive, beyond which the front end, not the engine, sets
 	// the pace.
 	saturated = 0.6
@@ -228,15 +229,19 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 	if k > 0 {
 		start, usable = t.bursts[k-1].at, !t.bursts[k-1].bad
 	}
+	calm := true // whether start lies beside no step with prompts
 	if t.bursts[k].expected == 0 {
-		// The engine was idle: time runs from the first send, unless that was before it fell idle.
-		first := t.requests[queue[0]].sent
+		// The engine was idle: time runs from the send of a lone prompt. Of several, the server reads one after the other, so
+		// that the first step's moment is not known; nor is it that of a prompt sent before the engine fell idle. Time runs
+		// from the first token then.
+		alone, sent := 0, t.requests[queue[0]].sent
 		for _, i := range queue {
-			first = min(first, t.requests[i].sent)
+			if t.requests[i].sent < t.bursts[k].first {
+				alone++
+			}
 		}
-		if k == 0 || first > start {
-			start, usable, piece.FromSend = first, true, true
-		}
+		piece.FromSend = alone == 1 && (k == 0 || sent > start)
+		start, usable = sent, piece.FromSend
 	}
 	previous := start
 	for j := k; j <= end; j++ {
@@ -268,11 +273,11 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 		}
 		piece.Steps = append(piece.Steps, step)
 		previous = b.at
-		if j == end || len(piece.Steps) >= maxPieces && end-j >= maxPieces {
-			if piece.Time = b.at - start; usable {
+		if j == end || !usable || len(piece.Steps) >= manySteps && end-j >= manySteps {
+			if piece.Time = b.at - start; usable && (calm && j == end || len(piece.Steps) >= manySteps) {
 				out = append(out, piece)
 			}
-			piece, start, usable = cost.Observation{Source: source}, b.at, !b.bad
+			piece, start, usable, calm = cost.Observation{Source: source}, b.at, !b.bad, false
 		}
 	}
 	return out
