@@ -1,0 +1,130 @@
+// Package telemetry samples the machine that kvtune runs on and describes it for a result's conditions.
+//
+// [Host] is the description, [Watch] the samples over time.
+package telemetry
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/shirou/gopsutil/v4/cpu"
+	"github.com/shirou/gopsutil/v4/host"
+	"github.com/shirou/gopsutil/v4/mem"
+
+	"kvtune/harness"
+)
+
+// Host describes the machine: processor, cores, memory, system. Its name on the network is not in it. In a container it
+// is the machine below, whose share the container has may be smaller.
+func Host() (string, error) {
+	processors, err := cpu.Info()
+	if err != nil {
+		return "", fmt.Errorf("read the processor: %w", err)
+	}
+	cores, err := cpu.Counts(true)
+	if err != nil {
+		return "", fmt.Errorf("count the cores: %w", err)
+	}
+	memory, err := mem.VirtualMemory()
+	if err != nil {
+		return "", fmt.Errorf("read the memory: %w", err)
+	}
+	platform, _, version, err := host.PlatformInformation()
+	if err != nil {
+		return "", fmt.Errorf("read the system: %w", err)
+	}
+	kernel, err := host.KernelVersion()
+	if err != nil {
+		return "", fmt.Errorf("read the kernel: %w", err)
+	}
+	model := "unknown processor"
+	if len(processors) > 0 && strings.TrimSpace(processors[0].ModelName) != "" {
+		model = strings.Join(strings.Fields(processors[0].ModelName), " ")
+	}
+	return fmt.Sprintf("%s, %d cores, %.1f GiB, %s %s, kernel %s", model, cores, float64(memory.Total)/(1<<30), platform,
+		version, kernel), nil
+}
+
+// Watcher samples until it is stopped.
+type Watcher struct {
+	stop, done chan struct{}
+	start      time.Time
+	samples    []harness.Sample
+	last       cpu.TimesStat // of the sample before; valid when seen
+	seen       bool
+}
+
+// Watch samples the host every so often, and once more at the end: [harness.SeriesHostCPU] as the mean since the sample
+// before and [harness.SeriesHostMemory]. Times are from start. What the system does not tell is left out. every is above 0.
+func Watch(every time.Duration, start time.Time) *Watcher {
+	w := &Watcher{stop: make(chan struct{}), done: make(chan struct{}), start: start}
+	go func() {
+		defer close(w.done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		w.sample()
+		for {
+			select {
+			case <-tick.C:
+				w.sample()
+			case <-w.stop:
+				w.sample()
+				return
+			}
+		}
+	}()
+	return w
+}
+
+// Stop ends the sampling and returns the samples in order of time. It is called once.
+func (w *Watcher) Stop() []harness.Sample {
+	close(w.stop)
+	<-w.done
+	return w.samples
+}
+
+func (w *Watcher) sample() {
+	at := time.Since(w.start)
+	if memory, err := mem.VirtualMemory(); err == nil {
+		// What an application could not get: caches that the system gives back are not in it.
+		w.samples = append(w.samples, harness.Sample{T: at, Metric: harness.SeriesHostMemory,
+			Value: float64(memory.Total - memory.Available)})
+	}
+	times, err := cpuTimes()
+	if err != nil {
+		return
+	}
+	if share, ok := busy(w.last, times); w.seen && ok {
+		w.samples = append(w.samples, harness.Sample{T: at, Metric: harness.SeriesHostCPU, Value: share})
+	} else if w.seen {
+		return // no time has passed on the system's clock: keep the earlier moment
+	}
+	w.last, w.seen = times, true
+}
+
+func cpuTimes() (cpu.TimesStat, error) {
+	all, err := cpu.Times(false)
+	if err != nil {
+		return cpu.TimesStat{}, err
+	}
+	if len(all) == 0 {
+		return cpu.TimesStat{}, errors.New("the system gives no processor times")
+	}
+	return all[0], nil
+}
+
+// busy is the share of all cores' time between two readings that was not idle; ok is false when no time has passed.
+// Guest time is in user time already, and waiting for input or output is idle.
+func busy(from, to cpu.TimesStat) (share float64, ok bool) {
+	sum := func(t cpu.TimesStat) float64 {
+		return t.User + t.System + t.Nice + t.Irq + t.Softirq + t.Steal + t.Idle + t.Iowait
+	}
+	total := sum(to) - sum(from)
+	if !(total > 0) {
+		return 0, false
+	}
+	idle := to.Idle + to.Iowait - from.Idle - from.Iowait
+	return min(max(1-idle/total, 0), 1), true
+}
