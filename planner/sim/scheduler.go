@@ -79,6 +79,7 @@ type Stats struct {
 
 // request is the scheduler's state of one request. A request lives in a slot, which is used again after its end.
 type request struct {
+	// Read and written at every token: kept together.
 	id           int
 	prompt       int
 	limit        int // prompt + tokens to generate
@@ -87,18 +88,19 @@ type request struct {
 	placeholders int // async: sampled tokens that have not arrived
 	capacity     int // KV positions in the blocks held
 	nextFull     int // known tokens at which the next block is full and can be registered
-	registered   int // leading blocks that are hashed
 	cached       int
-	inFlight     int // items in batches that have not been updated
-	stale        int // of those, items from before a preemption
-	preemptions  int
-	priority     int
-	arrival      time.Duration
-	uid          uint64
+	inFlight     int32 // items in batches that have not been updated
+	stale        int32 // of those, items from before a preemption
 	gen          uint32
 	running      bool
-	hashes       []uint64
-	blocks       []int32
+
+	registered  int // leading blocks that are hashed
+	preemptions int
+	priority    int
+	arrival     time.Duration
+	uid         uint64
+	hashes      []uint64
+	blocks      []int32
 }
 
 // hash is the content hash of a request's i-th block.

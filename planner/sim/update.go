@@ -24,10 +24,9 @@ func (s *Scheduler) Update(b *Batch) []Event {
 			r.placeholders--
 		}
 		finished := r.known >= r.limit
-		s.events = append(s.events, Event{
-			ID: r.id, Token: 1, Output: r.known - r.prompt,
-			First: r.known == r.prompt+1, Finished: finished, CachedTokens: r.cached,
-		})
+		e := extend(&s.events)
+		e.ID, e.Token, e.Output, e.CachedTokens = r.id, 1, r.known-r.prompt, r.cached
+		e.First, e.Finished = r.known == r.prompt+1, finished
 		if r.running {
 			// A block that an output token completed; with synchronous scheduling the next step registers it.
 			if full := r.computed - r.placeholders; s.cfg.AsyncScheduling && full >= r.nextFull {

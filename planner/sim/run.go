@@ -1,0 +1,358 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+)
+
+// Options say what an Outcome holds beside records and counters.
+type Options struct {
+	// Steps keeps a StepRecord per step, Series the gauges over time (thinned to some thousand samples each).
+	Steps, Series bool
+}
+
+// Run serves a workload in virtual time: the client sends on the workload's schedule without delay, a request reaches
+// the scheduler RequestLatency later, a token reaches the client TokenLatency after its step. Steps run one after the
+// other; each takes what timer says. With asynchronous scheduling two batches are in flight: when one ends, its tokens
+// are delivered, requests that have come are taken in, and the next batch is scheduled while the other runs
+// (EngineCore.step_with_batch_queue). Synchronous scheduling is serial.
+//
+// The same arguments give the same Outcome. The error is Validate's, or ctx's.
+func Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload, opt Options) (*Outcome, error) {
+	s, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	r := &run{
+		cfg: cfg, timer: timer, work: w, scheduler: s, release: workload.NewSchedule(w), depth: 1,
+		out:      &Outcome{Records: make([]workload.Record, len(w.Requests))},
+		progress: make([]progress, len(w.Requests)),
+		prefixes: newPrefixes(cfg, w),
+	}
+	if cfg.AsyncScheduling {
+		r.depth = 2
+	}
+	if opt.Steps {
+		r.out.Steps = make([]harness.StepRecord, 0, len(w.Requests))
+	}
+	if opt.Series {
+		r.series = &series{gauge{name: "vllm:kv_cache_usage_perc"}, gauge{name: "vllm:num_requests_running"},
+			gauge{name: "vllm:num_requests_waiting"}}
+	}
+	for i := range w.Requests {
+		r.out.Records[i] = workload.NewRecord(&w.Requests[i])
+	}
+	if err := r.loop(ctx); err != nil {
+		return nil, err
+	}
+	r.finish()
+	return r.out, nil
+}
+
+// progress is what the metrics need to know of a request. Records point into it.
+type progress struct {
+	due                      time.Duration
+	queued, scheduled, first time.Duration // in the engine's time
+	cached                   int
+}
+
+// moment is something that will happen to a request.
+type moment struct {
+	index int
+	at    time.Duration
+}
+
+// flight is a batch that runs or waits for the device.
+type flight struct {
+	batch *Batch
+	end   time.Duration
+	step  int // its record in Outcome.Steps
+}
+
+type run struct {
+	cfg       Config
+	timer     cost.Timer
+	work      *workload.Workload
+	scheduler *Scheduler
+	release   *workload.Schedule
+	prefixes  *prefixes
+	out       *Outcome
+	series    *series
+	progress  []progress
+	depth     int // batches in flight
+
+	now      time.Duration // the engine's clock
+	device   time.Duration // when the device is free
+	flights  []flight
+	working  int      // flights that compute something
+	arriving []moment // sent, not yet at the scheduler; in order of time
+	ending   []moment // ended, not yet known to the client; in order of time
+
+	tally    tally
+	usage    float64 // since usedAt
+	usedAt   time.Duration
+	usedArea float64 // usage x seconds
+	events   []workload.TokenEvent
+}
+
+func (r *run) loop(ctx context.Context) error {
+	for n := 0; ; n++ {
+		if n%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := r.takeIn(); err != nil {
+			return err
+		}
+		if r.busy() {
+			b, err := r.launch()
+			if err != nil {
+				return err
+			}
+			if len(r.flights) < r.depth && (len(b.Items) > 0 || r.busy()) {
+				continue
+			}
+		} else if len(r.flights) == 0 {
+			next, ok := r.next()
+			if !ok {
+				return nil
+			}
+			r.now = max(r.now, next)
+			continue
+		}
+		r.land()
+	}
+}
+
+func (r *run) busy() bool { return r.scheduler.Running()+r.scheduler.Waiting() > 0 }
+
+// next is when something happens outside the engine.
+func (r *run) next() (at time.Duration, ok bool) {
+	_, at, ok = r.release.Next()
+	for _, q := range [][]moment{r.arriving, r.ending} {
+		if len(q) > 0 && (!ok || q[0].at < at) {
+			at, ok = q[0].at, true
+		}
+	}
+	return at, ok
+}
+
+// takeIn lets the client act up to now, and gives the scheduler the requests that have reached it.
+func (r *run) takeIn() error {
+	for {
+		index, due, ok := r.release.Next()
+		if len(r.ending) > 0 && r.ending[0].at <= r.now && (!ok || r.ending[0].at <= due) {
+			r.release.Done(r.ending[0].index, r.ending[0].at)
+			r.ending = r.ending[1:]
+			continue
+		}
+		if !ok || due > r.now {
+			break
+		}
+		r.send(index, due)
+	}
+	for len(r.arriving) > 0 && r.arriving[0].at <= r.now {
+		i := r.arriving[0].index
+		r.arriving = r.arriving[1:]
+		q := &r.work.Requests[i]
+		r.progress[i].queued = r.now
+		err := r.scheduler.Add(Request{
+			ID: i, PromptTokens: r.out.Records[i].PromptTokens, MaxTokens: q.OutputTokens, Priority: q.Priority,
+			Arrival: r.out.Records[i].Sent, Hashes: r.prefixes.hashes(q),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send is the client's act: a request that the API server refuses ends at once.
+func (r *run) send(index int, due time.Duration) {
+	rec := &r.out.Records[index]
+	rec.Sent = due
+	if r.release.Intended(index) {
+		r.progress[index].due = due
+		rec.Due = &r.progress[index].due
+	}
+	r.release.Pop()
+	at := moment{index, due + r.cfg.RequestLatency}
+	q := &r.work.Requests[index]
+	if _, err := r.cfg.Admit(rec.PromptTokens, q.OutputTokens); err != nil {
+		rec.Error = err.Error()
+		r.ending = insert(r.ending, at)
+		return
+	}
+	r.arriving = insert(r.arriving, at)
+}
+
+// insert keeps a queue of moments in order of time; equal times stay in order of insertion.
+func insert(q []moment, m moment) []moment {
+	q = append(q, m)
+	for i := len(q) - 1; i > 0 && q[i-1].at > m.at; i-- {
+		q[i-1], q[i] = q[i], q[i-1]
+	}
+	return q
+}
+
+// launch schedules a batch and puts it behind those in flight.
+func (r *run) launch() (*Batch, error) {
+	b := r.scheduler.Schedule()
+	f := flight{batch: b, end: r.now}
+	for _, a := range b.Admitted {
+		if !a.Resumed {
+			r.progress[a.ID].scheduled = r.now
+			r.progress[a.ID].cached = a.CachedTokens
+			r.out.Records[a.ID].CachedTokens = &r.progress[a.ID].cached
+		}
+	}
+	if len(b.Items) > 0 {
+		start := max(r.now, r.device)
+		elapsed := max(0, r.timer.StepTime(b.Step))
+		f.end = start + elapsed
+		r.device = f.end
+		r.out.Busy += elapsed
+		r.working++
+		if r.out.Steps != nil {
+			f.step = len(r.out.Steps)
+			r.out.Steps = append(r.out.Steps, harness.StepRecord{
+				T: start, ContextRequests: b.Step.PrefillSeqs, ContextTokens: b.Step.PrefillTokens,
+				GenerationRequests: b.Step.DecodeSeqs, GenerationTokens: b.Step.DecodeSeqs, Elapsed: elapsed,
+				Running: r.scheduler.Running(), Waiting: r.scheduler.Waiting(), Preemptions: len(b.Preempted),
+			})
+		}
+	} else if r.working == 0 && len(b.Preempted) == 0 {
+		return nil, errors.New("sim: nothing runs and no waiting request fits: the scheduler has stalled")
+	}
+	r.flights = append(r.flights, f)
+	r.observe()
+	return b, nil
+}
+
+// land waits for the oldest batch and delivers its tokens.
+func (r *run) land() {
+	f := r.flights[0]
+	r.flights = slices.Delete(r.flights, 0, 1)
+	r.now = max(r.now, f.end)
+	computes := len(f.batch.Items) > 0
+	r.deliver(r.scheduler.Update(f.batch))
+	r.observe()
+	if computes {
+		r.working--
+		if r.out.Steps != nil {
+			r.out.Steps[f.step].KVUsage = r.usage
+		}
+		if r.series != nil {
+			r.series.add(r.now, r.scheduler, false)
+		}
+	}
+}
+
+func (r *run) deliver(events []Event) {
+	tokens := len(events)
+	for i := range events {
+		e := &events[i]
+		rec, p := &r.out.Records[e.ID], &r.progress[e.ID]
+		if e.First {
+			p.first = r.now
+			computed := rec.PromptTokens - e.CachedTokens
+			tokens += computed
+			r.tally.first(r.now-rec.Sent, rec.PromptTokens, e.CachedTokens)
+			rec.Tokens = r.room(rec.AskedTokens)
+		}
+		n := 1
+		if r.cfg.StreamInterval > 1 {
+			n = r.cfg.Stream(e.Output, e.Finished)
+		}
+		if n > 0 {
+			rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: r.now + r.cfg.TokenLatency - rec.Sent, Tokens: n})
+		}
+		if e.Finished {
+			rec.OutputTokens = e.Output
+			rec.FinishReason = "length"
+			r.tally.last(r.now, rec.Sent, p, e.Output)
+			r.ending = insert(r.ending, moment{e.ID, r.now + r.cfg.TokenLatency})
+			r.out.End = max(r.out.End, r.now+r.cfg.TokenLatency)
+		}
+	}
+	if len(events) > 0 {
+		r.tally.iterations++
+		r.tally.iterationTokens += tokens
+	}
+}
+
+// room is space for a request's token events, cut from a larger piece.
+func (r *run) room(tokens int) []workload.TokenEvent {
+	n := tokens/r.cfg.StreamInterval + 2
+	if cap(r.events)-len(r.events) < n {
+		r.events = make([]workload.TokenEvent, 0, max(n, 1<<13))
+	}
+	from := len(r.events)
+	r.events = r.events[:from+n]
+	return r.events[from : from : from+n]
+}
+
+// observe accounts for the KV cache's use up to now.
+func (r *run) observe() {
+	r.usedArea += r.usage * (r.now - r.usedAt).Seconds()
+	r.usage, r.usedAt = r.scheduler.Usage(), r.now
+	r.out.KVUsagePeak = max(r.out.KVUsagePeak, r.usage)
+}
+
+func (r *run) finish() {
+	r.out.Counters = r.tally.counters(r.scheduler.Stats())
+	if r.series != nil {
+		r.series.add(r.now, r.scheduler, true)
+		r.out.Series = r.series.samples()
+	}
+	if r.out.End > 0 {
+		r.out.KVUsageMean = r.usedArea / r.out.End.Seconds()
+	}
+}
+
+// prefixes finds out which leading part of a request another request can share.
+type prefixes struct {
+	blockSize int
+	uses      map[uint64]int // of each segment
+}
+
+// newPrefixes returns nil without prefix caching: then nothing is ever shared.
+func newPrefixes(cfg Config, w *workload.Workload) *prefixes {
+	if !cfg.EnablePrefixCaching {
+		return nil
+	}
+	p := &prefixes{cfg.BlockSize, make(map[uint64]int)}
+	for i := range w.Requests {
+		for _, seg := range w.Requests[i].Prompt {
+			p.uses[seg.ID]++
+		}
+		if id := w.Requests[i].OutputID; id != 0 {
+			p.uses[id]++
+		}
+	}
+	return p
+}
+
+// hashes are the content hashes of the leading blocks that others can share.
+func (p *prefixes) hashes(q *workload.Request) []uint64 {
+	if p == nil {
+		return nil
+	}
+	segments := q.Prompt
+	if q.OutputID != 0 {
+		segments = append(slices.Clip(segments), workload.Segment{ID: q.OutputID, Tokens: q.OutputTokens})
+	}
+	n := 0
+	for n < len(segments) && p.uses[segments[n].ID] > 1 {
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	return workload.BlockHashes(segments[:n], p.blockSize)
+}
