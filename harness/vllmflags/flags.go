@@ -115,8 +115,8 @@ func (f field) in(minor int) bool {
 	return minor >= f.since && (f.until == 0 || minor <= f.until)
 }
 
-// fields is the table. gpu_memory_utilization, max_model_len, kv_cache_dtype and num_gpu_blocks_override are modelled
-// through the size of the KV cache.
+// fields is the table. gpu_memory_utilization, max_model_len, kv_cache_dtype, num_gpu_blocks_override, enforce_eager and
+// tensor_parallel_size are modelled through the size of the KV cache and the prior of the step times.
 func fields() []field {
 	type args = harness.EngineArgs
 	return []field{
@@ -150,8 +150,8 @@ func fields() []field {
 			at: func(a *args) any { return &a.Watermark }, since: 24, below: 1},
 		{Flag: Flag{Name: "stream_interval", Legal: "at least 1", Modelled: true},
 			at: func(a *args) any { return &a.StreamInterval }, low: 1},
-		{Flag: Flag{Name: "enforce_eager", Legal: "true, false"}, at: func(a *args) any { return &a.EnforceEager }},
-		{Flag: Flag{Name: "tensor_parallel_size", Legal: "at least 1"},
+		{Flag: Flag{Name: "enforce_eager", Legal: "true, false", Modelled: true}, at: func(a *args) any { return &a.EnforceEager }},
+		{Flag: Flag{Name: "tensor_parallel_size", Legal: "at least 1", Modelled: true},
 			at: func(a *args) any { return &a.TensorParallelSize }, low: 1},
 	}
 }
