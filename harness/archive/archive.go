@@ -242,7 +242,7 @@ func (f *Folder) saveManifest() error {
 	if m.Files == nil {
 		m.Files = []string{}
 	}
-	return writeAtomic(f.Path(ManifestName), jsonWriter(m))
+	return WriteFile(f.Path(ManifestName), jsonWriter(m))
 }
 
 // added records a file in the manifest, once.
@@ -259,7 +259,7 @@ func (f *Folder) added(file string) error {
 // WriteFile writes a file of any kind atomically: write gets a temporary file, which takes the name when all went well
 // and is removed when not. A file of that name is replaced.
 func (f *Folder) WriteFile(file string, write func(io.Writer) error) error {
-	if err := writeAtomic(f.Path(file), write); err != nil {
+	if err := WriteFile(f.Path(file), write); err != nil {
 		return err
 	}
 	return f.added(file)
@@ -270,6 +270,9 @@ func (f *Folder) WriteJSON(file string, v any) error {
 	return f.WriteFile(file, jsonWriter(v))
 }
 
+// WriteJSON writes v as indented JSON to a file outside any folder, atomically.
+func WriteJSON(path string, v any) error { return WriteFile(path, jsonWriter(v)) }
+
 func jsonWriter(v any) func(io.Writer) error {
 	return func(w io.Writer) error {
 		e := json.NewEncoder(w)
@@ -279,8 +282,8 @@ func jsonWriter(v any) func(io.Writer) error {
 	}
 }
 
-// writeAtomic writes path by way of a temporary file beside it.
-func writeAtomic(path string, write func(io.Writer) error) (err error) {
+// WriteFile writes path atomically, by way of a temporary file beside it.
+func WriteFile(path string, write func(io.Writer) error) (err error) {
 	dir, base := filepath.Split(path)
 	if dir == "" {
 		dir = "."

@@ -89,6 +89,9 @@ func splitSchema(s string) (kind string, major int, ok bool) {
 	return kind, major, found && kind != "" && err == nil && major >= 1
 }
 
+// ResultName is the name of the part whose result a file holds, by the file's name.
+func ResultName(file string) (name string, ok bool) { return strings.CutSuffix(file, ResultSuffix) }
+
 // WriteResult writes `<r.Name>_results.json`, with the schema of this version.
 func (f *Folder) WriteResult(r *harness.Result) error {
 	out := *r
