@@ -1,71 +1,69 @@
 package workload
 
 // BlockHashes are the chained content hashes of a prompt's full blocks of blockSize tokens: block i of two prompts has
-// the same hash exactly when the prompts agree in every token up to the end of block i (but for collisions of 64 bits).
-// A last partial block has none, as in vLLM (vllm/v1/core/kv_cache_utils.py, get_request_block_hasher).
+// the same hash if and only if the prompts agree in every token up to the end of block i (but for collisions of 64
+// bits). A last partial block has none, as in vLLM (vllm/v1/core/kv_cache_utils.py, get_request_block_hasher).
 func BlockHashes(prompt []Segment, blockSize int) []uint64 {
-	total := 0
+	tokens := 0
 	for _, s := range prompt {
-		total += s.Tokens
+		tokens += s.Tokens
 	}
-	if blockSize < 1 || total < blockSize {
+	if blockSize < 1 || tokens < blockSize {
 		return nil
 	}
-	hashes := make([]uint64, 0, total/blockSize)
-	chain, room := uint64(0), blockSize
+	hashes := make([]uint64, 0, tokens/blockSize)
+	// Tokens are never looked at: a run of n tokens from position p of segment ID is told by (ID, p, n), and every
+	// sequence of tokens splits into such runs in one way only, because a segment begins at its position 0.
+	var h uint64
+	room := blockSize
 	for _, s := range prompt {
-		for offset := 0; offset < s.Tokens; {
-			n := min(room, s.Tokens-offset)
-			// A piece is known by its segment, where in it it begins and how long it is.
-			chain = mix(chain ^ mix(s.ID^mix(uint64(offset)<<32|uint64(n))))
-			offset += n
-			if room -= n; room == 0 {
-				hashes = append(hashes, chain)
-				room = blockSize
+		for at := 0; at < s.Tokens; {
+			n := min(room, s.Tokens-at)
+			h = mix(mix(h, s.ID), uint64(at)<<32|uint64(n))
+			at, room = at+n, room-n
+			if room == 0 {
+				hashes, room = append(hashes, h), blockSize
 			}
 		}
 	}
 	return hashes
 }
 
-// mix is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on x + golden ratio: a bijection of 64 bits.
-func mix(x uint64) uint64 {
-	x += 0x9e3779b97f4a7c15
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
-}
-
-// Hasher names the blocks that requests of one file may share by small numbers, in the order in which they are first
-// seen: the form of Record.PrefixHashes.
+// Hasher names the blocks that requests may share by small numbers, from 1 in the order in which it first sees them:
+// equal numbers are equal prefixes. It fills [Record].PrefixHashes. It is not safe for concurrent use.
 type Hasher struct {
 	blockSize int
-	names     map[uint64]uint64
+	numbers   map[uint64]uint64
 }
 
-// NewHasher names blocks of blockSize tokens.
-func NewHasher(blockSize int) *Hasher {
-	return &Hasher{blockSize: blockSize, names: map[uint64]uint64{}}
-}
+// NewHasher makes a Hasher for blocks of blockSize tokens; with blockSize 0 there are no blocks.
+func NewHasher(blockSize int) *Hasher { return &Hasher{blockSize, make(map[uint64]uint64)} }
 
-// Prefix names the full blocks within the request's shared tokens.
+// Prefix is the numbers of the full blocks within the tokens that r may share with others.
 func (h *Hasher) Prefix(r *Request) []uint64 {
-	n := 0
-	if h.blockSize > 0 {
-		n = r.SharedTokens / h.blockSize
-	}
-	if n == 0 {
-		return nil
-	}
-	hashes := BlockHashes(r.Prompt, h.blockSize)
-	names := make([]uint64, min(n, len(hashes)))
-	for i := range names {
-		name, ok := h.names[hashes[i]]
+	hashes := BlockHashes(head(r.Prompt, r.SharedTokens), h.blockSize)
+	for i, x := range hashes {
+		number, ok := h.numbers[x]
 		if !ok {
-			name = uint64(len(h.names)) + 1
-			h.names[hashes[i]] = name
+			number = uint64(len(h.numbers)) + 1
+			h.numbers[x] = number
 		}
-		names[i] = name
+		hashes[i] = number
 	}
-	return names
+	return hashes
+}
+
+// head is the first tokens of a prompt. It does not change prompt, but shares its memory where it can.
+func head(prompt []Segment, tokens int) []Segment {
+	for i, s := range prompt {
+		if tokens < s.Tokens {
+			prompt = prompt[:i:i]
+			if tokens > 0 {
+				prompt = append(prompt, Segment{s.ID, tokens})
+			}
+			return prompt
+		}
+		tokens -= s.Tokens
+	}
+	return prompt
 }

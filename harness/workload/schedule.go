@@ -1,182 +1,320 @@
 package workload
 
 import (
-	"container/heap"
+	"cmp"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
 
-// Schedule decides when each request of a workload is due, for real and for virtual time alike. Its caller supplies the
-// times: it pops the request that Next names once it has sent it, and reports with Done when a request has ended.
-//
-// The rules: a request of wave k waits for all requests of lower waves to have ended. In an open loop it is then due at
-// its wave's release plus Due. In a closed loop (Workload.Concurrency > 0) the measured wave's requests are dealt
-// round-robin to the clients, and each client has its share of the concurrency in flight; a request is due when a slot of
-// its client is free. A request with a predecessor (After) is due Think after the predecessor's end; in a closed loop it
-// inherits the slot, so that concurrency counts conversations.
-type Schedule struct {
-	w *Workload
-	// order lists the requests without predecessor, by wave, then due time (open loop) or index.
-	order []int32
-	next  int // in order, the next one to enter
-	// follower[i] is the request that request i releases, -1 for none.
-	follower []int32
-	pending  dueHeap // due and not yet popped, earliest first
-	intended []bool
-	wave     int           // the present wave
-	left     int           // requests of the present wave that have not ended
-	release  time.Duration // when the present wave was released
-	counts   map[int]int   // requests per wave
-	ended    int
-	// closed loop: free slots per client, and per client the requests that wait for one.
-	free  []int
-	queue [][]int32
+// Validate reports the first thing for which w cannot be scheduled: an index out of place, a prompt or output without
+// tokens, a request that waits for a later one or for one of a higher wave.
+func (w *Workload) Validate() error {
+	if len(w.Requests) == 0 {
+		return errors.New("workload has no requests: expected at least one")
+	}
+	if w.Concurrency < 0 || w.Clients < 0 || w.Clients > max(1, w.Concurrency) {
+		return fmt.Errorf("workload has concurrency %d and %d clients: expected at least one request in flight per client",
+			w.Concurrency, w.Clients)
+	}
+	for i := range w.Requests {
+		r := &w.Requests[i]
+		switch {
+		case r.Index != i:
+			return fmt.Errorf("request %d has index %d: expected its position", i, r.Index)
+		case slices.ContainsFunc(r.Prompt, func(s Segment) bool { return s.Tokens < 1 }):
+			return fmt.Errorf("request %d has an empty prompt segment: expected at least 1 token in each", i)
+		case len(r.Prompt) == 0 || r.OutputTokens < 1:
+			return fmt.Errorf("request %d has %d prompt and %d output tokens: expected at least 1 each", i, r.PromptTokens(), r.OutputTokens)
+		case r.SharedTokens < 0 || r.SharedTokens > r.PromptTokens():
+			return fmt.Errorf("request %d shares %d of %d prompt tokens: expected at most all", i, r.SharedTokens, r.PromptTokens())
+		case r.After >= i || r.After < -1:
+			return fmt.Errorf("request %d waits for request %d: expected an earlier one, or -1", i, r.After)
+		case r.After >= 0 && w.Requests[r.After].Wave > r.Wave:
+			return fmt.Errorf("request %d of wave %d waits for request %d of wave %d: it would wait for ever", i, r.Wave, r.After,
+				w.Requests[r.After].Wave)
+		case r.Due < 0 || r.Think < 0:
+			return fmt.Errorf("request %d is due at %v with think time %v: expected at least 0", i, r.Due, r.Think)
+		}
+	}
+	return nil
 }
 
-type dueEntry struct {
+// Schedule decides which request may be sent when. It is a state machine without a clock: its caller tells it what was
+// sent ([Schedule.Pop]) and what has ended ([Schedule.Done]).
+//
+// The rules: waves follow one another, each beginning when the last request of the one before has ended. Within a wave,
+// a request with a predecessor in the same wave is due Think after that one's end. The others are due at Due from the
+// wave's beginning in an open loop. In a closed loop they follow one another in order of Index as slots get free: a slot
+// is held by a request and everything that waits for it (a conversation), until the last of them has ended. The k-th
+// conversation, a lone request being one, belongs to client k mod Clients, and each client has its own slots.
+//
+// In an open loop nothing is allocated per call; every call takes logarithmic time at worst. It is not safe for
+// concurrent use.
+type Schedule struct {
+	w *Workload
+
+	// order holds the requests without predecessor by (wave, due) in an open loop, by wave in a closed one; ties by index.
+	// It is nil when that is every request in order of index.
+	order []int32
+	next  int // the first of order that was not sent (open loop) or was not given to its client (closed loop)
+	roots int // requests without predecessor
+
+	wave  int
+	begin time.Duration // of the wave
+	last  time.Duration // latest end so far
+	left  int           // requests of the wave that have not ended
+
+	ended int
+	ready heap // released: dependents, and in a closed loop those that have a slot
+
+	// Conversations; nil when no request has a predecessor within its wave.
+	first, sibling []int32 // the first dependent of a request, the next dependent of the same request; -1 is none
+	root           []int32 // the request that began the conversation
+	size           []int32 // by root: requests of the conversation that have not ended
+
+	// Closed loop.
+	client  []int32   // by root: whose it is
+	waiting [][]int32 // by client: its requests of this wave that have no slot yet, in order
+	free    []int     // by client: free slots
+}
+
+// NewSchedule makes the schedule of a workload, which must be valid ([Workload.Validate]) and must not change.
+func NewSchedule(w *Workload) *Schedule {
+	s := &Schedule{w: w}
+	s.link()
+	sorted, previous := true, int32(-1)
+	for i := range w.Requests {
+		if s.dependent(i) {
+			continue
+		}
+		s.roots++
+		sorted = sorted && (previous < 0 || s.compare(previous, int32(i)) < 0)
+		previous = int32(i)
+	}
+	if !sorted || s.roots < len(w.Requests) {
+		s.order = make([]int32, 0, s.roots)
+		for i := range w.Requests {
+			if !s.dependent(i) {
+				s.order = append(s.order, int32(i))
+			}
+		}
+	}
+	if w.Concurrency > 0 {
+		s.deal() // in order of index, so before sorting
+	}
+	if !sorted {
+		slices.SortFunc(s.order, s.compare)
+	}
+	if s.roots > 0 {
+		s.startWave(0)
+	}
+	return s
+}
+
+// link builds the conversations.
+func (s *Schedule) link() {
+	rs := s.w.Requests
+	if !slices.ContainsFunc(rs, func(r Request) bool { return s.dependent(r.Index) }) {
+		return
+	}
+	s.first, s.sibling = make([]int32, len(rs)), make([]int32, len(rs))
+	s.root, s.size = make([]int32, len(rs)), make([]int32, len(rs))
+	for i := range rs {
+		s.first[i], s.sibling[i], s.root[i] = -1, -1, int32(i)
+		if s.dependent(i) {
+			after := rs[i].After
+			s.root[i] = s.root[after]
+			s.sibling[i], s.first[after] = s.first[after], int32(i)
+		}
+		s.size[s.root[i]]++
+	}
+}
+
+// dependent reports whether request i waits for another one of its wave. A predecessor in a lower wave has ended when
+// the wave begins.
+func (s *Schedule) dependent(i int) bool {
+	r := &s.w.Requests[i]
+	return r.After >= 0 && s.w.Requests[r.After].Wave == r.Wave
+}
+
+func (s *Schedule) compare(a, b int32) int {
+	c := cmp.Compare(s.w.Requests[a].Wave, s.w.Requests[b].Wave)
+	if c == 0 && s.w.Concurrency == 0 {
+		c = cmp.Compare(s.dueIn(a), s.dueIn(b))
+	}
+	return cmp.Or(c, cmp.Compare(a, b))
+}
+
+// dueIn is when a request without predecessor in its wave is due, from the wave's beginning.
+func (s *Schedule) dueIn(i int32) time.Duration {
+	r := &s.w.Requests[i]
+	if r.After >= 0 {
+		return r.Think // its predecessor is in a lower wave
+	}
+	return r.Due
+}
+
+// deal gives the conversations to the clients.
+func (s *Schedule) deal() {
+	clients := max(1, s.w.Clients)
+	s.waiting, s.free = make([][]int32, clients), make([]int, clients)
+	for c := range clients {
+		s.free[c] = s.w.Concurrency / clients
+		if c < s.w.Concurrency%clients {
+			s.free[c]++
+		}
+	}
+	s.client = make([]int32, len(s.w.Requests))
+	for k := range s.roots {
+		s.client[s.at(k)] = int32(k % clients)
+	}
+}
+
+// at is the k-th request without predecessor.
+func (s *Schedule) at(k int) int32 {
+	if s.order == nil {
+		return int32(k)
+	}
+	return s.order[k]
+}
+
+// startWave begins the wave of the next request that has no predecessor.
+func (s *Schedule) startWave(at time.Duration) {
+	s.begin, s.wave, s.left = at, s.w.Requests[s.at(s.next)].Wave, 0
+	k := s.next
+	for ; k < s.roots && s.w.Requests[s.at(k)].Wave == s.wave; k++ {
+		i := s.at(k)
+		if s.size == nil {
+			s.left++
+		} else {
+			s.left += int(s.size[i])
+		}
+		if s.w.Concurrency > 0 {
+			s.waiting[s.client[i]] = append(s.waiting[s.client[i]], i)
+		}
+	}
+	if s.w.Concurrency > 0 {
+		s.next = k
+		for c := range s.waiting {
+			for s.free[c] > 0 && len(s.waiting[c]) > 0 {
+				s.free[c]--
+				s.fill(c, at)
+			}
+		}
+	}
+}
+
+// fill gives a slot to a client's next request.
+func (s *Schedule) fill(c int, at time.Duration) {
+	s.ready.push(entry{at, s.waiting[c][0]})
+	s.waiting[c] = s.waiting[c][1:]
+}
+
+// Next is the earliest request that may be sent and when it is due, from the run's start. The due moment may have
+// passed. ok is false when none can be sent before some request has ended, or all were sent. Next changes nothing.
+func (s *Schedule) Next() (index int, due time.Duration, ok bool) {
+	e, _, ok := s.earliest()
+	return int(e.index), e.due, ok
+}
+
+// earliest is what Next tells, and whether it is from ready.
+func (s *Schedule) earliest() (e entry, released, ok bool) {
+	if s.w.Concurrency == 0 && s.next < s.roots {
+		if i := s.at(s.next); s.w.Requests[i].Wave == s.wave {
+			e, ok = entry{s.begin + s.dueIn(i), i}, true
+		}
+	}
+	if len(s.ready) > 0 && (!ok || s.ready[0].before(e)) {
+		return s.ready[0], true, true
+	}
+	return e, false, ok
+}
+
+// Pop says that the request of Next was sent. No Done may lie between the two.
+func (s *Schedule) Pop() {
+	if _, released, ok := s.earliest(); released {
+		s.ready.pop()
+	} else if ok {
+		s.next++
+	}
+}
+
+// Done says that a sent request has ended, well or not, at a moment from the run's start. It is called once per request.
+func (s *Schedule) Done(index int, at time.Duration) {
+	s.ended++
+	s.left--
+	s.last = max(s.last, at)
+	root := int32(index)
+	if s.first != nil {
+		root = s.root[index]
+		s.size[root]--
+		for i := s.first[index]; i >= 0; i = s.sibling[i] {
+			s.ready.push(entry{at + s.w.Requests[i].Think, i})
+		}
+	}
+	if s.w.Concurrency > 0 && (s.size == nil || s.size[root] == 0) {
+		if c := s.client[root]; len(s.waiting[c]) > 0 {
+			s.fill(int(c), at)
+		} else {
+			s.free[c]++
+		}
+	}
+	if s.left == 0 && s.next < s.roots {
+		s.startWave(s.last)
+	}
+}
+
+// Intended reports whether the moment at which a request is due is one that somebody intends: a time of arrival, the
+// beginning of a batch, the end of a pause. It is false where a request is due because a slot of a closed loop got free.
+func (s *Schedule) Intended(index int) bool { return s.w.Concurrency == 0 || s.dependent(index) }
+
+// Finished reports whether every request has ended.
+func (s *Schedule) Finished() bool { return s.ended == len(s.w.Requests) }
+
+// entry is a released request.
+type entry struct {
 	due   time.Duration
 	index int32
 }
 
-type dueHeap []dueEntry
+func (e entry) before(f entry) bool { return e.due < f.due || e.due == f.due && e.index < f.index }
 
-func (h dueHeap) Len() int { return len(h) }
-func (h dueHeap) Less(i, j int) bool {
-	return h[i].due < h[j].due || (h[i].due == h[j].due && h[i].index < h[j].index)
-}
-func (h dueHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *dueHeap) Push(x any)   { *h = append(*h, x.(dueEntry)) }
-func (h *dueHeap) Pop() any {
-	old := *h
-	x := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return x
-}
+// heap is a binary heap, the earliest entry first. container/heap would allocate on every push.
+type heap []entry
 
-// NewSchedule starts at time 0 with the lowest wave released.
-func NewSchedule(w *Workload) *Schedule {
-	n := len(w.Requests)
-	s := &Schedule{w: w, follower: make([]int32, n), intended: make([]bool, n), counts: map[int]int{}}
-	for i := range s.follower {
-		s.follower[i] = -1
-	}
-	for i := range w.Requests {
-		r := &w.Requests[i]
-		s.counts[r.Wave]++
-		if r.After >= 0 {
-			s.follower[r.After] = int32(i)
-		} else {
-			s.order = append(s.order, int32(i))
+func (h *heap) push(e entry) {
+	q := append(*h, e)
+	i := len(q) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !e.before(q[up]) {
+			break
 		}
+		q[i] = q[up]
+		i = up
 	}
-	slices.SortStableFunc(s.order, func(a, b int32) int {
-		x, y := &w.Requests[a], &w.Requests[b]
-		switch {
-		case x.Wave != y.Wave:
-			return x.Wave - y.Wave
-		case w.Concurrency == 0 && x.Due != y.Due:
-			if x.Due < y.Due {
-				return -1
-			}
-			return 1
+	q[i] = e
+	*h = q
+}
+
+func (h *heap) pop() {
+	q := *h
+	n := len(q) - 1
+	e := q[n]
+	q = q[:n]
+	for i := 0; n > 0; {
+		down := 2*i + 1
+		if down+1 < n && q[down+1].before(q[down]) {
+			down++
 		}
-		return int(a - b)
-	})
-	s.enterWave(0)
-	return s
-}
-
-// enterWave releases the next wave that has requests.
-func (s *Schedule) enterWave(at time.Duration) {
-	if s.next >= len(s.order) {
-		return
-	}
-	s.wave = s.w.Requests[s.order[s.next]].Wave
-	s.left, s.release = s.counts[s.wave], at
-	closed := s.w.Concurrency > 0 && s.measuredWave()
-	if closed {
-		clients := max(1, s.w.Clients)
-		s.free, s.queue = make([]int, clients), make([][]int32, clients)
-		for c := range s.free {
-			s.free[c] = s.w.Concurrency / clients
-			if c < s.w.Concurrency%clients {
-				s.free[c]++
-			}
+		if down >= n || !q[down].before(e) {
+			q[i] = e
+			break
 		}
-	} else {
-		s.free, s.queue = nil, nil
+		q[i] = q[down]
+		i = down
 	}
-	for ; s.next < len(s.order) && s.w.Requests[s.order[s.next]].Wave == s.wave; s.next++ {
-		i := s.order[s.next]
-		if closed {
-			c := s.client(&s.w.Requests[i])
-			s.queue[c] = append(s.queue[c], i)
-			continue
-		}
-		s.intended[i] = true
-		s.pending = append(s.pending, dueEntry{at + s.w.Requests[i].Due, i})
-	}
-	heap.Init(&s.pending)
-	for c := range s.queue {
-		s.fill(c, at)
-	}
+	*h = q
 }
-
-// measuredWave reports whether the present wave is under the closed loop: priming is not.
-func (s *Schedule) measuredWave() bool {
-	return s.w.Requests[s.order[s.next]].Phase != Prime
-}
-
-// fill gives the free slots of a client to its next requests.
-func (s *Schedule) fill(c int, at time.Duration) {
-	for s.free[c] > 0 && len(s.queue[c]) > 0 {
-		heap.Push(&s.pending, dueEntry{at, s.queue[c][0]})
-		s.queue[c] = s.queue[c][1:]
-		s.free[c]--
-	}
-}
-
-// Next is the earliest request that may be sent, and when it is due; ok is false when nothing can be due until a request
-// ends, or when all have been popped.
-func (s *Schedule) Next() (index int, due time.Duration, ok bool) {
-	if len(s.pending) == 0 {
-		return 0, 0, false
-	}
-	return int(s.pending[0].index), s.pending[0].due, true
-}
-
-// Pop says that the request of Next was sent.
-func (s *Schedule) Pop() { heap.Pop(&s.pending) }
-
-// Intended reports whether the request's due time is an intended moment (open loop, think time) and not merely the moment
-// at which a slot was free: only then is waiting beyond it charged to the server.
-func (s *Schedule) Intended(index int) bool { return s.intended[index] }
-
-// Done says that a popped request ended at a time, well or not: what waits for it goes on either way.
-func (s *Schedule) Done(index int, at time.Duration) {
-	r := &s.w.Requests[index]
-	s.ended++
-	s.left--
-	if f := s.follower[index]; f >= 0 {
-		s.intended[f] = s.w.Requests[f].Think > 0 || s.queue == nil
-		heap.Push(&s.pending, dueEntry{at + s.w.Requests[f].Think, f})
-	} else if s.queue != nil {
-		c := s.client(r)
-		s.free[c]++
-		s.fill(c, at)
-	}
-	if s.left == 0 {
-		s.enterWave(at)
-	}
-}
-
-// client is the client that a request's slot belongs to.
-func (s *Schedule) client(r *Request) int {
-	for r.After >= 0 {
-		r = &s.w.Requests[r.After]
-	}
-	return r.Index % len(s.queue)
-}
-
-// Finished reports whether every request has ended.
-func (s *Schedule) Finished() bool { return s.ended == len(s.w.Requests) }

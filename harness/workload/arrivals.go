@@ -1,0 +1,123 @@
+package workload
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Process is how requests arrive in an open loop.
+type Process string
+
+const (
+	// Fixed: evenly spaced, the first at 0.
+	Fixed Process = "fixed"
+	// Poisson: independent exponential gaps; the number of arrivals in a window has variance equal to its mean.
+	Poisson Process = "poisson"
+	// Gamma: independent gamma gaps of shape burstiness; the gaps' coefficient of variation is 1/sqrt(burstiness), so
+	// below 1 is burstier than Poisson and above 1 is more even (the same parameter as in `vllm bench serve`).
+	Gamma Process = "gamma"
+)
+
+// Arrivals are n moments in ascending order, from 0 on, at rate per second (above 0) on average. They are never
+// stretched to fit a total duration, which would make the counts more regular than the process. burstiness is used by
+// Gamma only and is above 0.
+func Arrivals(process Process, rate, burstiness float64, n int, rng *rand.Rand) []time.Duration {
+	at := make([]time.Duration, n)
+	sum := 0.0 // in mean gaps
+	for i := range at {
+		switch process {
+		case Fixed:
+			sum = float64(i)
+		case Gamma:
+			sum += gamma(burstiness, rng) / burstiness
+		default:
+			sum += rng.ExpFloat64()
+		}
+		at[i] = time.Duration(math.Min(sum/rate, maxSeconds) * 1e9)
+	}
+	return at
+}
+
+// gamma draws from the gamma distribution with scale 1 (Marsaglia and Tsang, ACM TOMS 26(3), 2000).
+func gamma(shape float64, rng *rand.Rand) float64 {
+	boost := 1.0
+	if shape < 1 {
+		boost = math.Pow(1-rng.Float64(), 1/shape) // section 6: Gamma(shape) = Gamma(shape+1) U^(1/shape)
+		shape++
+	}
+	d := shape - 1.0/3
+	c := 1 / math.Sqrt(9*d)
+	for {
+		x := rng.NormFloat64()
+		v := 1 + c*x
+		if v <= 0 {
+			continue
+		}
+		v = v * v * v
+		if math.Log(1-rng.Float64()) < x*x/2+d-d*v+d*math.Log(v) {
+			return d * v * boost
+		}
+	}
+}
+
+// Rate is an arrival rate in requests per second: constant, or rising or falling evenly from From to To over a run.
+type Rate struct {
+	From, To float64
+	// Even asks for evenly spaced arrivals instead of random ones.
+	Even bool
+}
+
+// ParseRate reads "8", "4..24" (from 4/s at the beginning to 24/s at the end), or either with "fixed:" in front for
+// evenly spaced arrivals.
+func ParseRate(s string) (Rate, error) {
+	var r Rate
+	rest, even := strings.CutPrefix(s, "fixed:")
+	from, to, ramp := strings.Cut(rest, "..")
+	if !ramp {
+		to = from
+	}
+	var errs [2]error
+	r.From, errs[0] = strconv.ParseFloat(from, 64)
+	r.To, errs[1] = strconv.ParseFloat(to, 64)
+	r.Even = even
+	if errs[0] != nil || errs[1] != nil || !(r.From > 0 && r.To > 0 && r.From <= maxRate && r.To <= maxRate) {
+		return Rate{}, &FieldError{"rate", s, fmt.Sprintf("R or R..R2 requests/s, above 0 and up to %g, fixed:R for even gaps", maxRate)}
+	}
+	return r, nil
+}
+
+const maxRate = 1e6
+
+// Mean is the mean rate over the run.
+func (r Rate) Mean() float64 { return (r.From + r.To) / 2 }
+
+// Arrivals are n moments in ascending order; burstiness 0 or 1 is Poisson, any other value Gamma.
+func (r Rate) Arrivals(burstiness float64, n int, rng *rand.Rand) []time.Duration {
+	process := Gamma
+	switch {
+	case r.Even:
+		process = Fixed
+	case burstiness == 0 || burstiness == 1:
+		process = Poisson
+	}
+	at := Arrivals(process, r.Mean(), burstiness, n, rng)
+	if r.From == r.To {
+		return at
+	}
+	// The k-th arrival of a constant rate becomes that of the ramp where the same number is expected:
+	// From t + (To - From) t^2 / 2T = x, with x = mean rate x (the moment at the constant rate).
+	slope := (r.To - r.From) * r.Mean() / float64(n) // (To - From) / T
+	for i, t := range at {
+		x := r.Mean() * t.Seconds()
+		root := r.From*r.From + 2*slope*x
+		if root < 0 {
+			root = 0 // behind the end of a ramp that falls to nearly nothing
+		}
+		at[i] = time.Duration(math.Min(2*x/(r.From+math.Sqrt(root)), maxSeconds) * 1e9)
+	}
+	return at
+}
