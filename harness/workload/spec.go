@@ -97,6 +97,12 @@ type plan struct {
 	notes    []string
 }
 
+// Validate reports the first field that is not allowed, as [*FieldError]; the context limit is checked by [Spec.Build].
+func (s Spec) Validate() error {
+	_, err := s.resolve()
+	return err
+}
+
 // resolve checks everything but the context limit.
 func (s Spec) resolve() (*plan, error) {
 	p := &plan{Spec: s, places: s.B, turns: 1}
