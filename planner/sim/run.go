@@ -91,6 +91,7 @@ type run struct {
 	device   time.Duration // when the device is free
 	flights  []flight
 	working  int      // flights that compute something
+	victims  int      // preempted since the last step with work
 	arriving []moment // sent, not yet at the scheduler; in order of time
 	ending   []moment // ended, not yet known to the client; in order of time
 
@@ -185,10 +186,16 @@ func (r *run) send(index int, due time.Duration) {
 	q := &r.work.Requests[index]
 	if _, err := r.cfg.Admit(rec.PromptTokens, q.OutputTokens); err != nil {
 		rec.Error = err.Error()
-		r.ending = insert(r.ending, at)
+		r.end(at)
 		return
 	}
 	r.arriving = insert(r.arriving, at)
+}
+
+// end notes when the client will see that a request has ended.
+func (r *run) end(m moment) {
+	r.ending = insert(r.ending, m)
+	r.out.End = max(r.out.End, m.at)
 }
 
 // insert keeps a queue of moments in order of time; equal times stay in order of insertion.
@@ -211,6 +218,7 @@ func (r *run) launch() (*Batch, error) {
 			r.out.Records[a.ID].CachedTokens = &r.progress[a.ID].cached
 		}
 	}
+	r.victims += len(b.Preempted)
 	if len(b.Items) > 0 {
 		start := max(r.now, r.device)
 		elapsed := max(0, r.timer.StepTime(b.Step))
@@ -223,8 +231,9 @@ func (r *run) launch() (*Batch, error) {
 			r.out.Steps = append(r.out.Steps, harness.StepRecord{
 				T: start, ContextRequests: b.Step.PrefillSeqs, ContextTokens: b.Step.PrefillTokens,
 				GenerationRequests: b.Step.DecodeSeqs, GenerationTokens: b.Step.DecodeSeqs, Elapsed: elapsed,
-				Running: r.scheduler.Running(), Waiting: r.scheduler.Waiting(), Preemptions: len(b.Preempted),
+				Running: r.scheduler.Running(), Waiting: r.scheduler.Waiting(), Preemptions: r.victims,
 			})
+			r.victims = 0
 		}
 	} else if r.working == 0 && len(b.Preempted) == 0 {
 		return nil, errors.New("sim: nothing runs and no waiting request fits: the scheduler has stalled")
@@ -276,8 +285,7 @@ func (r *run) deliver(events []Event) {
 			rec.OutputTokens = e.Output
 			rec.FinishReason = "length"
 			r.tally.last(r.now, rec.Sent, p, e.Output)
-			r.ending = insert(r.ending, moment{e.ID, r.now + r.cfg.TokenLatency})
-			r.out.End = max(r.out.End, r.now+r.cfg.TokenLatency)
+			r.end(moment{e.ID, r.now + r.cfg.TokenLatency})
 		}
 	}
 	if len(events) > 0 {
@@ -313,46 +321,4 @@ func (r *run) finish() {
 	if r.out.End > 0 {
 		r.out.KVUsageMean = r.usedArea / r.out.End.Seconds()
 	}
-}
-
-// prefixes finds out which leading part of a request another request can share.
-type prefixes struct {
-	blockSize int
-	uses      map[uint64]int // of each segment
-}
-
-// newPrefixes returns nil without prefix caching: then nothing is ever shared.
-func newPrefixes(cfg Config, w *workload.Workload) *prefixes {
-	if !cfg.EnablePrefixCaching {
-		return nil
-	}
-	p := &prefixes{cfg.BlockSize, make(map[uint64]int)}
-	for i := range w.Requests {
-		for _, seg := range w.Requests[i].Prompt {
-			p.uses[seg.ID]++
-		}
-		if id := w.Requests[i].OutputID; id != 0 {
-			p.uses[id]++
-		}
-	}
-	return p
-}
-
-// hashes are the content hashes of the leading blocks that others can share.
-func (p *prefixes) hashes(q *workload.Request) []uint64 {
-	if p == nil {
-		return nil
-	}
-	segments := q.Prompt
-	if q.OutputID != 0 {
-		segments = append(slices.Clip(segments), workload.Segment{ID: q.OutputID, Tokens: q.OutputTokens})
-	}
-	n := 0
-	for n < len(segments) && p.uses[segments[n].ID] > 1 {
-		n++
-	}
-	if n == 0 {
-		return nil
-	}
-	return workload.BlockHashes(segments[:n], p.blockSize)
 }

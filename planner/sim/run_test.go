@@ -189,6 +189,17 @@ func TestPreemptionsSeenOnAServer(t *testing.T) {
 	}
 }
 
+func TestPrefixQueriesByRelease(t *testing.T) {
+	// The second prompt's lookup is refused twice: it needs 5 of 7 blocks, and the first request holds 4.
+	w := requests(ask{prompt: 14, output: 2}, ask{prompt: 20, output: 1})
+	for release, want := range map[int]float64{26: 14 + 3*20, 27: 14 + 20, 0: 14 + 20} {
+		cfg := with(small, func(c *Config) { c.NumGPUBlocks, c.MaxModelLen, c.Release = 8, 28, release })
+		if got := mustRun(t, cfg, tick{}, w).Counters["vllm:prefix_cache_queries_total"]; got != want {
+			t.Errorf("release %d: %g queries, want %g", release, got, want)
+		}
+	}
+}
+
 // Every measured request of a batch that shares M primed blocks hits exactly M x block_size tokens.
 func TestSharedPrefixIsHitExactly(t *testing.T) {
 	for _, async := range []bool{false, true} {
