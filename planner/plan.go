@@ -19,6 +19,8 @@ type Plans struct {
 	// Version is the vLLM version that the flags are for.
 	Version string `json:"vllm_version,omitempty"`
 	Seed    uint64 `json:"seed"`
+	// Config describes the workload that was planned for, so that a verification can send it again.
+	Config harness.Config `json:"config,omitzero"`
 	// Workload are sentences about the requests that were simulated.
 	Workload []string `json:"workload,omitempty"`
 	SLOs     []string `json:"slos,omitempty"`
@@ -65,8 +67,10 @@ type Plan struct {
 	BindingWhy string        `json:"binding_why,omitempty"`
 	// Why says in a sentence why this configuration was chosen.
 	Why string `json:"why"`
-	// Gain is over the baseline in the strategy's own metric; nil on a baseline.
+	// Gain is over the baseline in the strategy's own metric; nil when the plan is the baseline.
 	Gain *analysis.Gain `json:"gain,omitempty"`
+	// Effects are what the plan does to the metrics that users watch, for better or worse.
+	Effects []analysis.Gain `json:"effects,omitempty"`
 	// Launch is the command line that starts the server, one word per element.
 	Launch []string `json:"launch"`
 	// Replaced are values that the vLLM version refuses, and what stands in their place.
@@ -103,10 +107,11 @@ type Infeasible struct {
 	SLO string `json:"slo"`
 	// Best is the value at the candidate that comes closest, Limit the SLO's limit; By is how far beyond the limit it
 	// lies, as a share of the limit.
-	Best  float64 `json:"best"`
-	Limit float64 `json:"limit"`
-	Unit  string  `json:"unit"`
-	By    float64 `json:"by"`
+	// nil: not observed.
+	Best  *float64 `json:"best"`
+	Limit float64  `json:"limit"`
+	Unit  string   `json:"unit"`
+	By    *float64 `json:"by"`
 	// Closest is that candidate.
 	Closest Plan   `json:"closest"`
 	Why     string `json:"why"`

@@ -2,6 +2,7 @@ package planner
 
 import (
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner/analysis"
 )
@@ -37,6 +38,8 @@ func Strategies() []Strategy { return []Strategy{Throughput, Latency, Memory, Ca
 type Request struct {
 	// Server is the machine and its present settings; Server.Cost must be set.
 	Server analysis.Server
+	// Device is what flags and defaults depend on; the zero value takes Server.GPU.
+	Device vllmflags.Device
 	// Version is the vLLM version that flags are emitted for, "" for the newest known.
 	Version string
 	// Model is the name or path for the launch command.
@@ -67,6 +70,6 @@ type Options struct {
 	MemorySlack float64
 	// Workers is the number of simulations at once; 0 is one per processor. The result does not depend on it.
 	Workers int
-	// Axes replaces the values searched, by flag; nil takes [DefaultAxes].
+	// Axes replaces the values searched, by flag; nil takes those of the package.
 	Axes []Axis
 }

@@ -2,8 +2,6 @@ package analysis
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math"
 	"time"
 
@@ -14,7 +12,7 @@ import (
 
 // Input is a run and what is known of its server.
 type Input struct {
-	// Result names the run and holds its configuration, server, metrics and counters.
+	// Result names the run and holds its configuration, server, metrics and counters; it must not be nil.
 	Result *harness.Result
 	// Records are the run's requests, priming and warm-up included.
 	Records []workload.Record
@@ -124,27 +122,21 @@ type facts struct {
 //     step of twice the work would cost less than 1.5 times.
 //   - Where no step runs: idle.
 //
-// The largest of the four shares and of light load with idle time binds. Errors: no requests and no steps to analyse, or
-// ctx is done.
-func Analyze(ctx context.Context, in Input) (*Report, error) {
-	if in.Result == nil {
-		return nil, errors.New("analysis: no result was given")
-	}
-	if len(in.Records) == 0 && len(in.Steps) == 0 {
-		return nil, fmt.Errorf("analysis of %s: neither requests nor engine steps to look at; keep the requests file beside the result",
-			in.Result.Name)
-	}
+// The largest of the four shares and of light load with idle time binds. A run that holds nothing to look at, and a ctx
+// that ends during the simulations, are told in the report's notes.
+func Analyze(ctx context.Context, in Input) *Report {
 	s := newStudy(in)
 	s.attribute()
 	r := s.report()
-	if s.model != nil && in.Workload != nil && in.Draws > 0 {
-		if err := s.whatIf(ctx, r); err != nil {
-			return nil, err
-		}
-	} else {
+	if s.model == nil || in.Workload == nil || in.Draws == 0 {
 		s.recommendUnsimulated(r)
+		return r
 	}
-	return r, ctx.Err()
+	if err := s.whatIf(ctx, r); err != nil {
+		r.Counterfactuals, r.Recommendations = nil, nil
+		r.Notes = append(r.Notes, "nothing was simulated: "+err.Error())
+	}
+	return r
 }
 
 func newStudy(in Input) *study {

@@ -98,9 +98,7 @@ func (g *Gain) Sure() bool {
 func (s *study) whatIf(ctx context.Context, r *Report) error {
 	base, err := s.Server.Config(s.args)
 	if err != nil {
-		r.Notes = append(r.Notes, "nothing was simulated: "+err.Error())
-		s.recommendUnsimulated(r)
-		return nil
+		return err
 	}
 	models := []*cost.Model{s.model}
 	rng := rand.New(rand.NewPCG(s.Result.Conditions.Seed, 0x616e616c79736973))

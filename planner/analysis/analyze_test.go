@@ -1,0 +1,282 @@
+package analysis
+
+import (
+	"context"
+	"math"
+	"testing"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+	"kvtune/planner/sim"
+	"kvtune/planner/spec"
+)
+
+func prior(t testing.TB) *cost.Model {
+	t.Helper()
+	gpu, err := spec.FindGPU("H200")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cost.Prior(gpu, spec.Default(), harness.EngineArgs{})
+}
+
+// requests builds n measured requests: a prefix of shared tokens (the same for every one of groups groups, in turn),
+// fresh tokens of their own, and output tokens, spaced every apart.
+func requests(n, groups, shared, fresh, output int, every time.Duration) *workload.Workload {
+	w := &workload.Workload{BlockSize: 16}
+	for i := range n {
+		r := workload.Request{Index: i, After: -1, Due: time.Duration(i) * every, SharedTokens: shared, OutputTokens: output}
+		if shared > 0 {
+			r.Prompt = append(r.Prompt, workload.Segment{ID: uint64(1 + i%groups), Tokens: shared})
+		}
+		r.Prompt = append(r.Prompt, workload.Segment{ID: uint64(1_000_000 + i), Tokens: fresh})
+		w.Requests = append(w.Requests, r)
+	}
+	return w
+}
+
+func closed(w *workload.Workload, concurrency int) *workload.Workload {
+	w.Concurrency = concurrency
+	return w
+}
+
+// settings are a roomy server, edited.
+func settings(edit func(*harness.EngineArgs)) harness.EngineArgs {
+	on := true
+	a := harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 256, BlockSize: 16, MaxModelLen: 16384, NumGPUBlocksOverride: 50_000,
+		EnableChunkedPrefill: &on, EnablePrefixCaching: &on, AsyncScheduling: &on, StreamInterval: 1, SchedulingPolicy: "fcfs"}
+	edit(&a)
+	return a
+}
+
+func simulate(t testing.TB, model *cost.Model, args harness.EngineArgs, w *workload.Workload) Input {
+	t.Helper()
+	server := Server{Args: args, NumGPUBlocks: args.NumGPUBlocksOverride, Cost: model}
+	cfg, err := server.Config(args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sim.Run(context.Background(), cfg, model, w, sim.Options{Steps: true, Series: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Input{
+		Result:  &harness.Result{Name: t.Name(), Origin: harness.OriginSimulated, Counters: out.Counters},
+		Records: out.Records, Steps: out.Steps, Series: out.Series, Server: server, Workload: w,
+	}
+}
+
+// Workloads that one limit was planted in.
+var planted = []struct {
+	name  string
+	kind  Kind
+	limit string
+	args  harness.EngineArgs
+	work  *workload.Workload
+}{
+	{"long prompts, one token out", Compute, LimitArithmetic, settings(func(*harness.EngineArgs) {}),
+		closed(requests(64, 1, 0, 4096, 1, 0), 16)},
+	{"long contexts, many decodes", Memory, LimitBandwidth, settings(func(*harness.EngineArgs) {}),
+		closed(requests(64, 1, 0, 1024, 1000, 0), 64)},
+	{"a KV cache for a few requests", Memory, LimitKVCapacity, settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride = 1100 }),
+		closed(requests(96, 1, 0, 512, 512, 0), 64)},
+	{"four sequences for 64 clients", Scheduling, LimitMaxNumSeqs, settings(func(a *harness.EngineArgs) { a.MaxNumSeqs = 4 }),
+		closed(requests(128, 1, 0, 128, 128, 0), 64)},
+	{"a token budget of 64", Scheduling, LimitTokenBudget,
+		settings(func(a *harness.EngineArgs) { a.MaxNumSeqs, a.MaxNumBatchedTokens = 64, 64 }),
+		closed(requests(128, 1, 0, 512, 4, 0), 64)},
+	{"prefix caching off", Cache, LimitPrefixCache, settings(func(a *harness.EngineArgs) { off := false; a.EnablePrefixCaching = &off }),
+		closed(requests(128, 4, 8192, 16, 1, 0), 16)},
+	{"prefixes evicted before their reuse", Cache, LimitPrefixCache,
+		settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride, a.MaxNumSeqs = 3000, 4 }),
+		closed(requests(128, 16, 8192, 16, 1, 0), 4)},
+	{"one short request a second", LightLoad, "", settings(func(*harness.EngineArgs) {}), requests(20, 1, 0, 64, 8, time.Second)},
+}
+
+func TestPlantedBottlenecks(t *testing.T) {
+	model := prior(t)
+	for _, c := range planted {
+		t.Run(c.name, func(t *testing.T) {
+			in := simulate(t, model, c.args, c.work)
+			for _, steps := range []bool{true, false} {
+				if !steps { // a real server gives no steps
+					in.Steps = nil
+				}
+				r := Analyze(t.Context(), in)
+				if r.Binding != c.kind || r.Limit != c.limit {
+					t.Errorf("steps %v: %s (%s) binds, planted %s (%s): %s", steps, r.Binding, r.Limit, c.kind, c.limit, r.Verdict)
+					for _, b := range r.Bottlenecks {
+						t.Logf("%s %.3f: %s", b.Kind, *b.Share, b.Why)
+					}
+				}
+				sharesAddUp(t, r)
+			}
+		})
+	}
+}
+
+func sharesAddUp(t *testing.T, r *Report) {
+	t.Helper()
+	sum, binds := *r.Light+*r.Idle, 0
+	for _, b := range r.Bottlenecks {
+		sum += *b.Share
+		if *b.Share < 0 || *b.Share > 1 {
+			t.Errorf("%s: share %g", b.Kind, *b.Share)
+		}
+		if b.Binds {
+			binds++
+			if *b.Share <= *b.Threshold {
+				t.Errorf("%s binds with a share of %g, not above its threshold %g", b.Kind, *b.Share, *b.Threshold)
+			}
+		}
+	}
+	if math.Abs(sum-1) > 0.02 {
+		t.Errorf("shares sum to %g", sum)
+	}
+	if light := r.Binding == LightLoad; light == (binds > 0) || binds > 1 {
+		t.Errorf("%d bottlenecks bind, binding %q", binds, r.Binding)
+	}
+}
+
+// Without a cost model the queue and the counters still speak; arithmetic does not.
+func TestWithoutAModel(t *testing.T) {
+	model := prior(t)
+	for _, c := range planted[2:4] {
+		in := simulate(t, model, c.args, c.work)
+		in.Server.Cost, in.Steps = nil, nil
+		r := Analyze(t.Context(), in)
+		if r.Binding != c.kind || r.Limit != c.limit {
+			t.Errorf("%s: %s (%s) binds: %s", c.name, r.Binding, r.Limit, r.Verdict)
+		}
+		if b := r.Bottleneck(Compute); b.Share != nil || b.Evidence.Get("balance_tokens", "").Value != nil {
+			t.Errorf("%s: compute was observed without a model", c.name)
+		}
+		if len(r.Recommendations) == 0 && c.limit == LimitMaxNumSeqs {
+			t.Error("no recommendation")
+		}
+		for _, rec := range r.Recommendations {
+			if rec.Gain != nil {
+				t.Errorf("%s: a gain without a simulation", rec.Flag)
+			}
+		}
+	}
+	in := simulate(t, model, planted[0].args, planted[0].work)
+	in.Server.Cost, in.Steps, in.Series = nil, nil, nil
+	if r := Analyze(t.Context(), in); r.Binding != NotObserved {
+		t.Errorf("%s binds without any evidence: %s", r.Binding, r.Verdict)
+	}
+}
+
+// Every recommendation stands on a simulated gain and touches the limit that binds.
+func TestRecommendations(t *testing.T) {
+	model := prior(t)
+	flags := map[string]string{
+		LimitMaxNumSeqs: "max_num_seqs", LimitTokenBudget: "max_num_batched_tokens", LimitPrefixCache: "enable_prefix_caching",
+	}
+	for _, c := range planted[3:6] {
+		in := simulate(t, model, c.args, c.work)
+		in.Draws = 4
+		r := Analyze(t.Context(), in)
+		if len(r.Recommendations) == 0 || r.Recommendations[0].Flag != flags[c.limit] {
+			t.Errorf("%s: recommendations %+v, expected %s first", c.name, r.Recommendations, flags[c.limit])
+			continue
+		}
+		for _, rec := range r.Recommendations {
+			if !rec.Gain.Sure() || *rec.Gain.Low > rec.Gain.Change || *rec.Gain.High < rec.Gain.Change {
+				t.Errorf("%s: gain %+v", rec.Flag, rec.Gain)
+			}
+		}
+		if len(r.Counterfactuals) != 5 {
+			t.Errorf("%d counterfactuals", len(r.Counterfactuals))
+		}
+		for _, cf := range r.Counterfactuals {
+			if cf.Kind == r.Binding && cf.Gains[1].Change <= 0 {
+				t.Errorf("%s: lifting what binds gains %g", cf.Name, cf.Gains[1].Change)
+			}
+		}
+	}
+}
+
+// Rebuilt steps hold the work of the run: prompt tokens and decodes are conserved, time does not overlap.
+func TestRebuiltStepsConserveWork(t *testing.T) {
+	model := prior(t)
+	for _, c := range planted {
+		in := simulate(t, model, c.args, c.work)
+		spans := fromArrivals(in.Records, in.Series, c.args.MaxNumBatchedTokens)
+		var prefill, decode, wantPrefill, wantDecode float64
+		for i, s := range spans {
+			prefill += s.count * float64(s.step.PrefillTokens)
+			decode += float64(s.step.DecodeSeqs)
+			if i > 0 && s.start < spans[i-1].start+spans[i-1].length {
+				t.Fatalf("%s: span %d overlaps", c.name, i)
+			}
+		}
+		for i := range in.Records {
+			r := &in.Records[i]
+			wantPrefill += float64(r.PromptTokens - *r.CachedTokens)
+			wantDecode += float64(len(r.Tokens) - 1)
+		}
+		if math.Abs(prefill-wantPrefill) > 0.02*wantPrefill+float64(len(spans)) {
+			t.Errorf("%s: %g prompt tokens in the steps, %g in the requests", c.name, prefill, wantPrefill)
+		}
+		if math.Abs(decode-wantDecode) > 0.01*wantDecode {
+			t.Errorf("%s: %g decodes in the steps, %g in the requests", c.name, decode, wantDecode)
+		}
+	}
+}
+
+// The balance is where the roofline's two times meet.
+func TestBalanceIsTheRooflinesOwn(t *testing.T) {
+	model := prior(t)
+	s := &study{model: model}
+	n := int(s.balance())
+	at := func(n int) (time.Duration, time.Duration) {
+		return model.Roofline(cost.Step{PrefillSeqs: 1, PrefillTokens: n, PrefillAttention: float64(n) * float64(n) / 2})
+	}
+	if compute, memory := at(n); compute < memory {
+		t.Errorf("at %d tokens arithmetic takes %v, memory %v", n, compute, memory)
+	}
+	if compute, memory := at(n - 1); compute >= memory {
+		t.Errorf("at %d tokens arithmetic already takes %v, memory %v", n-1, compute, memory)
+	}
+}
+
+// A stated number of blocks moves with the settings by the estimate's difference alone.
+func TestBlocksStartFromTheServersNumber(t *testing.T) {
+	gpu, err := spec.FindGPU("H200")
+	if err != nil {
+		t.Fatal(err)
+	}
+	model := spec.Default()
+	args := settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride, a.GPUMemoryUtilization = 0, 0.9 })
+	s := Server{Args: args, NumGPUBlocks: 50_000, GPU: &gpu, Model: &model}
+	blocks := func(edit func(*harness.EngineArgs)) int {
+		a := args
+		edit(&a)
+		n, err := s.Blocks(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := blocks(func(*harness.EngineArgs) {}); n != 50_000 {
+		t.Errorf("%d blocks under the server's own settings", n)
+	}
+	if n := blocks(func(a *harness.EngineArgs) { a.BlockSize = 32 }); n != 25_000 {
+		t.Errorf("%d blocks of twice the size", n)
+	}
+	more := blocks(func(a *harness.EngineArgs) { a.GPUMemoryUtilization = 0.95 }) - 50_000
+	want := int(0.05 * float64(gpu.Memory) / float64(16*model.KVBytesPerToken("auto", 1)))
+	if d := more - want; d < -2 || d > 2 {
+		t.Errorf("%d more blocks for 5 %% more memory, expected %d", more, want)
+	}
+	if n := blocks(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride = 7 }); n != 7 {
+		t.Errorf("%d blocks under an override", n)
+	}
+	s.GPU = nil
+	if n := blocks(func(a *harness.EngineArgs) { a.BlockSize = 32 }); n != 25_000 {
+		t.Errorf("%d blocks of twice the size without a GPU", n)
+	}
+}

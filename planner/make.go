@@ -1,0 +1,638 @@
+// Package planner finds the vLLM settings that meet a target: it simulates candidate settings on the user's own workload
+// and returns, per strategy, the plan with what it is predicted to do, how sure that is, what binds under it and the
+// command that starts the server.
+//
+// Read [Request], then [Make], then [Plan]. [Sweep] does the same over a grid of workloads, [Export] writes a plan as
+// flags or files for a deployment, and [Plan.SetMeasured] puts a measurement beside the prediction.
+package planner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/stats"
+	"kvtune/harness/vllmflags"
+	"kvtune/harness/workload"
+	"kvtune/planner/analysis"
+	"kvtune/planner/sim"
+)
+
+// Make searches the settings for every strategy. The result depends on the request alone: the same request and seed give
+// the same plans, whatever the number of workers. When no candidate meets the SLOs, Plans.Infeasible says which one fails
+// and by how much, and there is no error. Errors: a request that cannot be planned for, or ctx's.
+func Make(ctx context.Context, req Request) (*Plans, error) {
+	p, err := newPlanning(req)
+	if err != nil {
+		return nil, err
+	}
+	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version, Seed: p.req.Seed,
+		Workload: describe(p.work[0]), Plans: []Plan{}}
+	for _, slo := range p.req.SLOs {
+		out.SLOs = append(out.SLOs, slo.String())
+	}
+	out.Search.Axes = p.axes()
+	out.Search.Replicas = len(p.work)
+
+	base := p.candidate(p.base)
+	if base == nil {
+		_, err := p.req.Server.Config(p.base)
+		return nil, fmt.Errorf("the %s settings cannot be simulated: %w", p.strategy, err)
+	}
+	keep := []*candidate{base}
+	if p.strategy == Current {
+		if c := p.candidate(p.defaults()); c != nil {
+			keep = append(keep, c)
+		} else {
+			p.note("vLLM's defaults are not shown: this server could not start with them")
+		}
+	}
+	all := p.candidates(out.Search.Axes)
+	for i, k := range keep { // a baseline that lies on the grid is that candidate
+		if at := slices.IndexFunc(all, func(c *candidate) bool { return c.cfg == k.cfg && c.changes == k.changes }); at >= 0 {
+			keep[i] = all[at]
+		} else if len(p.changesBetween(k.args, k.args.Merge(p.req.Fixed))) == 0 {
+			k.order = len(all)
+			all = append(all, k)
+		} else if err := p.evaluate(ctx, keep[i:i+1], p.req.Options.Requests); err != nil {
+			return nil, err
+		}
+	}
+	base = keep[0]
+	if len(all) == 0 {
+		return nil, errors.New("no candidate is left: the pinned settings exclude each other or do not fit the GPU")
+	}
+	left, err := p.search(ctx, all, keep, &out.Search)
+	if err != nil {
+		return nil, err
+	}
+	able := slices.DeleteFunc(slices.Clone(left), func(c *candidate) bool { return !p.obeys(c) })
+	final := p.finalists(able, keep)
+	if slices.Contains(p.req.Strategies, Memory) {
+		more, err := p.shrink(ctx, final)
+		if err != nil {
+			return nil, err
+		}
+		final = append(final, more...)
+	}
+	if err := p.replicate(ctx, final); err != nil {
+		return nil, err
+	}
+	if err := p.finish(ctx, out, base, keep, final, able); err != nil {
+		return nil, err
+	}
+	out.Search.Simulated = p.simulated.Load()
+	out.Notes = p.notes
+	out.Verdict = p.verdict(out)
+	return out, nil
+}
+
+func newPlanning(req Request) (*planning, error) {
+	switch {
+	case req.Server.Cost == nil:
+		return nil, errors.New("no cost model: fit one, or take the prior of a GPU and model")
+	case req.Workload == nil:
+		return nil, errors.New("no workload to plan for")
+	}
+	o := &req.Options
+	o.Budget = orElse(o.Budget, 400_000)
+	o.Requests = orElse(o.Requests, 400)
+	o.Replicas = max(2, orElse(o.Replicas, 12))
+	if o.MemorySlack <= 0 {
+		o.MemorySlack = 0.05
+	}
+	if len(req.Strategies) == 0 {
+		req.Strategies = Strategies()
+	}
+	for _, s := range req.Strategies {
+		if !slices.Contains(Strategies(), s) {
+			return nil, fmt.Errorf("strategy %q is not known: expected one of %v", s, Strategies())
+		}
+	}
+	p := &planning{req: req}
+	if gpu := req.Server.GPU; gpu != nil {
+		p.device = vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory}
+	}
+	if req.Device != (vllmflags.Device{}) {
+		p.device = req.Device
+	}
+	p.flags = vllmflags.Known(req.Version, p.device)
+	if _, warning := vllmflags.Release(req.Version); warning != "" {
+		p.note(warning)
+	}
+	p.strategy, p.base = Default, p.defaults()
+	if req.Current != (harness.EngineArgs{}) {
+		legal, replaced, err := vllmflags.Legalize(req.Current, req.Version, p.device)
+		if err != nil {
+			return nil, fmt.Errorf("current settings: %w", err)
+		}
+		for _, r := range replaced {
+			p.note("current settings: " + r.String())
+		}
+		p.strategy, p.base = Current, p.resolve(legal)
+	}
+	for _, f := range p.flags {
+		if v := vllmflags.Get(req.Fixed, f.Name); v != "" && !f.Modelled {
+			p.note(fmt.Sprintf("%s is pinned to %s: %s", f.Name, v, caveat(f)))
+		}
+	}
+	p.gaps = slices.ContainsFunc(req.SLOs, func(s harness.SLO) bool {
+		return s.Metric == harness.MetricITL || s.Metric == harness.MetricGoodput
+	})
+	if err := p.draw(o.Replicas); err != nil {
+		return nil, err
+	}
+	for _, n := range p.work[0].Notes {
+		p.note(n)
+	}
+	p.open = isOpen(p.work[0])
+	return p, nil
+}
+
+func orElse(v, otherwise int) int {
+	if v > 0 {
+		return v
+	}
+	return otherwise
+}
+
+// isOpen reports whether arrivals set the pace.
+func isOpen(w *workload.Workload) bool {
+	if w.Concurrency > 0 {
+		return false
+	}
+	return slices.ContainsFunc(w.Requests, func(r workload.Request) bool { return r.Phase == workload.Measured && r.Due > 0 })
+}
+
+// resolve lays settings over what the server cannot change and fills the rest with vLLM's defaults.
+func (p *planning) resolve(args harness.EngineArgs) harness.EngineArgs {
+	s := p.req.Server.Args
+	kept := harness.EngineArgs{MaxModelLen: s.MaxModelLen, KVCacheDType: s.KVCacheDType, TensorParallelSize: s.TensorParallelSize,
+		NumGPUBlocksOverride: s.NumGPUBlocksOverride}
+	return vllmflags.Resolve(kept.Merge(args), p.req.Version, p.device)
+}
+
+// defaults are vLLM's own settings on this server.
+func (p *planning) defaults() harness.EngineArgs { return p.resolve(harness.EngineArgs{}) }
+
+// obeys reports whether a candidate has every pinned value.
+func (p *planning) obeys(c *candidate) bool {
+	return len(p.changesBetween(c.args, c.args.Merge(p.req.Fixed))) == 0
+}
+
+// replicate simulates the finalists in every draw on the whole workload; the first draw is simulated again with every
+// metric.
+func (p *planning) replicate(ctx context.Context, final []*candidate) error {
+	n := len(p.work)
+	runs := make([][]outcome, len(final))
+	for i := range runs {
+		runs[i] = make([]outcome, n)
+	}
+	err := p.each(ctx, len(final)*n, func(ctx context.Context, k int) error {
+		i, draw := k/n, k%n
+		o, err := p.simulate(ctx, final[i].cfg, draw, p.work[draw], true)
+		runs[i][draw] = o
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for i, c := range final {
+		c.runs = runs[i]
+	}
+	return nil
+}
+
+// shrink finds, by bisection, the smallest KV cache that still serves the memory strategy's throughput, from the settings
+// with the best throughput and from the baseline's.
+func (p *planning) shrink(ctx context.Context, final []*candidate) ([]*candidate, error) {
+	able := slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() || !p.obeys(c) })
+	if len(able) == 0 {
+		return nil, nil
+	}
+	slices.SortStableFunc(able, func(a, b *candidate) int { return compare(Throughput, a, b) })
+	enough := p.enough(able)
+	starts := able[:1]
+	if base := final[0]; base != able[0] && slices.Contains(able, base) {
+		starts = append(slices.Clone(starts), base)
+	}
+	found := make([]*candidate, len(starts))
+	err := p.each(ctx, len(starts), func(ctx context.Context, i int) error {
+		c, err := p.shrinkFrom(ctx, starts[i], enough)
+		found[i] = c
+		return err
+	})
+	return slices.DeleteFunc(found, func(c *candidate) bool { return c == nil }), err
+}
+
+// enough is the throughput that the memory strategy must keep.
+func (p *planning) enough(able []*candidate) float64 {
+	best := 0.0
+	for _, c := range able {
+		best = max(best, goal(Throughput, c, 0))
+	}
+	return (1 - p.req.Options.MemorySlack) * best
+}
+
+func (p *planning) shrinkFrom(ctx context.Context, start *candidate, enough float64) (*candidate, error) {
+	// Sizes are steps of 0.01 of gpu_memory_utilization, or of a hundredth of the cache where the device is not known.
+	size := func(step int) harness.EngineArgs {
+		args := start.args
+		if p.req.Server.GPU != nil && p.req.Server.Model != nil && args.NumGPUBlocksOverride == 0 {
+			args.GPUMemoryUtilization = float64(step) / 100
+		} else {
+			args.NumGPUBlocksOverride = start.cfg.NumGPUBlocks * step / 100
+		}
+		return args
+	}
+	if len(p.changesBetween(size(50), size(50).Merge(p.req.Fixed))) > 0 {
+		return nil, nil // pinned
+	}
+	high := 100
+	if p.req.Server.GPU != nil && p.req.Server.Model != nil && start.args.NumGPUBlocksOverride == 0 {
+		high = int(math.Ceil(start.args.GPUMemoryUtilization * 100))
+	}
+	var best *candidate
+	for low := 0; high-low > 1; {
+		mid := (low + high) / 2
+		c := p.candidate(size(mid))
+		if c == nil {
+			low = mid // the server would not start
+			continue
+		}
+		c.order = start.order
+		o, err := p.simulate(ctx, c.cfg, 0, p.work[0], false)
+		if err != nil {
+			return nil, err
+		}
+		if c.runs = []outcome{o}; o.miss == 0 && goal(Throughput, c, 0) >= enough {
+			best, high = c, mid
+		} else {
+			low = mid
+		}
+	}
+	return best, nil
+}
+
+// finish writes the plans.
+func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, able []*candidate) error {
+	plan, err := p.plan(ctx, p.strategy, base, base)
+	if err != nil {
+		return err
+	}
+	plan.Why = map[Strategy]string{Current: "the settings in use", Default: "vLLM's defaults"}[p.strategy]
+	out.Baseline = *plan
+	if len(keep) > 1 {
+		if plan, err = p.plan(ctx, Default, keep[1], base); err != nil {
+			return err
+		}
+		plan.Why = "vLLM's defaults"
+		out.Default = plan
+	}
+	final = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !p.obeys(c) })
+	if !slices.ContainsFunc(final, (*candidate).feasible) {
+		return p.infeasible(ctx, out, base, final)
+	}
+	front := paretoFront(able)
+	best := knee(front)
+	for i, c := range front {
+		out.Front = append(out.Front, FrontPoint{Args: c.args, Throughput: goal(Throughput, c, 0), Latency: tail(c, 0), Knee: i == best})
+	}
+	for _, s := range p.req.Strategies {
+		from := final
+		if s == Memory {
+			enough := p.enough(slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() }))
+			from = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return goal(Throughput, c, 0) < enough })
+		}
+		c := p.choose(s, from)
+		if plan, err = p.plan(ctx, s, c, base); err != nil {
+			return err
+		}
+		plan.Why = p.why(s, c, base, plan)
+		out.Plans = append(out.Plans, *plan)
+	}
+	return nil
+}
+
+// plan describes a candidate.
+func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*Plan, error) {
+	plan := &Plan{Strategy: s, Args: c.args, NumGPUBlocks: c.cfg.NumGPUBlocks, Changed: []Change{}, Predicted: predicted(c)}
+	if m := p.req.Server.Model; m != nil {
+		plan.KVBytes = int64(c.cfg.NumGPUBlocks) * int64(c.cfg.BlockSize) *
+			m.KVBytesPerToken(c.args.KVCacheDType, c.args.TensorParallelSize)
+	}
+	plan.SLOs = slices.Clone(c.runs[0].slos)
+	for i := range plan.SLOs {
+		met := 0
+		for _, run := range c.runs {
+			if run.slos[i].Met {
+				met++
+			}
+		}
+		share := float64(met) / float64(len(c.runs))
+		plan.SLOs[i].Probability = &share
+	}
+	if s != Current && s != p.strategy {
+		plan.Changed = p.changesBetween(base.args, c.args)
+	}
+	if c != base && slices.Contains(Strategies(), s) {
+		plan.Gain = p.gain(s, c, base)
+		plan.Effects = effects(c, base)
+	}
+	plan.Keep = slices.Contains(Strategies(), s) && c == base
+	legal := p.differing(c.args, p.defaults())
+	legal.MaxModelLen = p.differing(c.args, harness.EngineArgs{}).MaxModelLen
+	argv, replaced, err := vllmflags.Argv(legal, p.req.Version, p.device)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range replaced {
+		plan.Replaced = append(plan.Replaced, r.String())
+	}
+	model := p.req.Model
+	if model == "" {
+		model = "MODEL"
+	}
+	plan.Launch = append([]string{"vllm", "serve", model}, argv...)
+	if err := p.bind(ctx, plan, c); err != nil {
+		return nil, err
+	}
+	if p.open && len(p.req.SLOs) > 0 && slices.Contains(Strategies(), s) && c.feasible() {
+		err = p.maxRate(ctx, plan, c)
+	}
+	return plan, err
+}
+
+// bind finds what binds under a plan.
+func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
+	out, err := sim.Run(ctx, c.cfg, p.timers[0], p.work[0], sim.Options{Steps: true})
+	if err != nil {
+		return err
+	}
+	server := p.req.Server
+	server.Args, server.NumGPUBlocks = c.args, c.cfg.NumGPUBlocks
+	r := analysis.Analyze(ctx, analysis.Input{
+		Result: &harness.Result{Name: string(plan.Strategy), Origin: harness.OriginSimulated, Counters: out.Counters,
+			Metrics: c.runs[0].metrics},
+		Records: out.Records, Steps: out.Steps, Server: server, Workload: p.work[0],
+	})
+	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Verdict
+	return nil
+}
+
+// predicted are the metrics of the prediction itself, each with the interval in which 95 % of the draws are expected.
+func predicted(c *candidate) harness.Metrics {
+	ms := slices.Clone(c.runs[0].metrics)
+	for i := range ms {
+		m := &ms[i]
+		m.Low, m.High = nil, nil
+		if m.Value == nil {
+			continue
+		}
+		var values []float64
+		for _, run := range c.runs {
+			if v, ok := run.metrics.Value(m.Name, m.Stat); ok {
+				values = append(values, v)
+			}
+		}
+		if len(values) < 2 {
+			continue
+		}
+		sample := stats.New(values)
+		// A prediction interval: the mean's uncertainty and one draw's own.
+		half := (sample.MeanInterval(0.95).High - sample.Mean()) * math.Sqrt(float64(len(values)+1))
+		low, high := min(sample.Mean()-half, *m.Value), max(sample.Mean()+half, *m.Value)
+		if slices.Min(values) >= 0 {
+			low = max(0, low)
+		}
+		m.Low, m.High = &low, &high
+	}
+	return ms
+}
+
+// gain is the improvement over the baseline in the strategy's own metric.
+func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
+	switch s {
+	case Latency:
+		return gainIn(c, base, harness.MetricE2EL, harness.StatMean)
+	case CacheHits:
+		return gainIn(c, base, harness.MetricCacheHitRate, "")
+	case Memory:
+		before, after, unit := float64(base.kvTokens()), float64(c.kvTokens()), "token"
+		if m := p.req.Server.Model; m != nil {
+			per := float64(m.KVBytesPerToken(c.args.KVCacheDType, c.args.TensorParallelSize))
+			before, after, unit = before*per, after*per, "B"
+		}
+		change := (before - after) / before
+		return &analysis.Gain{Metric: metricKVSize, Unit: unit, Before: before, After: after, Change: change, Low: &change, High: &change}
+	case Balanced:
+		power := func(c *candidate) []harness.Metrics {
+			all := make([]harness.Metrics, len(c.runs))
+			for i := range c.runs {
+				v := goal(Balanced, c, i)
+				all[i] = harness.Metrics{{Name: metricPower, Unit: "token/s^2", Value: &v}}
+			}
+			return all
+		}
+		return analysis.NewGain(power(base), power(c), metricPower, "")
+	}
+	return gainIn(c, base, harness.MetricTotalThroughput, "")
+}
+
+func gainIn(c, base *candidate, name, stat string) *analysis.Gain {
+	metrics := func(c *candidate) []harness.Metrics {
+		all := make([]harness.Metrics, len(c.runs))
+		for i := range c.runs {
+			all[i] = c.runs[i].metrics
+		}
+		return all
+	}
+	return analysis.NewGain(metrics(base), metrics(c), name, stat)
+}
+
+// effects are what a plan does to the metrics that users watch, for better or worse.
+func effects(c, base *candidate) []analysis.Gain {
+	var all []analysis.Gain
+	for _, m := range []struct{ name, stat string }{
+		{harness.MetricTotalThroughput, ""}, {harness.MetricE2EL, harness.StatMean}, {harness.MetricE2EL, harness.StatP99},
+		{harness.MetricTTFT, harness.StatP99}, {harness.MetricTPOT, harness.StatMean}, {harness.MetricCacheHitRate, ""},
+	} {
+		if g := gainIn(c, base, m.name, m.stat); g != nil {
+			all = append(all, *g)
+		}
+	}
+	return all
+}
+
+// faster is a workload whose arrivals come factor times as fast.
+func faster(w *workload.Workload, factor float64) *workload.Workload {
+	quick := *w
+	quick.Requests = slices.Clone(w.Requests)
+	for i := range quick.Requests {
+		r := &quick.Requests[i]
+		r.Due = time.Duration(float64(r.Due) / factor)
+	}
+	return &quick
+}
+
+// maxRate finds by bisection the highest rate at which the SLOs hold, up to 16 times the workload's own.
+func (p *planning) maxRate(ctx context.Context, plan *Plan, c *candidate) error {
+	low, high := 1.0, 16.0
+	for range 9 {
+		mid := math.Sqrt(low * high)
+		o, err := p.simulate(ctx, c.cfg, 0, faster(p.work[0], mid), false)
+		if err != nil {
+			return err
+		}
+		if o.miss == 0 {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	plan.MaxRate = &low
+	n, last := 0, 0.0
+	for i := range p.work[0].Requests {
+		if r := &p.work[0].Requests[i]; r.Phase == workload.Measured {
+			n, last = n+1, max(last, r.Due.Seconds())
+		}
+	}
+	if last > 0 {
+		rate := low * float64(n) / last
+		plan.MaxRequestRate = &rate
+	}
+	return nil
+}
+
+// infeasible describes the candidate that comes closest to the SLOs.
+func (p *planning) infeasible(ctx context.Context, out *Plans, base *candidate, final []*candidate) error {
+	closest := slices.MinFunc(final, func(a, b *candidate) int { return compare(Latency, a, b) })
+	plan, err := p.plan(ctx, Closest, closest, base)
+	if err != nil {
+		return err
+	}
+	run := closest.runs[0]
+	slo := p.req.SLOs[run.worst]
+	in := &Infeasible{SLO: slo.String(), Limit: slo.Limit, Unit: unitOf(slo, run.metrics)}
+	if v := run.slos[run.worst].Value; v != nil {
+		best := *v
+		in.Best = &best
+	}
+	if !math.IsInf(run.miss, 0) {
+		by := run.miss
+		in.By = &by
+	}
+	in.Why = fmt.Sprintf("no candidate meets %s: not observed in the simulation", slo)
+	if in.Best != nil && in.By != nil {
+		in.Why = fmt.Sprintf("no candidate meets %s: the closest has %s, %.3g %% beyond the limit", slo,
+			inUnit(*in.Best, in.Unit), 100**in.By)
+	}
+	plan.Why = "comes closest to the objectives"
+	in.Closest = *plan
+	out.Infeasible = in
+	return nil
+}
+
+func unitOf(slo harness.SLO, ms harness.Metrics) string {
+	if m := ms.Get(slo.Metric, slo.Stat); m != nil {
+		return m.Unit
+	}
+	return ""
+}
+
+// inUnit writes a value; times in ms.
+func inUnit(v float64, unit string) string {
+	if unit == "s" {
+		return fmt.Sprintf("%.4g ms", 1e3*v)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.4g %s", v, unit))
+}
+
+// why says why a strategy chose a candidate.
+func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
+	if plan.Keep {
+		return fmt.Sprintf("no other candidate is surely better in %s; keep your settings", describeGoal(s))
+	}
+	text := map[Strategy]string{
+		Throughput: "highest total throughput", Latency: "lowest mean end-to-end latency",
+		Memory:    fmt.Sprintf("smallest KV cache whose total throughput stays within %.3g %% of the best", 100*p.req.Options.MemorySlack),
+		CacheHits: "highest prefix-cache hit rate",
+		Balanced:  "knee of total throughput against p99 end-to-end latency",
+	}[s]
+	if len(p.req.SLOs) > 0 {
+		text += " among candidates that meet the objectives"
+	}
+	if !base.feasible() {
+		text += fmt.Sprintf("; the %s settings miss %s", p.strategy, p.req.SLOs[base.runs[0].worst])
+	}
+	return text
+}
+
+func describeGoal(s Strategy) string {
+	return map[Strategy]string{
+		Throughput: "total throughput", Latency: "mean end-to-end latency", Memory: "KV cache size at that throughput",
+		CacheHits: "prefix-cache hit rate", Balanced: "throughput or p99 latency",
+	}[s]
+}
+
+// verdict is the sentence that a command prints first; it speaks of the first plan.
+func (p *planning) verdict(out *Plans) string {
+	if out.Infeasible != nil {
+		return "NO FEASIBLE PLAN: " + out.Infeasible.Why
+	}
+	plan := &out.Plans[0]
+	var text string
+	if plan.Keep {
+		text = fmt.Sprintf("KEEP your settings (%s): %s", plan.Strategy, plan.Why)
+	} else {
+		flags := make([]string, len(plan.Changed))
+		for i, c := range plan.Changed {
+			flags[i] = c.Flag + "=" + c.To
+		}
+		text = fmt.Sprintf("CHANGE %s (%s)", strings.Join(flags, " "), plan.Strategy)
+		if g := plan.Gain; g != nil {
+			text += fmt.Sprintf(": %s %+.1f %%", strings.TrimSpace(g.Metric+" "+g.Stat), 100*g.Change)
+			if g.Low != nil && *g.Low != *g.High {
+				text += fmt.Sprintf(" (%+.1f to %+.1f %%)", 100**g.Low, 100**g.High)
+			}
+			text += " better than " + string(p.strategy)
+		}
+	}
+	if plan.MaxRequestRate != nil {
+		text += fmt.Sprintf("; SLO met up to %.3g request/s", *plan.MaxRequestRate)
+	}
+	text += fmt.Sprintf("; binds: %s", plan.Binding)
+	if plan.Limit != "" {
+		text += " (" + plan.Limit + ")"
+	}
+	return text + "; predicted, SIMULATED"
+}
+
+// describe is the workload in sentences.
+func describe(w *workload.Workload) []string {
+	n, prompt, output, shared := 0, 0, 0, 0
+	for i := range w.Requests {
+		r := &w.Requests[i]
+		if r.Phase == workload.Measured {
+			n, prompt, output, shared = n+1, prompt+r.PromptTokens(), output+r.OutputTokens, shared+r.SharedTokens
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	pace := "in batches"
+	switch {
+	case w.Concurrency > 0:
+		pace = fmt.Sprintf("in a closed loop of %d", w.Concurrency)
+	case isOpen(w):
+		pace = "in an open loop"
+	}
+	text := fmt.Sprintf("%d measured requests %s: %.0f prompt tokens (%.0f of them shared), %.0f output tokens on average", n, pace,
+		float64(prompt)/float64(n), float64(shared)/float64(n), float64(output)/float64(n))
+	return append([]string{text}, w.Notes...)
+}

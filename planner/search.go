@@ -1,0 +1,370 @@
+package planner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/vllmflags"
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+	"kvtune/planner/sim"
+)
+
+// planning is one call of Make under way.
+type planning struct {
+	req    Request
+	device vllmflags.Device
+	flags  []vllmflags.Flag
+	// base are the baseline's settings; strategy names it.
+	base     harness.EngineArgs
+	strategy Strategy
+	// work and timers are one per draw; the first is the prediction itself.
+	work   []*workload.Workload
+	timers []cost.Timer
+	open   bool
+	gaps   bool // an objective looks at the gaps between tokens
+
+	simulated atomic.Int64
+	notes     []string
+}
+
+func (p *planning) note(text string) {
+	if !slices.Contains(p.notes, text) {
+		p.notes = append(p.notes, text)
+	}
+}
+
+// candidate is one configuration and what is predicted for it.
+type candidate struct {
+	args    harness.EngineArgs
+	cfg     sim.Config
+	changes int // flags that differ from the baseline
+	order   int // position in the grid, the last tie-break
+	// runs are the outcomes of the draws; only the first one is there before the candidate is a finalist.
+	runs []outcome
+}
+
+// outcome is one simulation in figures.
+type outcome struct {
+	metrics harness.Metrics
+	slos    []SLOCheck
+	// miss is the largest excess over an objective's limit as a share of it; 0 when all are met.
+	miss float64
+	// worst is the objective with that excess.
+	worst int
+	// peak is the largest number of requests in flight.
+	peak int
+}
+
+func (c *candidate) feasible() bool { return c.runs[0].miss == 0 }
+
+// kvTokens is the size of the KV cache in tokens.
+func (c *candidate) kvTokens() int { return (c.cfg.NumGPUBlocks - 1) * c.cfg.BlockSize }
+
+// scaled is a model whose every step takes longer by a factor.
+type scaled struct {
+	model  *cost.Model
+	factor float64
+}
+
+func (s scaled) StepTime(step cost.Step) time.Duration {
+	return time.Duration(s.factor * float64(s.model.StepTime(step)))
+}
+
+// draw prepares the draws: the cost model within its coefficients' uncertainty, all steps scaled by a common factor
+// within the model's cross-validated error (an error in a composition of work is common to all its steps), other
+// arrivals and lengths.
+func (p *planning) draw(n int) error {
+	model := p.req.Server.Cost
+	rng := rand.New(rand.NewPCG(p.req.Seed, 0x706c616e6e6572))
+	var spread float64
+	if model.Errors != nil {
+		spread = 1.4826 * model.Errors.Median
+	}
+	for i := range n {
+		w, err := p.req.Workload(p.req.Seed + uint64(i))
+		if err != nil {
+			return fmt.Errorf("workload: %w", err)
+		}
+		p.work = append(p.work, first(w, p.req.Options.Requests))
+		if i == 0 {
+			p.timers = append(p.timers, model)
+			continue
+		}
+		p.timers = append(p.timers, scaled{model.Sample(rng), math.Exp(spread * rng.NormFloat64())})
+	}
+	return nil
+}
+
+// first cuts a workload to its priming and warm-up requests and the first n measured ones.
+func first(w *workload.Workload, n int) *workload.Workload {
+	measured := 0
+	for i := range w.Requests {
+		if w.Requests[i].Phase == workload.Measured {
+			if measured == n {
+				cut := *w
+				cut.Requests = w.Requests[:i:i]
+				return &cut
+			}
+			measured++
+		}
+	}
+	return w
+}
+
+// candidates are all legal configurations over the axes. Those that the server cannot have are left out.
+func (p *planning) candidates(axes []Axis) []*candidate {
+	var all []*candidate
+	at := make([]int, len(axes))
+	for {
+		args := p.base.Merge(p.req.Fixed)
+		for i, a := range axes {
+			if len(a.Values) > 0 {
+				// Every value of an axis was legal on its own.
+				_ = vllmflags.Set(&args, a.Flag, a.Values[at[i]])
+			}
+		}
+		if c := p.candidate(args); c != nil {
+			c.order = len(all)
+			all = append(all, c)
+		}
+		i := len(axes) - 1
+		for ; i >= 0; i-- {
+			if at[i]++; at[i] < len(axes[i].Values) {
+				break
+			}
+			at[i] = 0
+		}
+		if i < 0 {
+			return all
+		}
+	}
+}
+
+// candidate is a configuration that the server can have; nil for others.
+func (p *planning) candidate(args harness.EngineArgs) *candidate {
+	cfg, err := p.req.Server.Config(args)
+	if err != nil || cfg.Validate() != nil {
+		return nil
+	}
+	return &candidate{args: args, cfg: cfg, changes: len(p.changesBetween(p.base, args))}
+}
+
+// simulate predicts a configuration in draw i on a workload.
+func (p *planning) simulate(ctx context.Context, cfg sim.Config, i int, w *workload.Workload, all bool) (outcome, error) {
+	out, err := sim.Run(ctx, cfg, p.timers[i], w, sim.Options{Series: all})
+	if err != nil {
+		return outcome{}, err
+	}
+	p.simulated.Add(int64(len(w.Requests)))
+	return p.judge(out, cfg, all), nil
+}
+
+// judge computes metrics and objectives. Unless all is set, the gaps between tokens are left out where no objective
+// needs them: they are most of the work.
+func (p *planning) judge(out *sim.Outcome, cfg sim.Config, all bool) outcome {
+	o := outcome{peak: peakInFlight(out.Records)}
+	records := out.Records
+	if !all && !p.gaps {
+		records = ends(records)
+	}
+	info := harness.ServerInfo{Kind: harness.KindEmbedded, BlockSize: cfg.BlockSize, NumGPUBlocks: cfg.NumGPUBlocks,
+		Args: harness.EngineArgs{MaxNumSeqs: cfg.MaxNumSeqs}}
+	o.metrics = append(harness.Measure(records), harness.Observe(info, out.Counters, out.Series)...)
+	perRequest := harness.Goodput(records, p.req.SLOs)
+	if perRequest.Value != nil {
+		o.metrics = append(o.metrics, perRequest)
+	}
+	for i, slo := range p.req.SLOs {
+		metrics := o.metrics
+		if slo.Class != "" {
+			own := slo.Of(records)
+			metrics = append(harness.Measure(own), harness.Goodput(own, p.req.SLOs))
+		}
+		check := SLOCheck{SLO: slo.String()}
+		miss := math.Inf(1)
+		if v, ok := metrics.Value(slo.Metric, slo.Stat); ok {
+			check.Value = &v
+			check.Met, _ = slo.Met(metrics)
+			switch {
+			case check.Met:
+				miss = 0
+			case slo.Limit > 0 && slo.AtLeast():
+				miss = (slo.Limit - v) / slo.Limit
+			case slo.Limit > 0:
+				miss = (v - slo.Limit) / slo.Limit
+			}
+		}
+		if miss > o.miss {
+			o.miss, o.worst = miss, i
+		}
+		o.slos = append(o.slos, check)
+	}
+	return o
+}
+
+// ends keeps the first and the last event of each record: what every metric but the gaps between tokens is made of.
+func ends(records []workload.Record) []workload.Record {
+	out := slices.Clone(records)
+	for i := range out {
+		if t := out[i].Tokens; len(t) > 2 {
+			out[i].Tokens = []workload.TokenEvent{t[0], t[len(t)-1]}
+		}
+	}
+	return out
+}
+
+func peakInFlight(records []workload.Record) int {
+	sent, ended := make([]time.Duration, len(records)), make([]time.Duration, len(records))
+	for i := range records {
+		sent[i], ended[i] = records[i].Sent, records[i].End()
+	}
+	slices.Sort(sent)
+	slices.Sort(ended)
+	peak, j := 0, 0
+	for i := range sent {
+		for ended[j] < sent[i] {
+			j++
+		}
+		peak = max(peak, i+1-j)
+	}
+	return peak
+}
+
+// each calls do for 0..n-1 on all workers and returns the first error by index.
+func (p *planning) each(ctx context.Context, n int, do func(context.Context, int) error) error {
+	workers := p.req.Options.Workers
+	if workers <= 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, n)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(workers, n) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if errs[i] = do(ctx, i); errs[i] != nil {
+					cancel()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var cancelled error
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+		if err != nil {
+			cancelled = err
+		}
+	}
+	return cancelled
+}
+
+// evaluate simulates candidates on the first n measured requests. Candidates that differ only in max_num_seqs share one
+// simulation as long as it never has more requests in flight than the smaller limit allows: the limit is never reached,
+// so the outcomes are equal.
+func (p *planning) evaluate(ctx context.Context, all []*candidate, n int) error {
+	w := first(p.work[0], n)
+	groups := map[sim.Config][]*candidate{}
+	var keys []sim.Config
+	for _, c := range all {
+		key := c.cfg
+		key.MaxNumSeqs = 0
+		if groups[key] == nil {
+			keys = append(keys, key)
+		}
+		groups[key] = append(groups[key], c)
+	}
+	return p.each(ctx, len(keys), func(ctx context.Context, i int) error {
+		group := slices.Clone(groups[keys[i]])
+		slices.SortStableFunc(group, func(a, b *candidate) int { return b.cfg.MaxNumSeqs - a.cfg.MaxNumSeqs })
+		for j, c := range group {
+			if j > 0 && group[j-1].runs[0].peak <= c.cfg.MaxNumSeqs {
+				c.runs = group[j-1].runs
+				continue
+			}
+			o, err := p.simulate(ctx, c.cfg, 0, w, false)
+			if err != nil {
+				return err
+			}
+			c.runs = []outcome{o}
+		}
+		return nil
+	})
+}
+
+// fewest is the smallest part of the workload that candidates are compared on.
+const fewest = 24
+
+// search evaluates the candidates on the whole workload where the budget allows; else it halves them on growing parts of
+// it. keep are never dropped.
+func (p *planning) search(ctx context.Context, all []*candidate, keep []*candidate, s *Search) ([]*candidate, error) {
+	measured := 0
+	for i := range p.work[0].Requests {
+		if p.work[0].Requests[i].Phase == workload.Measured {
+			measured++
+		}
+	}
+	s.Candidates, s.Requests = len(all), measured
+	rounds := 1
+	for cost := len(all) * measured; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
+		// Round r of R has 1/2^r of the candidates on 2^(r-R+1) of the requests: every round costs the same.
+		cost = (rounds + 1) * len(all) * (measured >> rounds)
+	}
+	s.Exhaustive = rounds == 1
+	left := all
+	for r := range rounds {
+		n := measured >> (rounds - 1 - r)
+		if err := p.evaluate(ctx, left, n); err != nil {
+			return nil, err
+		}
+		if r == rounds-1 {
+			break
+		}
+		left = p.half(left, keep)
+		if s.Statement != "" {
+			s.Statement += ", "
+		}
+		s.Statement += fmt.Sprintf("%d on %d requests", len(all)>>r, n)
+	}
+	switch {
+	case s.Exhaustive:
+		s.Statement = fmt.Sprintf("exhaustive: every one of %d candidates was simulated on all %d requests", len(all), measured)
+	default:
+		s.Statement = fmt.Sprintf("successive halving, not exhaustive: %s, the best %d on all %d", s.Statement, len(left), measured)
+	}
+	return left, nil
+}
+
+// half keeps the better half: the strategies take turns in naming their best.
+func (p *planning) half(all, keep []*candidate) []*candidate {
+	var rankings [][]*candidate
+	for _, s := range p.req.Strategies {
+		r := slices.Clone(all)
+		slices.SortStableFunc(r, func(a, b *candidate) int { return compare(s, a, b) })
+		rankings = append(rankings, r)
+	}
+	chosen := map[*candidate]bool{}
+	for _, c := range keep {
+		chosen[c] = true
+	}
+	for i := 0; len(chosen) < (len(all)+1)/2 && i < len(all); i++ {
+		for _, r := range rankings {
+			chosen[r[i]] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !chosen[c] })
+}

@@ -1,0 +1,249 @@
+package planner
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"kvtune/harness"
+	"kvtune/harness/stats"
+)
+
+// metricPower is the gain of a balanced plan: total throughput over p99 end-to-end latency (Kleinrock's power).
+const metricPower = "power"
+
+// metricKVSize is the memory that the KV cache is given.
+const metricKVSize = "kv_cache_size"
+
+// goal is what a strategy makes best, one number per outcome; higher is better.
+func goal(s Strategy, c *candidate, run int) float64 {
+	ms := c.runs[run].metrics
+	value := func(name, stat string, otherwise float64) float64 {
+		if v, ok := ms.Value(name, stat); ok {
+			return v
+		}
+		return otherwise
+	}
+	never := math.Inf(1)
+	switch s {
+	case Latency:
+		return -value(harness.MetricE2EL, harness.StatMean, never)
+	case Memory:
+		return -float64(c.kvTokens())
+	case CacheHits:
+		return value(harness.MetricCacheHitRate, "", 0)
+	case Balanced:
+		return value(harness.MetricTotalThroughput, "", 0) / value(harness.MetricE2EL, harness.StatP99, never)
+	}
+	return value(harness.MetricTotalThroughput, "", 0)
+}
+
+// second is what decides between candidates with the same goal; higher is better.
+func second(s Strategy, c *candidate) float64 {
+	switch s {
+	case Latency:
+		if v, ok := c.runs[0].metrics.Value(harness.MetricTTFT, harness.StatP99); ok {
+			return -v
+		}
+		return 0
+	case Throughput:
+		return goal(Latency, c, 0)
+	}
+	return goal(Throughput, c, 0)
+}
+
+// compare orders candidates by the prediction itself: fewer missed objectives, the goal, the second goal, fewer changed
+// flags, less memory, the order of the grid.
+func compare(s Strategy, a, b *candidate) int {
+	return cmp.Or(
+		cmp.Compare(a.runs[0].miss, b.runs[0].miss),
+		cmp.Compare(goal(s, b, 0), goal(s, a, 0)),
+		cmp.Compare(second(s, b), second(s, a)),
+		cmp.Compare(a.changes, b.changes),
+		cmp.Compare(a.kvTokens(), b.kvTokens()),
+		cmp.Compare(a.order, b.order),
+	)
+}
+
+// distinct keeps, of candidates with equal predictions, the one with the fewest changes.
+func distinct(all []*candidate) []*candidate {
+	type fingerprint [5]float64
+	best := map[fingerprint]*candidate{}
+	var order []fingerprint
+	for _, c := range all {
+		f := fingerprint{goal(Throughput, c, 0), goal(Latency, c, 0), goal(CacheHits, c, 0), goal(Balanced, c, 0), c.runs[0].miss}
+		old := best[f]
+		if old == nil {
+			order = append(order, f)
+		}
+		if old == nil || cmp.Or(cmp.Compare(c.changes, old.changes), cmp.Compare(c.kvTokens(), old.kvTokens())) < 0 {
+			best[f] = c
+		}
+	}
+	out := make([]*candidate, len(order))
+	for i, f := range order {
+		out[i] = best[f]
+	}
+	return out
+}
+
+// perStrategy is how many of a strategy's best become finalists.
+const perStrategy = 4
+
+// finalists are the best of every strategy, the baselines first.
+func (p *planning) finalists(all, keep []*candidate) []*candidate {
+	chosen := slices.Clone(keep)
+	add := func(cs []*candidate) {
+		for _, c := range cs[:min(perStrategy, len(cs))] {
+			if !slices.Contains(chosen, c) {
+				chosen = append(chosen, c)
+			}
+		}
+	}
+	different := distinct(all)
+	for _, s := range p.req.Strategies {
+		if s == Memory {
+			s = Throughput
+		}
+		slices.SortStableFunc(different, func(a, b *candidate) int { return compare(s, a, b) })
+		add(different)
+	}
+	if slices.Contains(p.req.Strategies, Balanced) {
+		front := paretoFront(all)
+		if k := knee(front); k >= 0 {
+			add(front[k : k+1])
+		}
+	}
+	return chosen
+}
+
+// choose picks a strategy's candidate: of those that meet the objectives in the most draws (95 % of them are enough), the
+// best goal on average over the draws; then, of those whose paired difference to it is within noise, the one with the
+// fewest changed flags, then the best second goal.
+func (p *planning) choose(s Strategy, finalists []*candidate) *candidate {
+	able := slices.DeleteFunc(slices.Clone(finalists), func(c *candidate) bool { return !c.feasible() })
+	if len(able) == 0 {
+		return nil
+	}
+	most := 0.0
+	for _, c := range able {
+		most = max(most, min(0.95, metShare(c)))
+	}
+	able = slices.DeleteFunc(able, func(c *candidate) bool { return metShare(c) < most })
+	if s == Balanced {
+		if front := paretoFront(able); len(front) > 0 {
+			return p.simplest(s, front[knee(front)], able)
+		}
+	}
+	best := slices.MaxFunc(able, func(a, b *candidate) int {
+		return cmp.Or(cmp.Compare(meanGoal(s, a), meanGoal(s, b)), -compare(s, a, b))
+	})
+	return p.simplest(s, best, able)
+}
+
+// simplest is the candidate with the fewest changes among those that cannot be told from best.
+func (p *planning) simplest(s Strategy, best *candidate, able []*candidate) *candidate {
+	return slices.MinFunc(able, func(a, b *candidate) int {
+		x, y := worse(s, best, a), worse(s, best, b)
+		if x != y {
+			if x {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Or(cmp.Compare(a.changes, b.changes), -cmp.Compare(second(s, a), second(s, b)), compare(s, a, b))
+	})
+}
+
+// worse reports whether c is surely worse than best in the strategy's goal: the 95 % interval of the mean paired
+// difference over the draws is above 0. Under the balanced strategy either axis of the front counts.
+func worse(s Strategy, best, c *candidate) bool {
+	if c == best {
+		return false
+	}
+	if s == Balanced {
+		return surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(Throughput, c, i) }) ||
+			surelyAbove(best, c, func(c *candidate, i int) float64 { return -tail(c, i) })
+	}
+	return surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(s, c, i) })
+}
+
+func surelyAbove(best, c *candidate, of func(*candidate, int) float64) bool {
+	diffs := make([]float64, min(len(best.runs), len(c.runs)))
+	for i := range diffs {
+		diffs[i] = of(best, i) - of(c, i)
+	}
+	if !(diffs[0] > 0) {
+		return false
+	}
+	if slices.Min(diffs) == slices.Max(diffs) {
+		return true
+	}
+	return stats.New(diffs).MeanInterval(0.95).Low > 0
+}
+
+func meanGoal(s Strategy, c *candidate) float64 {
+	sum := 0.0
+	for i := range c.runs {
+		sum += goal(s, c, i)
+	}
+	return sum / float64(len(c.runs))
+}
+
+func metShare(c *candidate) float64 {
+	met := 0
+	for i := range c.runs {
+		if c.runs[i].miss == 0 {
+			met++
+		}
+	}
+	return float64(met) / float64(len(c.runs))
+}
+
+// paretoFront are the candidates that meet the objectives and that no other beats in both total throughput and p99
+// end-to-end latency, from the lowest latency up.
+func paretoFront(all []*candidate) []*candidate {
+	able := slices.DeleteFunc(distinct(all), func(c *candidate) bool {
+		_, known := c.runs[0].metrics.Value(harness.MetricE2EL, harness.StatP99)
+		return !c.feasible() || !known
+	})
+	slices.SortStableFunc(able, func(a, b *candidate) int {
+		la, lb := tail(a, 0), tail(b, 0)
+		return cmp.Or(cmp.Compare(la, lb), cmp.Compare(goal(Throughput, b, 0), goal(Throughput, a, 0)),
+			cmp.Compare(a.changes, b.changes), cmp.Compare(a.order, b.order))
+	})
+	var front []*candidate
+	best := math.Inf(-1)
+	for _, c := range able {
+		if t := goal(Throughput, c, 0); t > best {
+			front, best = append(front, c), t
+		}
+	}
+	return front
+}
+
+// tail is the p99 end-to-end latency.
+func tail(c *candidate, run int) float64 {
+	v, _ := c.runs[run].metrics.Value(harness.MetricE2EL, harness.StatP99)
+	return v
+}
+
+// knee is the index of the front's point farthest above the chord between its ends, both axes scaled to 0..1; the lowest
+// latency where none is above it, -1 for an empty front.
+func knee(front []*candidate) int {
+	if len(front) == 0 {
+		return -1
+	}
+	a, b := front[0], front[len(front)-1]
+	dt, dl := goal(Throughput, b, 0)-goal(Throughput, a, 0), tail(b, 0)-tail(a, 0)
+	best, at := 0.0, 0
+	if dt <= 0 || dl <= 0 {
+		return 0
+	}
+	for i, c := range front {
+		if d := (goal(Throughput, c, 0)-goal(Throughput, a, 0))/dt - (tail(c, 0)-tail(a, 0))/dl; d > best {
+			best, at = d, i
+		}
+	}
+	return at
+}
