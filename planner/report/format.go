@@ -1,0 +1,112 @@
+package report
+
+import (
+	"math"
+	"strconv"
+	"strings"
+
+	"kvtune/harness"
+)
+
+// scale is a unit for people: a value in base units divided by per reads in unit.
+type scale struct {
+	unit string
+	per  float64
+}
+
+// scaleFor picks the unit in which the largest of values reads best.
+func scaleFor(unit string, values ...float64) scale {
+	largest := 0.0
+	for _, v := range values {
+		largest = max(largest, math.Abs(v))
+	}
+	switch unit {
+	case "s":
+		switch {
+		case largest == 0 || largest >= 10:
+			return scale{"s", 1}
+		case largest >= 1e-3:
+			return scale{"ms", 1e-3}
+		}
+		return scale{"us", 1e-6}
+	case "B":
+		if largest >= 1<<30 || largest == 0 {
+			return scale{"GiB", 1 << 30}
+		}
+		return scale{"MiB", 1 << 20}
+	case "ratio":
+		return scale{"%", 0.01}
+	}
+	return scale{unit, 1}
+}
+
+// number writes a metric's value in a unit, with as many digits as its interval bears out: the last digit is the first
+// one that the interval's half width touches, within 2 to 4 significant digits; 3 where there is no interval. Whole
+// counts are written in full.
+func (s scale) number(m harness.Metric) string {
+	if m.Value == nil {
+		return notObserved
+	}
+	half := 0.0
+	if m.Low != nil && m.High != nil {
+		half = (*m.High - *m.Low) / 2
+	}
+	return s.digits(*m.Value, half)
+}
+
+func (s scale) digits(value, half float64) string {
+	v, h := value/s.per, math.Abs(half/s.per)
+	if v == 0 || v == math.Trunc(v) && math.Abs(v) < 1e4 && h == 0 {
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	significant := 3
+	exponent := int(math.Floor(math.Log10(math.Abs(v))))
+	if h > 0 {
+		significant = min(4, max(2, exponent-int(math.Floor(math.Log10(h)))+1))
+	}
+	decimals := significant - 1 - exponent
+	if decimals < 0 {
+		p := math.Pow(10, float64(-decimals))
+		return grouped(strconv.FormatFloat(math.Round(v/p)*p, 'f', 0, 64))
+	}
+	return grouped(strconv.FormatFloat(v, 'f', decimals, 64))
+}
+
+// interval writes "low to high" in a unit, "" where the interval has no two ends.
+func (s scale) interval(m harness.Metric) string {
+	if m.Value == nil || m.Low == nil || m.High == nil {
+		return ""
+	}
+	half := (*m.High - *m.Low) / 2
+	return s.digits(*m.Low, half) + " to " + s.digits(*m.High, half)
+}
+
+// percent writes a share with sign where signed.
+func percent(share float64, signed bool) string {
+	text := strconv.FormatFloat(100*share, 'f', 1, 64)
+	if math.Abs(share) >= 0.1 {
+		text = strconv.FormatFloat(100*share, 'f', 0, 64)
+	}
+	if signed && share > 0 {
+		text = "+" + text
+	}
+	return text + " %"
+}
+
+// grouped puts a comma at every thousand of a number from 10,000 up.
+func grouped(number string) string {
+	whole, fraction, _ := strings.Cut(number, ".")
+	sign := ""
+	if strings.HasPrefix(whole, "-") {
+		sign, whole = "-", whole[1:]
+	}
+	if len(whole) > 4 {
+		for i := len(whole) - 3; i > 0; i -= 3 {
+			whole = whole[:i] + "," + whole[i:]
+		}
+	}
+	if fraction != "" {
+		whole += "." + fraction
+	}
+	return sign + whole
+}

@@ -1,0 +1,121 @@
+package report
+
+import (
+	"fmt"
+
+	"kvtune/harness"
+	"kvtune/planner/analysis"
+)
+
+// row is one line of the table of runs: a metric in one unit over all runs, or a text.
+type row struct {
+	label, unit string
+	cells       []cell
+}
+
+// cell is one run's entry in a row.
+type cell struct {
+	text string
+	// interval is the 95 % interval in words, note what limits the value or why it is absent.
+	interval, note string
+	missing        bool
+}
+
+// shown are the metrics of the table of runs, in order.
+var shown = [...]struct{ label, name, stat string }{
+	{"TTFT p50", harness.MetricTTFT, harness.StatP50},
+	{"TTFT p99", harness.MetricTTFT, harness.StatP99},
+	{"ITL p50", harness.MetricITL, harness.StatP50},
+	{"ITL p99", harness.MetricITL, harness.StatP99},
+	{"TPOT mean", harness.MetricTPOT, harness.StatMean},
+	{"E2EL p50", harness.MetricE2EL, harness.StatP50},
+	{"E2EL p99", harness.MetricE2EL, harness.StatP99},
+	{"prefill latency p50", harness.MetricPrefillLatency, harness.StatP50},
+	{"decode latency p50", harness.MetricDecodeLatency, harness.StatP50},
+	{"throughput", harness.MetricRequestThroughput, ""},
+	{"throughput, output", harness.MetricOutputThroughput, ""},
+	{"throughput, total", harness.MetricTotalThroughput, ""},
+	{"KV usage mean", harness.MetricKVUsage, harness.StatMean},
+	{"KV usage peak", harness.MetricKVUsage, harness.StatPeak},
+	{"KV memory peak", harness.MetricMemoryDevice, harness.StatPeak},
+	{"host memory peak", harness.MetricMemoryHost, harness.StatPeak},
+	{"batch efficiency", harness.MetricBatchEfficiency, ""},
+	{"cache hit rate", harness.MetricCacheHitRate, ""},
+	{"preemptions", harness.MetricPreemptions, ""},
+	{"requests ok", harness.MetricRequests, harness.StatOK},
+	{"requests failed", harness.MetricRequests, harness.StatFail},
+	{"generator lag p99", harness.MetricSendLag, harness.StatP99},
+}
+
+// rowsOf is the table of runs. A metric is one row in one unit, so that runs compare at a glance.
+func rowsOf(runs []Run) []row {
+	rows := []row{{label: "origin"}, {label: "workload C / M / B"}, {label: "type"}}
+	for _, r := range runs {
+		cfg := r.Result.Config
+		origin, work, kind := "SIMULATED", fmt.Sprintf("%d / %d / %d", cfg.C, cfg.M, cfg.B), string(cfg.ProfilingType)
+		if r.Result.Origin == harness.OriginMeasured {
+			origin = "measured"
+		}
+		if r.Result.Partial {
+			origin += ", PARTIAL"
+		}
+		if cfg.Trace != "" {
+			work = "trace"
+		}
+		if kind == "" {
+			kind = "-"
+		}
+		for i, text := range []string{origin, work, kind} {
+			rows[i].cells = append(rows[i].cells, cell{text: text})
+		}
+	}
+	for _, s := range shown {
+		rows = append(rows, metricRow(runs, s.label, s.name, s.stat))
+	}
+	binds, limit := row{label: "what binds"}, row{label: "which limit"}
+	for _, r := range runs {
+		b, l := bindsOf(r.Analysis)
+		binds.cells, limit.cells = append(binds.cells, b), append(limit.cells, l)
+	}
+	return append(rows, binds, limit)
+}
+
+func metricRow(runs []Run, label, name, stat string) row {
+	metrics := make([]harness.Metric, len(runs))
+	var unit string
+	var values []float64
+	for i, r := range runs {
+		if m := r.Result.Metrics.Get(name, stat); m != nil {
+			metrics[i] = *m
+			unit = m.Unit
+			if m.Value != nil {
+				values = append(values, *m.Value)
+			}
+		}
+	}
+	s := scaleFor(unit, values...)
+	out := row{label: label, unit: s.unit}
+	for _, m := range metrics {
+		out.cells = append(out.cells, cell{text: s.number(m), interval: s.interval(m), note: m.Note, missing: m.Value == nil})
+	}
+	return out
+}
+
+func bindsOf(a *analysis.Report) (binds, limit cell) {
+	if a == nil {
+		return cell{text: "not analysed", missing: true}, cell{text: "-"}
+	}
+	binds = cell{text: string(a.Binding), note: a.Verdict, missing: a.Binding == analysis.NotObserved}
+	share := a.Light
+	if b := a.Bottleneck(a.Binding); b != nil {
+		share = b.Share
+	}
+	if share != nil && !binds.missing {
+		binds.text += " " + percent(*share, false)
+	}
+	limit.text = a.Limit
+	if limit.text == "" {
+		limit.text = "-"
+	}
+	return binds, limit
+}

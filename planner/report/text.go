@@ -1,0 +1,373 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"kvtune/harness"
+	"kvtune/planner"
+	"kvtune/planner/analysis"
+)
+
+// width is the number of columns that no line of a table exceeds; command lines are never broken.
+const width = 100
+
+// VerdictLine is the first line that a command prints: the verdict in one line, marked where it rests on a simulated
+// server or a run that ended early.
+func VerdictLine(verdict string, origin harness.Origin, partial bool) string {
+	if verdict == "" {
+		verdict = "no verdict"
+	}
+	verdict = clean(verdict, 1000)
+	if partial && !strings.Contains(verdict, "PARTIAL") {
+		verdict += "; PARTIAL: the run ended early"
+	}
+	if origin != harness.OriginMeasured && !strings.Contains(verdict, "SIMULATED") {
+		verdict += "; SIMULATED"
+	}
+	return verdict
+}
+
+// Text writes everything for a terminal: the verdict, the warnings, the table of runs, the plans, predicted beside
+// measured for every plan that was verified, and the files.
+func Text(w io.Writer, in Input) error {
+	b := bufio.NewWriter(w)
+	origin, partial := harness.OriginMeasured, false
+	if in.simulated() {
+		origin = harness.OriginSimulated
+	}
+	for _, r := range in.Runs {
+		partial = partial || r.Result.Partial
+	}
+	fmt.Fprintln(b, VerdictLine(in.Verdict, origin, partial))
+	for _, warning := range in.warnings() {
+		wrap(b, "! ", "  ", warning)
+	}
+	if len(in.Runs) > 0 {
+		fmt.Fprintln(b)
+		runTable(b, in.Runs)
+	}
+	if in.Plans != nil {
+		fmt.Fprintln(b)
+		planTable(b, in.Plans)
+		for i := range in.Plans.Plans {
+			if p := &in.Plans.Plans[i]; len(p.Compared) > 0 {
+				fmt.Fprintln(b)
+				predictedMeasured(b, p)
+			}
+		}
+	}
+	list(b, "\nrepeat with", in.Commands)
+	list(b, "\nfiles", in.Files)
+	return b.Flush()
+}
+
+// RunTable writes one column per run and one row per metric, in blocks of at most 100 columns.
+func RunTable(w io.Writer, runs []Run) error {
+	b := bufio.NewWriter(w)
+	runTable(b, runs)
+	return b.Flush()
+}
+
+func runTable(b *bufio.Writer, runs []Run) {
+	const labels, units, most = 20, 9, 22
+	rows := rowsOf(runs)
+	widths := make([]int, len(runs))
+	for i, r := range runs {
+		widths[i] = min(most, utf8.RuneCountInString(r.Result.Name))
+		for _, row := range rows {
+			widths[i] = max(widths[i], min(most, utf8.RuneCountInString(row.cells[i].text)))
+		}
+	}
+	for from := 0; from < len(runs); {
+		to, used := from, labels+1+units
+		for to < len(runs) && (to == from || used+2+widths[to] <= width) {
+			used += 2 + widths[to]
+			to++
+		}
+		if from > 0 {
+			fmt.Fprintln(b)
+		}
+		line := func(label, unit string, text func(i int) string) {
+			s := pad(label, labels) + " " + pad(unit, units)
+			for i := from; i < to; i++ {
+				s += "  " + padLeft(clean(text(i), widths[i]), widths[i])
+			}
+			fmt.Fprintln(b, strings.TrimRight(s, " "))
+		}
+		line("run", "unit", func(i int) string { return runs[i].Result.Name })
+		fmt.Fprintln(b, strings.Repeat("-", used))
+		for _, row := range rows {
+			line(row.label, row.unit, func(i int) string { return row.cells[i].text })
+		}
+		from = to
+	}
+}
+
+// PlanTable writes the plans with what they are predicted to do, what they change, and the commands that start them.
+func PlanTable(w io.Writer, plans *planner.Plans) error {
+	b := bufio.NewWriter(w)
+	planTable(b, plans)
+	return b.Flush()
+}
+
+// planned are the columns of the table of plans.
+var planned = [...]struct{ label, name, stat string }{
+	{"throughput", harness.MetricTotalThroughput, ""},
+	{"TTFT p99", harness.MetricTTFT, harness.StatP99},
+	{"TPOT mean", harness.MetricTPOT, harness.StatMean},
+	{"E2EL mean", harness.MetricE2EL, harness.StatMean},
+	{"hit rate", harness.MetricCacheHitRate, ""},
+	{"KV peak", harness.MetricKVUsage, harness.StatPeak},
+}
+
+// allPlans are the baselines, then the plans, then what comes closest when none meets the SLOs.
+func allPlans(ps *planner.Plans) []*planner.Plan {
+	all := []*planner.Plan{&ps.Baseline}
+	if ps.Default != nil {
+		all = append(all, ps.Default)
+	}
+	for i := range ps.Plans {
+		all = append(all, &ps.Plans[i])
+	}
+	if ps.Infeasible != nil {
+		all = append(all, &ps.Infeasible.Closest)
+	}
+	return all
+}
+
+// planScales gives each column of the table of plans its unit.
+func planScales(all []*planner.Plan) []scale {
+	scales := make([]scale, len(planned))
+	for i, c := range planned {
+		unit, values := "", []float64(nil)
+		for _, p := range all {
+			if m := p.Predicted.Get(c.name, c.stat); m != nil {
+				unit = m.Unit
+				if m.Value != nil {
+					values = append(values, *m.Value)
+				}
+			}
+		}
+		scales[i] = scaleFor(unit, values...)
+	}
+	return scales
+}
+
+func planTable(b *bufio.Writer, ps *planner.Plans) {
+	const names, column = 11, 12
+	all := allPlans(ps)
+	scales := planScales(all)
+	fmt.Fprintln(b, "plans (PREDICTED: SIMULATED in virtual time; ranges are 95 %)")
+	if ps.Infeasible != nil {
+		wrap(b, "! ", "  ", "NO FEASIBLE PLAN: "+clean(ps.Infeasible.Why, 1000))
+	}
+	head, units := pad("plan", names), pad("", names)
+	for i, c := range planned {
+		head += " " + padLeft(c.label, column)
+		units += " " + padLeft(scales[i].unit, column)
+	}
+	fmt.Fprintf(b, "%s\n%s\n%s\n", head, strings.TrimRight(units, " "), strings.Repeat("-", utf8.RuneCountInString(head)))
+	for _, p := range all {
+		line := pad(clean(string(p.Strategy), names), names)
+		for i, c := range planned {
+			text := notObserved
+			if m := p.Predicted.Get(c.name, c.stat); m != nil {
+				text = scales[i].number(*m)
+			}
+			line += " " + padLeft(text, column)
+		}
+		fmt.Fprintln(b, line)
+		for _, detail := range planDetails(p) {
+			wrap(b, "  ", "    ", detail)
+		}
+		if len(p.Launch) > 0 && p.Gain != nil {
+			fmt.Fprintln(b, "  $ "+clean(shellLine(p.Launch), 1<<20))
+		}
+	}
+	for _, note := range ps.Notes {
+		wrap(b, "note: ", "  ", clean(note, 1000))
+	}
+	if ps.Search.Statement != "" {
+		wrap(b, "search: ", "  ", clean(ps.Search.Statement, 1000))
+	}
+}
+
+// planDetails are the sentences about one plan.
+func planDetails(p *planner.Plan) []string {
+	var ds []string
+	if p.Gain != nil {
+		ds = append(ds, "gain: "+gainText(*p.Gain))
+	}
+	switch {
+	case p.Keep:
+		ds = append(ds, "keep your settings: the gain is within noise")
+	case len(p.Changed) > 0:
+		ds = append(ds, "change: "+changesText(p.Changed))
+	}
+	if p.Binding != "" {
+		text := "binds: " + string(p.Binding)
+		if p.Limit != "" {
+			text += " (" + p.Limit + ")"
+		}
+		ds = append(ds, text)
+	}
+	for _, c := range p.SLOs {
+		ds = append(ds, "SLO "+sloText(c))
+	}
+	if p.MaxRequestRate != nil {
+		ds = append(ds, fmt.Sprintf("SLOs hold up to %.3g request/s", *p.MaxRequestRate))
+	}
+	for _, r := range p.Replaced {
+		ds = append(ds, "replaced: "+r)
+	}
+	for i := range ds {
+		ds[i] = clean(ds[i], 1000)
+	}
+	return ds
+}
+
+func gainText(g analysis.Gain) string {
+	text := strings.TrimSpace(g.Metric+" "+g.Stat) + " " + percent(g.Change, true)
+	if g.Low != nil && g.High != nil {
+		text += " (" + percent(*g.Low, true) + " to " + percent(*g.High, true) + ")"
+	}
+	s := scaleFor(g.Unit, g.Before, g.After)
+	return text + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
+}
+
+func changesText(changes []planner.Change) string {
+	parts := make([]string, len(changes))
+	for i, c := range changes {
+		from := c.From
+		if from == "" {
+			from = "unset"
+		}
+		to := c.To
+		if to == "" {
+			to = "unset"
+		}
+		parts[i] = fmt.Sprintf("%s %s -> %s", c.Flag, from, to)
+		if !c.Modelled {
+			parts[i] += " [emitted, not modelled]"
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func sloText(c planner.SLOCheck) string {
+	text := c.SLO + ": "
+	switch {
+	case c.Value == nil:
+		return text + notObserved
+	case c.Met:
+		text += "met"
+	default:
+		text += "MISSED"
+	}
+	text += fmt.Sprintf(", predicted %.3g", *c.Value)
+	if c.Probability != nil {
+		text += fmt.Sprintf(", met in %s of the draws", percent(*c.Probability, false))
+	}
+	return text
+}
+
+// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad.
+func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
+	b := bufio.NewWriter(w)
+	predictedMeasured(b, plan)
+	return b.Flush()
+}
+
+// comparison is a planner.Comparison as people read it.
+type comparison struct{ metric, unit, predicted, interval, measured, err, inside string }
+
+func comparisonsOf(p *planner.Plan) []comparison {
+	var cs []comparison
+	for _, c := range p.Compared {
+		s := scaleFor(c.Unit, c.Predicted, c.Measured)
+		out := comparison{metric: strings.TrimSpace(c.Metric + " " + c.Stat), unit: s.unit,
+			predicted: s.digits(c.Predicted, 0), measured: s.digits(c.Measured, 0), err: "-", interval: "-", inside: "-"}
+		if m := p.Predicted.Get(c.Metric, c.Stat); m != nil {
+			out.predicted = s.number(*m)
+			if text := s.interval(*m); text != "" {
+				out.interval = text
+			}
+		}
+		if m := p.Measured.Get(c.Metric, c.Stat); m != nil {
+			out.measured = s.number(*m)
+		}
+		if c.Error != nil {
+			out.err = percent(*c.Error, true)
+		}
+		if c.Inside != nil {
+			out.inside = "no"
+			if *c.Inside {
+				out.inside = "yes"
+			}
+		}
+		cs = append(cs, out)
+	}
+	return cs
+}
+
+// origin of a verified plan's measurement: "SIMULATED" or "measured".
+func measuredOrigin(p *planner.Plan) string {
+	if p.MeasuredOrigin == harness.OriginMeasured {
+		return "measured"
+	}
+	return "SIMULATED server"
+}
+
+func predictedMeasured(b *bufio.Writer, p *planner.Plan) {
+	fmt.Fprintf(b, "plan %s: predicted beside measured (%s)\n", clean(string(p.Strategy), 20), measuredOrigin(p))
+	line := func(c comparison) {
+		s := pad(clean(c.metric, 24), 24) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  " +
+			padLeft(c.interval, 22) + " " + padLeft(c.measured, 12) + " " + padLeft(c.err, 9) + " " + padLeft(c.inside, 6)
+		fmt.Fprintln(b, strings.TrimRight(s, " "))
+	}
+	line(comparison{"metric", "unit", "predicted", "95 % range", "measured", "error", "inside"})
+	fmt.Fprintln(b, strings.Repeat("-", width))
+	for _, c := range comparisonsOf(p) {
+		line(c)
+	}
+}
+
+func list(b *bufio.Writer, head string, items []string) {
+	if len(items) == 0 {
+		return
+	}
+	fmt.Fprintln(b, head)
+	for _, item := range items {
+		fmt.Fprintln(b, "  "+clean(item, 1<<20))
+	}
+}
+
+// wrap writes words within width columns: first before the first line, rest before the others.
+func wrap(b *bufio.Writer, first, rest, text string) {
+	line := first
+	empty := true
+	for _, word := range strings.Fields(clean(text, 1<<20)) {
+		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			fmt.Fprintln(b, line)
+			line, empty = rest, true
+		}
+		if !empty {
+			line += " "
+		}
+		line += word
+		empty = false
+	}
+	fmt.Fprintln(b, line)
+}
+
+func pad(s string, n int) string {
+	return s + strings.Repeat(" ", max(0, n-utf8.RuneCountInString(s)))
+}
+
+func padLeft(s string, n int) string {
+	return strings.Repeat(" ", max(0, n-utf8.RuneCountInString(s))) + s
+}
