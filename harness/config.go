@@ -53,6 +53,7 @@ type Config struct {
 	// B is the batch size: requests in flight, at least 1.
 	B int `json:"B,omitempty"`
 	EngineArgs
+	// ProfilingType is prefill, decode or mixed; "" is mixed.
 	ProfilingType ProfilingType `json:"profiling_type,omitempty"`
 	// Prefix is shared (one prefix for all B), own (one each) or groups=G. "" is shared.
 	Prefix string `json:"prefix,omitempty"`
@@ -61,7 +62,7 @@ type Config struct {
 	// NumWarmup and NumMeasurements count batches of B.
 	NumWarmup       int `json:"num_warmup,omitempty"`
 	NumMeasurements int `json:"num_measurements,omitempty"`
-	// Rate is requests per second of an open loop ("8" or "4..24"); "" is the closed loop of B.
+	// Rate is requests per second of an open loop ("8", "4..24", "fixed:8"); "" is the closed loop of B.
 	Rate string `json:"rate,omitempty"`
 	// Burstiness is the gamma shape of the arrivals, 1 is Poisson; 0 means 1.
 	Burstiness  float64 `json:"burstiness,omitempty"`

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"kvtune/harness/workload"
 )
 
 // fields are the fields that an error refuses, in order.
@@ -39,13 +41,13 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.C = 0 }, "C"},
 		{func(c *Config) { c.B = 0 }, "B"},
 		{func(c *Config) { c.M = -1 }, "M"},
-		{func(c *Config) { c.B, c.M = 0, -1 }, "M B"},
+		{func(c *Config) { c.B, c.SchedulingPolicy, c.BlockSize = 0, "lifo", -1 }, "B block_size scheduling_policy"},
 		{func(c *Config) { c.C = math.MaxInt }, "C"},
 		{func(c *Config) { c.NumMeasurements = 0 }, "num_measurements"},
 		{func(c *Config) { c.NumWarmup = -1 }, "num_warmup"},
 		{func(c *Config) { c.NumWarmup = 0 }, ""},
 		{func(c *Config) { c.ProfilingType = "both" }, "profiling_type"},
-		{func(c *Config) { c.ProfilingType = "" }, "profiling_type"},
+		{func(c *Config) { c.ProfilingType = "" }, ""},
 		{func(c *Config) { c.Name = "../up" }, "name"},
 		{func(c *Config) { c.Name = "a b" }, "name"},
 		{func(c *Config) { c.Name = "run-1.B_8" }, ""},
@@ -67,6 +69,12 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Users, c.Turns, c.Rate = 2, 2, "1" }, "users"},
 		{func(c *Config) { c.Users, c.Turns, c.ThinkTime = 2, 2, -1 }, "think_time_s"},
 		{func(c *Config) { c.Burstiness = math.Inf(1) }, "burstiness"},
+		{func(c *Config) { c.Prefix = "groups=0" }, "prefix"},
+		{func(c *Config) { c.OutputLen = "9:1" }, "output_len"},
+		{func(c *Config) { c.Rate = "fast" }, "rate"},
+		{func(c *Config) { c.Trace, c.Rate = "a.csv", "fast" }, "rate"},
+		{func(c *Config) { c.Trace, c.Rate = "a.csv", "4..8" }, "rate"},
+		{func(c *Config) { c.Trace, c.Rate = "a.csv", "4" }, ""},
 		{func(c *Config) { c.Trace, c.C, c.B, c.ProfilingType = "a.csv", 0, 0, "" }, ""}, // a trace says what is sent
 		{func(c *Config) { c.Trace, c.Users = "a.csv", 1 }, "users"},
 	} {
@@ -80,6 +88,22 @@ func TestValidate(t *testing.T) {
 	err := (&FieldError{Field: "B", Value: 0, Allowed: "from 1 to 9"}).Error()
 	if err != "B is 0: allowed is from 1 to 9" {
 		t.Error(err)
+	}
+}
+
+func TestSpec(t *testing.T) {
+	c := DefaultConfig()
+	c.M, c.BlockSize, c.Users, c.Turns, c.ThinkTime, c.MaxModelLen, c.Seed = 3, 16, 2, 4, 0.25, 9000, 5
+	got, err := c.Spec()
+	want := workload.Spec{C: 512, M: 3, B: 8, BlockSize: 16, Type: "mixed", Prefix: "shared", NumWarmup: 1, NumMeasurements: 3,
+		Users: 2, Turns: 4, ThinkTime: 250 * ms, MaxModelLen: 9000, Seed: 5}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("%v %s", err, d)
+	}
+	c.B = 0
+	c.Users, c.Turns = 0, 0
+	if _, err := c.Spec(); err == nil {
+		t.Error("a spec of an invalid configuration")
 	}
 }
 

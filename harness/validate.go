@@ -6,78 +6,100 @@ import (
 	"math"
 	"regexp"
 	"strings"
+	"time"
+
+	"kvtune/harness/workload"
 )
 
 // FieldError says that a field's value is not allowed. Every refusal of a bad configuration is one, so that a command
 // can tell wrong usage from failure and name the flag.
-type FieldError struct {
-	// Field is the name as in a configuration file: "C", "max_num_batched_tokens".
-	Field string
-	// Value is what it was set to.
-	Value any
-	// Allowed is the allowed range or list, e.g. "at least 1", "fcfs, priority".
-	Allowed string
-}
-
-// Error is e.g. "B is 0: allowed is at least 1".
-func (e *FieldError) Error() string {
-	if s, ok := e.Value.(string); ok {
-		return fmt.Sprintf("%s is %q: allowed is %s", e.Field, s, e.Allowed)
-	}
-	return fmt.Sprintf("%s is %v: allowed is %s", e.Field, e.Value, e.Allowed)
-}
+type FieldError = workload.FieldError
 
 // Upper bounds that no real system comes near: they catch a slipped digit and keep products within an int.
 const (
 	maxTokens   = 1 << 30
 	maxRequests = 1 << 24
+	maxThink    = 1e6
 )
 
 // nameForm is what a name may be: it becomes part of file names.
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// Validate reports every field that is out of range, as [*FieldError] joined with [errors.Join]; nil when all is well.
-// Whether the requests fit the model's context is decided where they are built ([Config.Spec]), because the context may
-// be the server's. A value that only some vLLM version refuses passes here.
+// Validate reports the fields that are out of range, as [*FieldError] joined with [errors.Join]; nil when all is well.
+// Whether the requests fit the model's context is decided where they are built, because the context may be the server's.
+// A value that only some vLLM version refuses passes here.
 func (c Config) Validate() error {
 	v := checks{}
 	if c.Name != "" && (!nameForm.MatchString(c.Name) || len(c.Name) > 128) {
 		v.refuse("name", c.Name, "letters, digits, '.', '_' and '-', beginning with a letter or digit, up to 128")
 	}
-	if c.Trace == "" { // a trace says itself what is sent
-		v.whole("C", c.C, 1, maxTokens)
-		v.whole("M", c.M, 0, maxTokens)
-		v.whole("B", c.B, 1, maxRequests)
-		v.whole("num_warmup", c.NumWarmup, 0, maxRequests)
-		v.whole("num_measurements", c.NumMeasurements, 1, maxRequests)
-		v.oneOf("profiling_type", string(c.ProfilingType), "prefill", "decode", "mixed")
-	} else if c.Users > 0 {
-		v.refuse("users", c.Users, "0 (unset) with a trace, which has its own conversations")
-	}
-	v.whole("num_requests", c.NumRequests, 0, maxRequests)
-	v.whole("concurrency", c.Concurrency, 0, maxRequests)
-	v.whole("clients", c.Clients, 0, maxRequests)
-	v.whole("users", c.Users, 0, maxRequests)
-	v.whole("turns", c.Turns, 0, maxRequests)
-	v.number("burstiness", c.Burstiness, 0, 1e6, "0 (unset) or up to 1e6")
-	v.number("think_time_s", c.ThinkTime, 0, 1e6, "from 0 to 1e6 seconds")
 	if c.Rate != "" && c.Concurrency > 0 {
 		v.refuse("concurrency", c.Concurrency, fmt.Sprintf("0 (unset) beside rate %s: an open loop or a closed one, not both", c.Rate))
 	}
 	if c.Users > 0 && (c.Rate != "" || c.Concurrency > 0) {
 		v.refuse("users", c.Users, "0 (unset) beside rate or concurrency: users are a load of their own")
 	}
-	if c.Clients > 0 && c.Concurrency == 0 {
-		v.refuse("clients", c.Clients, "0 (unset) without concurrency, which the clients share")
-	}
-	if c.Clients > c.Concurrency && c.Concurrency > 0 {
-		v.refuse("clients", c.Clients, fmt.Sprintf("from 1 to concurrency, %d", c.Concurrency))
-	}
-	if c.Turns > 0 && c.Users == 0 && c.Trace == "" {
-		v.refuse("turns", c.Turns, "0 (unset) without users, who take the turns")
+	v.number("think_time_s", c.ThinkTime, 0, maxThink, fmt.Sprintf("from 0 to %g seconds", maxThink))
+	if c.Trace != "" { // says itself what is sent
+		if c.Users > 0 {
+			v.refuse("users", c.Users, "0 (unset) with a trace, which has its own conversations")
+		}
+		v.whole("num_requests", c.NumRequests, 0, maxRequests)
+		v.whole("concurrency", c.Concurrency, 0, maxRequests)
+		v.whole("clients", c.Clients, 0, max(c.Concurrency, 1))
+		if _, err := c.RequestRate(); err != nil {
+			v = append(v, err)
+		}
+	} else {
+		if c.Turns > 0 && c.Users == 0 {
+			v.refuse("turns", c.Turns, "0 (unset) without users, who take the turns")
+		}
+		spec := c.spec()
+		if spec.BlockSize == 0 {
+			spec.BlockSize = 1 // the server's, which is not known yet
+		}
+		spec.ThinkTime = 0 // judged above, in seconds
+		if err := spec.Validate(); err != nil {
+			v = append(v, err)
+		}
 	}
 	v = append(v, c.EngineArgs.checks()...)
 	return errors.Join(v...)
+}
+
+// Spec is the workload that the configuration describes, once BlockSize is known (M blocks need one) and the
+// configuration is valid. It is not for a trace: [workload.ReadTrace] reads that.
+func (c Config) Spec() (workload.Spec, error) {
+	if err := c.Validate(); err != nil {
+		return workload.Spec{}, err
+	}
+	return c.spec(), nil
+}
+
+func (c Config) spec() workload.Spec {
+	return workload.Spec{
+		C: c.C, M: c.M, B: c.B, BlockSize: c.BlockSize, Type: string(c.ProfilingType), Prefix: c.Prefix, OutputLen: c.OutputLen,
+		NumWarmup: c.NumWarmup, NumMeasurements: c.NumMeasurements, Rate: c.Rate, Burstiness: c.Burstiness,
+		Concurrency: c.Concurrency, Clients: c.Clients, Users: c.Users, Turns: c.Turns,
+		ThinkTime: time.Duration(c.ThinkTime * float64(time.Second)), NumRequests: c.NumRequests,
+		MaxModelLen: c.MaxModelLen, Seed: c.Seed,
+	}
+}
+
+// RequestRate is the mean rate in requests/s to which a trace is rescaled, 0 where none is asked for. A rate that rises or
+// falls over the run, or has even gaps, is refused: a trace has its own arrivals.
+func (c Config) RequestRate() (float64, error) {
+	if c.Rate == "" {
+		return 0, nil
+	}
+	r, err := workload.ParseRate(c.Rate)
+	if err != nil {
+		return 0, err
+	}
+	if r.Even || r.From != r.To {
+		return 0, &FieldError{Field: "rate", Value: c.Rate, Allowed: "one number of requests/s with a trace, whose arrivals are kept"}
+	}
+	return r.Mean(), nil
 }
 
 // Validate reports every setting that is out of range, as [Config.Validate] does. A zero setting is "not set".
