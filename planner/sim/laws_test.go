@@ -218,7 +218,8 @@ func (w *watched) update() {
 		w.got[e.ID]++
 		n := w.got[e.ID]
 		w.must(e.Token == 1 && e.Output == n && e.First == (n == 1), "request %d: token %d is reported as %+v", e.ID, n, e)
-		w.must(e.Finished == (n == w.want[e.ID]), "request %d: token %d of %d, finished %v", e.ID, n, w.want[e.ID], e.Finished)
+		w.must(e.Finished == (n == w.want[e.ID]), "request %d: token %d of %d, finished %v",
+			e.ID, n, w.want[e.ID], e.Finished)
 		if e.Finished {
 			delete(w.want, e.ID)
 		}
@@ -235,7 +236,8 @@ func TestLawsHoldForRandomRuns(t *testing.T) {
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		w := &watched{Scheduler: s, t: t, want: map[int]int{}, got: map[int]int{}, given: map[int]Request{}, pre: map[int]int{}}
+		w := &watched{Scheduler: s, t: t, want: map[int]int{}, got: map[int]int{}, given: map[int]Request{},
+			pre: map[int]int{}}
 		depth, total := 1, 5+rng.IntN(30)
 		if cfg.AsyncScheduling {
 			depth = 2

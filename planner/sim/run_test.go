@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"kvtune/harness"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 )
@@ -130,7 +131,8 @@ func TestStepSequences(t *testing.T) {
 		{"a watermark keeps blocks free while something runs",
 			with(small, func(c *Config) { c.NumGPUBlocks, c.MaxModelLen, c.Watermark = 8, 28, 0.5 }),
 			requests(ask{prompt: 4, output: 2}, ask{prompt: 16, output: 1}), "1/4 +1 1/16"},
-		{"async: the second batch goes ahead of the first's result", with(small, func(c *Config) { c.AsyncScheduling = true }),
+		{"async: the second batch goes ahead of the first's result",
+			with(small, func(c *Config) { c.AsyncScheduling = true }),
 			requests(ask{prompt: 20, output: 3}), "1/16 1/4 +1 +1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -250,7 +252,8 @@ func TestTimeline(t *testing.T) {
 		{"async", with(small, func(c *Config) { c.AsyncScheduling = true }),
 			[]time.Duration{1 * ms, 2 * ms, 3 * ms, 4 * ms}, []time.Duration{3 * ms, 4 * ms}},
 		{"latencies", with(small, func(c *Config) { c.RequestLatency, c.TokenLatency = 10*ms, ms/4 }),
-			[]time.Duration{11*ms + ms/4, 12*ms + ms/4, 13*ms + ms/4, 14*ms + ms/4}, []time.Duration{12*ms + ms/4, 13*ms + ms/4}},
+			[]time.Duration{11*ms + ms/4, 12*ms + ms/4, 13*ms + ms/4, 14*ms + ms/4},
+			[]time.Duration{12*ms + ms/4, 13*ms + ms/4}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := mustRun(t, c.cfg, tick{}, asks)
@@ -286,7 +289,8 @@ func TestStreamInterval(t *testing.T) {
 func TestPriorityGoesFirst(t *testing.T) {
 	cfg := with(small, func(c *Config) { c.Priority, c.MaxNumSeqs = true, 1 })
 	w := requests(ask{prompt: 4, output: 3}, ask{ms: 1, prompt: 4, output: 1, priority: 5},
-		ask{ms: 1, prompt: 4, output: 1, priority: -5}, ask{ms: 2, prompt: 4, output: 1, priority: -5}, ask{ms: 1, prompt: 4, output: 1})
+		ask{ms: 1, prompt: 4, output: 1, priority: -5}, ask{ms: 2, prompt: 4, output: 1, priority: -5},
+		ask{ms: 1, prompt: 4, output: 1})
 	out := mustRun(t, cfg, tick{}, w)
 	for i, want := range []int{2, 3, 4, 1} { // each is one step, from 3 ms on
 		if got, at := out.Records[want].End(), time.Duration(4+i)*time.Millisecond; got != at {
@@ -296,7 +300,8 @@ func TestPriorityGoesFirst(t *testing.T) {
 }
 
 func TestLengthsBeyondTheContext(t *testing.T) {
-	w := requests(ask{prompt: 200, output: 1}, ask{prompt: 160, output: 1}, ask{prompt: 159, output: 2}, ask{prompt: 8, output: 2})
+	w := requests(ask{prompt: 200, output: 1}, ask{prompt: 160, output: 1}, ask{prompt: 159, output: 2},
+		ask{prompt: 8, output: 2})
 	for release, want := range map[int][4]int{0: {0, 0, 1, 2}, 31: {0, 0, 0, 2}} {
 		out := mustRun(t, with(small, func(c *Config) { c.Release = release }), tick{}, w)
 		for i, r := range out.Records {
@@ -310,7 +315,8 @@ func TestLengthsBeyondTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused *RefusedError
-	if err := s.Add(Request{PromptTokens: 161, MaxTokens: 1}); !errors.As(err, &refused) || refused.Param != "input_tokens" {
+	err = s.Add(Request{PromptTokens: 161, MaxTokens: 1})
+	if !errors.As(err, &refused) || refused.Param != "input_tokens" {
 		t.Errorf("a prompt above max_model_len: %v", err)
 	}
 }
@@ -329,6 +335,26 @@ func TestARequestWaitsForNothingThatCannotBe(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestFromArgs(t *testing.T) {
+	off := false
+	args := harness.EngineArgs{MaxNumBatchedTokens: 2048, MaxNumSeqs: 64, BlockSize: 32, MaxModelLen: 4096,
+		AsyncScheduling: &off, SchedulingPolicy: "priority", NumGPUBlocksOverride: 200, LongPrefillTokenThreshold: 100}
+	want := Config{MaxNumBatchedTokens: 2048, MaxNumSeqs: 64, BlockSize: 32, NumGPUBlocks: 200, MaxModelLen: 4096,
+		EnableChunkedPrefill: true, EnablePrefixCaching: true, Priority: true, LongPrefillTokenThreshold: 100,
+		ReserveFullISL: true, StreamInterval: 1}
+	if got, err := FromArgs(args, 9999); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	args.SchedulingPolicy = "random"
+	if _, err := FromArgs(args, 9999); err == nil || !strings.Contains(err.Error(), "fcfs or priority") {
+		t.Errorf("an unknown policy: %v", err)
+	}
+	_, err := FromArgs(harness.EngineArgs{}, 100)
+	if err == nil || !strings.Contains(err.Error(), "max_num_batched_tokens is 0") {
+		t.Errorf("arguments that are not resolved: %v", err)
 	}
 }
 
@@ -448,7 +474,8 @@ func TestSameArgumentsSameBytes(t *testing.T) {
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Run(ctx, small, tick{}, requests(ask{prompt: 4, output: 4}), Options{}); !errors.Is(err, context.Canceled) {
+	_, err := Run(ctx, small, tick{}, requests(ask{prompt: 4, output: 4}), Options{})
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -83,7 +83,8 @@ func TestWhoPreemptsItselfByRelease(t *testing.T) {
 		}
 		for i, prompt := range []int{6, 8} {
 			// The second comes later, so that the first is admitted before it.
-			if err := s.Add(Request{ID: i, PromptTokens: prompt, MaxTokens: 5, Priority: 5 - 5*i, Arrival: time.Duration(i)}); err != nil {
+			err := s.Add(Request{ID: i, PromptTokens: prompt, MaxTokens: 5, Priority: 5 - 5*i, Arrival: time.Duration(i)})
+			if err != nil {
 				t.Fatal(err)
 			}
 			s.Update(s.Schedule())

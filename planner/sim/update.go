@@ -1,5 +1,7 @@
 package sim
 
+import "slices"
+
 // Update applies the result of a batch: its requests get their tokens, and those that are done free their blocks. The
 // events are in the order of the batch's items and hold until the next Update.
 func (s *Scheduler) Update(b *Batch) []Event {
@@ -43,13 +45,7 @@ func (s *Scheduler) Update(b *Batch) []Event {
 		}
 	}
 	if ended {
-		kept := s.running[:0]
-		for _, slot := range s.running {
-			if s.requests[slot].running {
-				kept = append(kept, slot)
-			}
-		}
-		s.running = kept
+		s.running = slices.DeleteFunc(s.running, func(slot int32) bool { return !s.requests[slot].running })
 	}
 	s.batches = append(s.batches, b)
 	return s.events
