@@ -173,8 +173,8 @@ func TestWriteLogRefuses(t *testing.T) {
 
 // TestTruncatedLog: cut at any byte, a log gives the whole intervals before the cut.
 func TestTruncatedLog(t *testing.T) {
-	log := logOf(t, start, intervals())
-	want := intervals()
+	want := []Interval{{TTFT, 0, time.Second, recorder(1, 20)}, {"", time.Second, time.Second, recorder(2, 3)}}
+	log := logOf(t, start, want)
 	for cut := range len(log) {
 		got, err := ReadLog(bytes.NewReader(log[:cut]))
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
