@@ -1,0 +1,22 @@
+package engine
+
+import (
+	"context"
+
+	"kvtune/harness/workload"
+	"kvtune/planner/cost"
+	"kvtune/planner/sim"
+)
+
+// Virtual runs a workload on this engine's device in virtual time: the same settings, step times and latencies, without
+// HTTP and without waiting. It starts with an empty cache and leaves the server alone; the same workload gives the same
+// outcome.
+func (e *Engine) Virtual(ctx context.Context, w *workload.Workload) (*sim.Outcome, error) {
+	cfg := e.cfg
+	cfg.RequestLatency, cfg.TokenLatency = e.latency.request, e.latency.token
+	var timer cost.Timer = e.opt.Cost
+	if e.hidden != nil {
+		timer = e.hidden.device(e.opt.Seed)
+	}
+	return sim.Run(ctx, cfg, timer, w, sim.Options{})
+}
