@@ -202,19 +202,33 @@ func TestPrefixQueriesByRelease(t *testing.T) {
 	}
 }
 
-// Every measured request of a batch that shares M primed blocks hits exactly M x block_size tokens.
-func TestSharedPrefixIsHitExactly(t *testing.T) {
-	for _, async := range []bool{false, true} {
-		cfg := with(h200, func(c *Config) { c.AsyncScheduling = async })
-		const m = 64
-		asks := []ask{{shared: m * 16, prompt: m*16 + 1, output: 1}}
-		for range 32 {
-			asks = append(asks, ask{ms: 100, shared: m * 16, prompt: m*16 + 256, output: 8})
-		}
-		out := mustRun(t, cfg, h100ish, requests(asks...))
-		for _, r := range out.Records[1:] {
-			if *r.CachedTokens != m*16 {
-				t.Fatalf("async %v: request %d hit %d tokens, want %d", async, r.Index, *r.CachedTokens, m*16)
+// Every measured request hits exactly the M x block_size tokens that were primed, and nothing else is hit.
+func TestPrimedBlocksAreHitExactly(t *testing.T) {
+	for _, prefix := range []string{"shared", "own", "groups=3"} {
+		for _, kind := range []string{"prefill", "decode", "mixed"} {
+			for _, async := range []bool{false, true} {
+				spec := workload.Spec{C: 100, M: 9, B: 8, BlockSize: 16, Type: kind, Prefix: prefix, NumWarmup: 1,
+					NumMeasurements: 2, OutputLen: "20", Seed: 1}
+				w, err := spec.Build()
+				if err != nil {
+					t.Fatal(err)
+				}
+				out := mustRun(t, with(h200, func(c *Config) { c.AsyncScheduling = async }), h100ish, w)
+				hits := 0
+				for _, r := range out.Records {
+					want := 9 * 16
+					if r.Phase == workload.Prime {
+						want = 0
+					}
+					if *r.CachedTokens != want {
+						t.Fatalf("%s %s, async %v: request %d (%q) hit %d tokens, want %d", prefix, kind, async, r.Index, r.Phase,
+							*r.CachedTokens, want)
+					}
+					hits += want
+				}
+				if got := out.Counters["vllm:prefix_cache_hits_total"]; got != float64(hits) {
+					t.Errorf("%s %s, async %v: counted %g hits, want %d", prefix, kind, async, got, hits)
+				}
 			}
 		}
 	}
