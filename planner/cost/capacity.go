@@ -33,9 +33,9 @@ const (
 )
 
 // Capacity estimates how many KV blocks vLLM allocates, the way it does (vllm/v1/worker/gpu_worker.py, 0.26:
-// requested = total x utilization; minus weights, the profile run's peak and the graphs' estimate; divided by the block's
-// bytes). A live server's own number is always better. num_gpu_blocks_override is obeyed. It fails when nothing, or not
-// even one request of max_model_len, is left for the cache.
+// requested = total x utilization; minus weights, the profile run's peak and the graphs' estimate; divided by the
+// block's bytes). A live server's own number is always better. num_gpu_blocks_override is obeyed. It fails when
+// nothing, or not even one request of max_model_len, is left for the cache.
 func Capacity(gpu spec.GPU, model spec.Model, args harness.EngineArgs) (Memory, error) {
 	or := func(v, def int) int64 {
 		if v > 0 {
@@ -71,8 +71,9 @@ func Capacity(gpu spec.GPU, model spec.Model, args harness.EngineArgs) (Memory, 
 	const giB = 1 << 30
 	if m.KV < m.BytesPerBlock {
 		return m, fmt.Errorf("%s does not fit %d x %s: %.1f GiB of weights and %.1f GiB of activations and graphs per "+
-			"GPU leave nothing of %.1f GiB (gpu_memory_utilization %.2g) for the KV cache; use a larger tensor_parallel_size, "+
-			"a larger GPU, fp8 weights, or a smaller max_num_batched_tokens", model.Name, tp, gpu.Name,
+			"GPU leave nothing of %.1f GiB (gpu_memory_utilization %.2g) for the KV cache; use a larger "+
+			"tensor_parallel_size, a larger GPU, fp8 weights, or a smaller max_num_batched_tokens",
+			model.Name, tp, gpu.Name,
 			float64(m.Weights)/giB, float64(m.Activations+m.CUDAGraphs)/giB, float64(m.Requested)/giB, utilization)
 	}
 	m.Blocks = int(m.KV / m.BytesPerBlock)

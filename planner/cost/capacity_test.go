@@ -84,7 +84,8 @@ func TestCapacityRefuses(t *testing.T) {
 		want       []string
 	}{
 		"weights": {"L4", "Llama-3.1-70B", harness.EngineArgs{}, []string{"does not fit", "tensor_parallel_size"}},
-		"length": {"L4", "Llama-3.1-8B", harness.EngineArgs{MaxNumBatchedTokens: 2048, MaxNumSeqs: 64, MaxModelLen: 131072},
+		"length": {"L4", "Llama-3.1-8B",
+			harness.EngineArgs{MaxNumBatchedTokens: 2048, MaxNumSeqs: 64, MaxModelLen: 131072},
 			[]string{"max_model_len 131072", "at most"}},
 	} {
 		_, err := Capacity(mustGPU(t, c.gpu), mustModel(t, c.model), c.args)

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Observation is a measured time and the steps that ran in it, one after the other. Several steps stand where only their
-// sum was seen (asynchronous scheduling moves the border between neighbours).
+// Observation is a measured time and the steps that ran in it, one after the other. Several steps stand where only
+// their sum was seen (asynchronous scheduling moves the border between neighbours).
 type Observation struct {
 	Steps []Step
 	Time  time.Duration
@@ -45,13 +45,13 @@ const (
 	outlier = 2.0
 )
 
-// Fit corrects a prior by observations: non-negative least squares on relative errors, with the prior as further rows so
-// that what was not observed stays physical, large residuals damped, and the knee chosen among multiples of the prior's.
-// Observations below the roofline are impossible and are dropped. Errors are cross-validated by composition, intervals
-// are from a bootstrap over compositions; the same observations and seed give the same model.
+// Fit corrects a prior by observations: non-negative least squares on relative errors, with the prior as further rows
+// so that what was not observed stays physical, large residuals damped, and the knee chosen among multiples of the
+// prior's. Observations below the roofline are impossible and are dropped. Errors are cross-validated by composition,
+// intervals are from a bootstrap over compositions; the same observations and seed give the same model.
 //
-// The form is section 5.1 of kvtune's reference on cost models: a hinge in tokens, knots in sequences, a slope in context
-// and a further one for mixed steps, linear in its coefficients.
+// The form is section 5.1 of kvtune's reference on cost models: a hinge in tokens, knots in sequences, a slope in
+// context and a further one for mixed steps, linear in its coefficients.
 func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, error) {
 	if opt.Draws == 0 {
 		opt.Draws = 64
@@ -62,7 +62,8 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	kept, dropped := plausible(prior, observations)
 	if len(kept) == 0 {
 		return nil, fmt.Errorf("no usable observation among %d: %d had no steps or no time, or were faster than the "+
-			"datasheet allows; is this the right GPU and model (%s on %s)?", len(observations), dropped, prior.Model, prior.GPU)
+			"datasheet allows; is this the right GPU and model (%s on %s)?",
+			len(observations), dropped, prior.Model, prior.GPU)
 	}
 	f := &fitter{cells: cells(kept)}
 	f.prior = f.scaled(prior)
@@ -104,8 +105,8 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	return m, f.bootstrap(m, best, opt)
 }
 
-// scaled is the prior moved by one factor to the observations' level when it is far from it: the form of the roofline then
-// holds for a device whose datasheet is not the prior's.
+// scaled is the prior moved by one factor to the observations' level when it is far from it: the form of the roofline
+// then holds for a device whose datasheet is not the prior's.
 func (f *fitter) scaled(prior *Model) *Model {
 	const far = 1.5
 	ratios := make([]float64, len(f.cells))
@@ -398,7 +399,8 @@ func (f *fitter) crossValidate(e *Errors, opt FitOptions) error {
 	return nil
 }
 
-// bootstrap fills Draws and the intervals: cells are drawn with replacement, and the prior rows move by their own spread.
+// bootstrap fills Draws and the intervals: cells are drawn with replacement, and the prior rows move by their own
+// spread.
 func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 	rng := rand.New(rand.NewPCG(opt.Seed, 2))
 	original := f.prior
@@ -450,7 +452,11 @@ func mean(v []float64) float64 {
 	return sum / float64(len(v))
 }
 
+// median is 0 for no values.
 func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
 	s := slices.Clone(v)
 	slices.Sort(s)
 	if len(s)%2 == 1 {

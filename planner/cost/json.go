@@ -35,9 +35,9 @@ type wire struct {
 // MarshalJSON writes the schema "kvtune.cost/1".
 func (m *Model) MarshalJSON() ([]byte, error) {
 	w := wire{
-		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn, Errors: m.Errors,
-		Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients, RequestLatency: m.RequestLatency.Seconds(),
-		TokenLatency: m.TokenLatency.Seconds(), Limits: m.Limits, Draws: m.Draws,
+		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn,
+		Errors: m.Errors, Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients,
+		RequestLatency: m.RequestLatency.Seconds(), TokenLatency: m.TokenLatency.Seconds(), Limits: m.Limits, Draws: m.Draws,
 	}
 	if m.Kind == KindFitted {
 		w.Range = &m.Range
@@ -45,8 +45,8 @@ func (m *Model) MarshalJSON() ([]byte, error) {
 	return json.Marshal(w)
 }
 
-// UnmarshalJSON reads the schema "kvtune.cost/1". A newer major version, coefficients that are not those of the formula,
-// and negative or infinite values are errors; unknown fields are ignored.
+// UnmarshalJSON reads the schema "kvtune.cost/1". A newer major version, coefficients that are not those of the
+// formula, and negative or infinite values are errors; unknown fields are ignored.
 func (m *Model) UnmarshalJSON(data []byte) error {
 	var w wire
 	if err := json.Unmarshal(data, &w); err != nil {
@@ -90,7 +90,8 @@ func (w *wire) check() error {
 		}
 	}
 	want := describe(w.Knots)
-	if !slices.EqualFunc(w.Coefficients, want, func(a, b Coefficient) bool { return a.Name == b.Name && a.Unit == b.Unit }) {
+	same := func(a, b Coefficient) bool { return a.Name == b.Name && a.Unit == b.Unit }
+	if !slices.EqualFunc(w.Coefficients, want, same) {
 		var names []string
 		for _, c := range want {
 			names = append(names, c.Name)
@@ -100,7 +101,8 @@ func (w *wire) check() error {
 	}
 	for _, c := range w.Coefficients {
 		if !finite(c.Value, c.Low, c.High) {
-			return fmt.Errorf("coefficient %s is %g (%g to %g), expected numbers of at least 0", c.Name, c.Value, c.Low, c.High)
+			return fmt.Errorf("coefficient %s is %g (%g to %g), expected numbers of at least 0",
+				c.Name, c.Value, c.Low, c.High)
 		}
 	}
 	for i, d := range w.Draws {

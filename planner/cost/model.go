@@ -52,7 +52,8 @@ const (
 	KindFitted Kind = "fitted"
 )
 
-// Model is the step time of one (GPU, model, parallelism, dtype, vLLM version), independent of the scheduler's settings:
+// Model is the step time of one (GPU, model, parallelism, dtype, vLLM version), independent of the scheduler's
+// settings:
 //
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
@@ -64,9 +65,9 @@ const (
 //	     + decode_context x sum context
 //	     + mixed_context x sum context x [the step computes prompt tokens]
 //
-// All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes from
-// [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a table
-// made then, so an edit of Coefficients has no effect.
+// All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes
+// from [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a
+// table made then, so an edit of Coefficients has no effect.
 type Model struct {
 	Kind Kind
 	// GPU and Model name what the model is of; Tensor is the number of tensor-parallel ranks, at least 1.
@@ -170,7 +171,7 @@ func describe(knots []int) []Coefficient {
 	}
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
-		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each new token beyond the knee: compute-bound"},
+		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each token beyond the knee: compute-bound"},
 		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step of prompt tokens alone: no full CUDA graph"},
 		Coefficient{Name: "mixed_step", Unit: "s", Meaning: "a step of prompt tokens and decodes"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
@@ -208,7 +209,8 @@ func (m *Model) StepTime(s Step) time.Duration {
 		return 0
 	}
 	seqs, last := s.PrefillSeqs+s.DecodeSeqs, len(m.bySeqs)-1
-	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) + m.tokens*tokens + m.kv*float64(s.DecodeContext)
+	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
+		m.tokens*tokens + m.kv*float64(s.DecodeContext)
 	if tokens > m.knee {
 		ns += m.above * (tokens - m.knee)
 	}
@@ -222,8 +224,8 @@ func (m *Model) StepTime(s Step) time.Duration {
 	return time.Duration(ns)
 }
 
-// InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It is
-// false for a prior.
+// InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It
+// is false for a prior.
 func (m *Model) InRange(s Step) bool {
 	const beyond = 1.25
 	r := m.Range
@@ -244,8 +246,8 @@ func (r *Range) add(s Step) {
 	r.Prefill, r.Decode, r.Mixed = r.Prefill || prefill, r.Decode || decode, r.Mixed || prefill && decode
 }
 
-// With is a copy with other coefficient values, in the order of Coefficients. It fails when the count differs or a value
-// is negative or not finite.
+// With is a copy with other coefficient values, in the order of Coefficients. It fails when the count differs or a
+// value is negative or not finite.
 func (m *Model) With(values []float64) (*Model, error) {
 	if len(values) != len(m.Coefficients) {
 		return nil, fmt.Errorf("%d coefficient values, expected %d", len(values), len(m.Coefficients))
@@ -301,8 +303,8 @@ type Limits struct {
 	KVBytesPerToken float64 `json:"kv_bytes_per_token"`
 }
 
-// Roofline is the least time that the step's arithmetic and its memory traffic take at the datasheet's peaks. The longer
-// one binds; no correct measurement is below it.
+// Roofline is the least time that the step's arithmetic and its memory traffic take at the datasheet's peaks. The
+// longer one binds; no correct measurement is below it.
 func (m *Model) Roofline(s Step) (compute, memory time.Duration) {
 	l := m.Limits
 	if l.Flops <= 0 || l.Bandwidth <= 0 || s.Tokens() <= 0 {

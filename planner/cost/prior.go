@@ -10,8 +10,8 @@ import (
 
 // What a real kernel reaches of the datasheet, and what the datasheet does not know. The fractions are quotients of
 // public operator timings (ai-dynamo/aiconfigurator, vLLM 0.24.0 on one H200, Llama-3.1-8B's shapes in bf16) and the
-// datasheet; the host's costs are read off client-side token gaps of vLLM 0.26.0 on one H200. Other parts are assumed to
-// do alike, which is why a prior's intervals are wide.
+// datasheet; the host's costs are read off client-side token gaps of vLLM 0.26.0 on one H200. Other parts are assumed
+// to do alike, which is why a prior's intervals are wide.
 const (
 	// matmulFraction: 2 x 6.98e9 flop x 8192 tokens in 158.8 ms is 720e12 of 989.5e12 flop/s.
 	matmulFraction = 0.73
@@ -23,16 +23,16 @@ const (
 	kvFraction = 0.85
 	// belowKnee: between 1 and 128 tokens the matrix products grow by 4 us a token, a fifth of the compute-bound slope.
 	belowKnee = 0.2
-	// mixedFraction: decode attention beside prompt tokens costs 1.4 to 1.8 times that alone on RTX PRO 6000 at 64 and 128
-	// decodes, 0.8 to 0.95 at one (LLMServingSim's kernel tables); between.
+	// mixedFraction: decode attention beside prompt tokens costs 1.4 to 1.8 times that alone on RTX PRO 6000 at 64
+	// and 128 decodes, 0.8 to 0.95 at one (LLMServingSim's kernel tables); between.
 	mixedFraction = 0.3
 	// layerGap is norms, rotary embedding, cache write and kernel boundaries of one layer inside a CUDA graph.
 	layerGap = 10 * time.Microsecond
-	// layerLaunch is the host's time to launch one layer outside a full CUDA graph: steps of 16 to 256 prompt tokens take
-	// about 10 ms over 32 layers.
+	// layerLaunch is the host's time to launch one layer outside a full CUDA graph: steps of 16 to 256 prompt tokens
+	// take about 10 ms over 32 layers.
 	layerLaunch = 300 * time.Microsecond
-	// hiddenLaunch is the part of that which shows in a step with decodes: prompts of 256 and 512 tokens dropped into 32
-	// decodes lengthen the run by about half of what they take alone.
+	// hiddenLaunch is the part of that which shows in a step with decodes: prompts of 256 and 512 tokens dropped into
+	// 32 decodes lengthen the run by about half of what they take alone.
 	hiddenLaunch = 0.5
 	// seqLayer is a decode's cost per layer that does not depend on context (grid scheduling, 1.8 ms at 256 over 32
 	// layers); seqHost the sampler's and the scheduler's share per sequence.
@@ -50,9 +50,10 @@ const (
 // graphKnots are batch sizes at which vLLM's captured graphs or the kernels' tiles change.
 func graphKnots() []int { return []int{0, 8, 16, 32, 64, 128, 256} }
 
-// Prior is the step time that the roofline predicts for a model on a GPU: the larger of weight traffic and arithmetic,
-// KV traffic, attention, and the host's launches, at the fractions of peak that public operator timings show. args gives
-// kv_cache_dtype and tensor_parallel_size. A mixture of experts is taken to read the experts that 16 tokens touch.
+// Prior is the step time that the roofline predicts for a model on a GPU: the larger of weight traffic and
+// arithmetic, KV traffic, attention, and the host's launches, at the fractions of peak that public operator timings
+// show. args gives kv_cache_dtype and tensor_parallel_size. A mixture of experts is taken to read the experts that 16
+// tokens touch.
 func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	tp := float64(max(1, args.TensorParallelSize))
 	flops, bandwidth := gpu.BF16*tp, gpu.Bandwidth*tp

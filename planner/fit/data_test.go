@@ -3,7 +3,6 @@ package fit
 import (
 	"encoding/csv"
 	"encoding/json"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -111,43 +110,100 @@ func h200(t *testing.T) *cost.Model {
 
 var defaults = harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 1024, BlockSize: 16}
 
-func TestH200(t *testing.T) {
-	prior := h200(t)
+// meanError is the mean relative error of a model's step times over observations.
+func meanError(m *cost.Model, observations []cost.Observation) (mean, bias float64) {
+	for _, o := range observations {
+		var d time.Duration
+		for _, s := range o.Steps {
+			d += m.StepTime(s)
+		}
+		if o.FromSend {
+			d += m.RequestLatency + m.TokenLatency
+		}
+		e := float64(d)/float64(o.Time) - 1
+		mean, bias = mean+math.Abs(e), bias+e
+	}
+	return mean / float64(len(observations)), bias / float64(len(observations))
+}
+
+func mustObserve(t *testing.T, run Run) []cost.Observation {
+	t.Helper()
+	o, err := Observations(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// The prior knows the datasheet and operator timings only; it must be within a quarter of a real server's steps.
+func TestPriorOnH200(t *testing.T) {
+	for _, run := range []Run{
+		{Name: "probes", Records: readRequests(t, "probes_default_requests.jsonl.zst"), Args: defaults},
+		{Name: "steps", Steps: decodeOnly(readSteps(t, "step_times_default.csv")), Args: defaults, NumGPUBlocks: 57489},
+	} {
+		o := mustObserve(t, run)
+		mean, bias := meanError(h200(t), o)
+		t.Logf("%s: %d observations, mean error %.1f %%, bias %+.1f %%", run.Name, len(o), 100*mean, 100*bias)
+		if mean > 0.25 {
+			t.Errorf("%s: prior is off by %.0f %% on average", run.Name, 100*mean)
+		}
+	}
+}
+
+// decodeOnly leaves out steps with prompts, whose logged time lacks the launch.
+func decodeOnly(steps []harness.StepRecord) []harness.StepRecord {
+	var out []harness.StepRecord
+	for _, s := range steps {
+		if s.ContextRequests == 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func TestFitOnH200(t *testing.T) {
+	m, err := FromRuns(t.Context(), h200(t), []Run{
+		{Name: "probes", Records: readRequests(t, "probes_default_requests.jsonl.zst"), Args: defaults},
+		{Name: "steps", Steps: readSteps(t, "step_times_default.csv"), Args: defaults, NumGPUBlocks: 57489},
+	}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("errors %+v, knee %d tokens, request latency %v", *m.Errors, m.Knee, m.RequestLatency)
+	if m.Errors.Median > 0.04 || m.Errors.Mean > 0.06 {
+		t.Errorf("cross-validated error: median %.1f %%, mean %.1f %%", 100*m.Errors.Median, 100*m.Errors.Mean)
+	}
+	if m.Errors.Mean >= m.Errors.Prior {
+		t.Errorf("held-out error %.1f %% is no better than the prior's %.1f %%", 100*m.Errors.Mean, 100*m.Errors.Prior)
+	}
+}
+
+// Served traffic was not fitted on: other lengths, arrivals and batch compositions of the same server.
+func TestFitHoldsOnServedTraffic(t *testing.T) {
 	probes := Run{Name: "probes", Records: readRequests(t, "probes_default_requests.jsonl.zst"), Args: defaults}
-	steps := Run{Name: "steps", Steps: readSteps(t, "step_times_default.csv"), Args: defaults, NumGPUBlocks: 57489}
-	for _, runs := range [][]Run{{probes}, {steps}, {probes, steps}} {
-		m, err := FromRuns(t.Context(), prior, runs, Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%v %+v knee %d request latency %v", m.FittedOn, *m.Errors, m.Knee, m.RequestLatency)
-		for i, c := range m.Coefficients {
-			t.Logf("  %-18s %.3g (%.3g..%.3g) prior %.3g %s", c.Name, c.Value, c.Low, c.High, prior.Coefficients[i].Value, c.Unit)
-		}
-		for _, run := range runs {
-			obs, _ := Observations(run)
-			kinds := map[string][]float64{}
-			for _, o := range obs {
-				var d time.Duration
-				kind := "decode"
-				for _, s := range o.Steps {
-					d += m.StepTime(s)
-					if s.PrefillTokens > 0 {
-						kind = fmt.Sprint("prefill fromsend ", o.FromSend)
-					}
+	m, err := FromRuns(t.Context(), h200(t), []Run{probes}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"conc64", "rate10", "rate20"} {
+		o := mustObserve(t, Run{Records: readRequests(t, "default_"+name+"_requests.jsonl.zst"), Args: defaults})
+		mean, bias := meanError(m, o)
+		inside := 0
+		for _, x := range o {
+			for _, s := range x.Steps {
+				if m.InRange(s) {
+					inside++
+					break
 				}
-				if o.FromSend {
-					d += m.RequestLatency + m.TokenLatency
-				}
-				kinds[kind] = append(kinds[kind], math.Abs(float64(d)/float64(o.Time)-1))
 			}
-			for k, v := range kinds {
-				sum := 0.
-				for _, x := range v {
-					sum += x
-				}
-				t.Logf("   %s %s: n %d mean %.2f %%", run.Name, k, len(v), 100*sum/float64(len(v)))
-			}
+		}
+		t.Logf("%s: %d observations (%d within range), mean error %.1f %%, bias %+.1f %%",
+			name, len(o), inside, 100*mean, 100*bias)
+		if len(o) < 500 {
+			t.Errorf("%s: only %d observations", name, len(o))
+		}
+		if mean > 0.08 {
+			t.Errorf("%s: off by %.1f %% on average", name, 100*mean)
 		}
 	}
 }

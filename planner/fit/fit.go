@@ -1,8 +1,8 @@
-// Package fit turns what a run left behind, the token times of its requests and its engine steps where they were logged,
-// into a cost model, without knowing how the run was made.
+// Package fit turns what a run left behind, the token times of its requests and its engine steps where they were
+// logged, into a cost model, without knowing how the run was made.
 //
-// Read [FromRuns], then [Observations]: which steps ran between two moments follows from the requests themselves, because
-// every running request gets one token per step and the token budget decides how prompts are cut.
+// Read [FromRuns], then [Observations]: which steps ran between two moments follows from the requests themselves,
+// because every running request gets one token per step and the token budget decides how prompts are cut.
 package fit
 
 import (
@@ -51,7 +51,8 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("no engine step can be told from the requests of %s; measure with fewer interruptions "+
-			"(profiling types prefill and decode, or the probes), streaming one token per event", strings.Join(names, ", "))
+			"(profiling types prefill and decode, or the probes), streaming one token per event",
+			strings.Join(names, ", "))
 	}
 	m, err := cost.Fit(prior, all, cost.FitOptions{Seed: opt.Seed})
 	if err != nil {
@@ -99,7 +100,7 @@ func timelines(records []workload.Record) [][]workload.Record {
 func fromSteps(run Run) []cost.Observation {
 	var out []cost.Observation
 	slots := float64(run.NumGPUBlocks-1) * float64(run.Args.BlockSize)
-	usage, contextBefore := 0.0, true
+	usage, contextBefore := 0.0, false
 	for _, s := range run.Steps {
 		before, continued := usage, contextBefore
 		usage, contextBefore = s.KVUsage, s.ContextRequests > 0

@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// manySteps is how many steps an observation must sum, and when a longer stretch is cut, if one of its ends lies beside
-	// a step with prompts. Neighbouring steps trade time under asynchronous scheduling (the tokens of a step come late by up
-	// to the next step when that one has prompts), so such an end may be off by one step; elsewhere prompts are observed as
-	// sums from a step without any to a step without any.
+	// manySteps is how many steps an observation must sum, and when a longer stretch is cut, if one of its ends lies
+	// beside a step with prompts. Neighbouring steps trade time under asynchronous scheduling (the tokens of a step
+	// come late by up to the next step when that one has prompts), so such an end may be off by one step; elsewhere
+	// prompts are observed as sums from a step without any to a step without any.
 	manySteps = 16
 	// saturated is the share of a step during which its tokens arrive, beyond which the front end, not the engine, sets
 	// the pace.
@@ -173,7 +173,9 @@ func (t *timeline) observations(source string) []cost.Observation {
 		end := t.episode(k)
 		if end < 0 { // nobody waits: pure decode
 			if before := &t.bursts[k-1]; !b.bad && !before.bad && b.decodes > 0 {
-				out = append(out, cost.Observation{Steps: []cost.Step{decode(b)}, Time: b.at - before.at, Source: source})
+				out = append(out, cost.Observation{
+					Steps: []cost.Step{decode(b)}, Time: b.at - before.at, Source: source,
+				})
 			}
 			k++
 			continue
@@ -213,9 +215,9 @@ func (t *timeline) episode(k int) int {
 
 func decode(b *burst) cost.Step { return cost.Step{DecodeSeqs: b.decodes, DecodeContext: b.context} }
 
-// replay cuts the prompts of queue into the steps of bursts k to end as the token budget does, first come first served,
-// and sums the steps in pieces. It leaves out the pieces around a burst that is not a step, and gives nothing more where
-// the bursts contradict the budget or a prompt's part is not known.
+// replay cuts the prompts of queue into the steps of bursts k to end as the token budget does, first come first
+// served, and sums the steps in pieces. It leaves out the pieces around a burst that is not a step, and gives nothing
+// more where the bursts contradict the budget or a prompt's part is not known.
 func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observation {
 	for _, i := range queue {
 		if q := t.requests[i]; !q.known || q.left <= 0 || t.threshold > 0 && q.left > t.threshold {
@@ -231,9 +233,9 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 	}
 	calm := true // whether start lies beside no step with prompts
 	if t.bursts[k].expected == 0 {
-		// The engine was idle: time runs from the send of a lone prompt. Of several, the server reads one after the other, so
-		// that the first step's moment is not known; nor is it that of a prompt sent before the engine fell idle. Time runs
-		// from the first token then.
+		// The engine was idle: time runs from the send of a lone prompt. Of several, the server reads one after the
+		// other, so that the first step's moment is not known; nor is it that of a prompt sent before the engine fell
+		// idle. Time runs from the first token then.
 		alone, sent := 0, t.requests[queue[0]].sent
 		for _, i := range queue {
 			if t.requests[i].sent < t.bursts[k].first {

@@ -62,10 +62,10 @@ type gpt2Names struct {
 	Positions int `json:"n_positions"`
 }
 
-// ParseConfig reads a model's shape from the bytes of its config.json, as vLLM reads it: Llama, Qwen2, Qwen3, Mistral,
-// Mixtral and GPT-2 field names, the text_config of a multimodal model, head_dim and key-value heads with their defaults.
-// Weights are 2 bytes unless quantization_config says fp8. A model whose cost the planner cannot express (MLA, state-space
-// or hybrid layers, an encoder, other quantisation) is an error that says so.
+// ParseConfig reads a model's shape from the bytes of its config.json, as vLLM reads it: Llama, Qwen2, Qwen3,
+// Mistral, Mixtral and GPT-2 field names, the text_config of a multimodal model, head_dim and key-value heads with
+// their defaults. Weights are 2 bytes unless quantization_config says fp8. A model whose cost the planner cannot
+// express (MLA, state-space or hybrid layers, an encoder, other quantisation) is an error that says so.
 func ParseConfig(data []byte) (Model, error) {
 	var c config
 	if err := json.Unmarshal(data, &c); err != nil {
@@ -150,7 +150,8 @@ func (c *config) weightBytes() float64 {
 // model checks the fields and counts the weights.
 func (c *config) model() (Model, error) {
 	m := Model{
-		Name: c.Name, Layers: c.Layers, Hidden: c.Hidden, Intermediate: c.Intermediate, Heads: c.Heads, KVHeads: c.KVHeads,
+		Name: c.Name, Layers: c.Layers, Hidden: c.Hidden, Intermediate: c.Intermediate, Heads: c.Heads,
+		KVHeads: c.KVHeads,
 		HeadDim: c.HeadDim, Vocab: c.Vocab, MaxPosition: c.MaxPosition, TiedEmbeddings: c.Tied,
 		Experts: max(c.Experts, c.LocalExperts), ExpertsPerToken: c.ExpertsPerToken, DTypeBytes: c.weightBytes(),
 	}

@@ -21,7 +21,9 @@ func key(name string) string {
 // unknown is the error for a name that no table has: the nearest names, then what else works.
 func unknown(kind, name string, names []string, advice string) error {
 	want := key(name)
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(distance(want, key(a)), distance(want, key(b))) })
+	slices.SortStableFunc(names, func(a, b string) int {
+		return cmp.Compare(distance(want, key(a)), distance(want, key(b)))
+	})
 	near := names[:min(4, len(names))]
 	return fmt.Errorf("unknown %s %q; nearest known: %s; %s", kind, name, strings.Join(near, ", "), advice)
 }

@@ -48,10 +48,12 @@ func (f family) count(m Model) Model {
 }
 
 // dense is a row of the table for the Llama-like families; heads are of width headDim.
-func dense(f family, name string, layers, hidden, inter, heads, kvHeads, headDim, vocab, position int, tied bool) Model {
+func dense(
+	f family, name string, layers, hidden, inter, heads, kvHeads, headDim, vocab, position int, tied bool,
+) Model {
 	return f.count(Model{
-		Name: name, Layers: layers, Hidden: hidden, Intermediate: inter, Heads: heads, KVHeads: kvHeads, HeadDim: headDim,
-		Vocab: vocab, MaxPosition: position, TiedEmbeddings: tied, DTypeBytes: 2,
+		Name: name, Layers: layers, Hidden: hidden, Intermediate: inter, Heads: heads, KVHeads: kvHeads,
+		HeadDim: headDim, Vocab: vocab, MaxPosition: position, TiedEmbeddings: tied, DTypeBytes: 2,
 		Source: "config.json of " + name,
 	})
 }
@@ -96,7 +98,8 @@ func Models() []Model {
 		experts(qwen3, dense(qwen3, "Qwen/Qwen3-235B-A22B", 94, 4096, 1536, 64, 4, 128, 151936, 40960, false), 128, 8),
 		mistral1,
 		dense(llama, "mistralai/Mistral-7B-v0.3", 32, 4096, 14336, 32, 8, 128, 32768, 32768, false),
-		experts(llama, dense(llama, "mistralai/Mixtral-8x7B-v0.1", 32, 4096, 14336, 32, 8, 128, 32000, 32768, false), 8, 2),
+		experts(llama,
+			dense(llama, "mistralai/Mixtral-8x7B-v0.1", 32, 4096, 14336, 32, 8, 128, 32000, 32768, false), 8, 2),
 		gpt2("openai-community/gpt2", 12, 768, 12),
 		gpt2("openai-community/gpt2-medium", 24, 1024, 16),
 		gpt2("openai-community/gpt2-large", 36, 1280, 20),
@@ -115,8 +118,8 @@ func Default() Model {
 }
 
 // FindModel finds a shape: "" is [Default]; a path to a config.json, or to the folder that holds one, is read with
-// [ParseConfig]; else a name of the table, with or without its owner and "-Instruct", "-Chat" or "-it". The error for an
-// unknown name lists the nearest ones.
+// [ParseConfig]; else a name of the table, with or without its owner and "-Instruct", "-Chat" or "-it". The error for
+// an unknown name lists the nearest ones.
 func FindModel(nameOrPath string) (Model, error) {
 	if nameOrPath == "" {
 		return Default(), nil

@@ -36,7 +36,8 @@ type Model struct {
 	Layers, Hidden, Intermediate, Heads, KVHeads, HeadDim, Vocab int
 	// MaxPosition is the model's context in tokens.
 	MaxPosition int
-	// Params is the number of weights; ActiveParams the number that one token uses (the same unless mixture of experts).
+	// Params is the number of weights; ActiveParams the number that one token uses (the same unless mixture of
+	// experts).
 	Params, ActiveParams int64
 	// TiedEmbeddings is set when the output projection is the input embedding: its weights count once.
 	TiedEmbeddings bool
@@ -71,9 +72,10 @@ func (m Model) embeddings() int64 {
 }
 
 // KVBytesPerToken is the KV cache of one token over all layers, in bytes on one of tp ranks. kvDType is vLLM's
-// kv_cache_dtype: "", "auto", "float16" and "bfloat16" are 2 bytes an element; the fp8 and int8 kinds 1, those per token
-// and head with a 4-byte scale for K and for V. KV heads are shared out over the ranks and repeated when there are more
-// ranks than heads (vllm/v1/kv_cache_interface.py: page size = heads x block_size x 2 x head_dim x bytes). A tp of 0 is 1.
+// kv_cache_dtype: "", "auto", "float16" and "bfloat16" are 2 bytes an element; the fp8 and int8 kinds 1, those per
+// token and head with a 4-byte scale for K and for V. KV heads are shared out over the ranks and repeated when there
+// are more ranks than heads (vllm/v1/kv_cache_interface.py: page size = heads x block_size x 2 x head_dim x bytes). A
+// tp of 0 is 1.
 func (m Model) KVBytesPerToken(kvDType string, tp int) int64 {
 	heads := max(1, m.KVHeads/max(tp, 1))
 	perHead := 2 * m.HeadDim * 2

@@ -1,0 +1,291 @@
+package cost
+
+import (
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"kvtune/harness"
+	"kvtune/planner/spec"
+)
+
+func h200Prior(t testing.TB) *Model {
+	t.Helper()
+	return Prior(mustGPU(t, "H200"), spec.Default(), harness.EngineArgs{})
+}
+
+// randomStep is a step that a scheduler could make: decodes with contexts, and prompts.
+func randomStep(rng *rand.Rand) Step {
+	s := Step{DecodeSeqs: rng.IntN(400)}
+	for range s.DecodeSeqs {
+		s.DecodeContext += 1 + rng.IntN(4000)
+	}
+	for range rng.IntN(4) {
+		chunk, history := 1+rng.IntN(3000), rng.IntN(6000)
+		s.PrefillSeqs++
+		s.PrefillTokens += chunk
+		s.PrefillAttention += float64(chunk) * (float64(history) + float64(chunk)/2)
+	}
+	return s
+}
+
+// formula is the step time written out term by term, in seconds.
+func formula(m *Model, s Step) float64 {
+	f := make([]float64, len(m.Coefficients))
+	terms(f, s, m.Knots, m.Knee)
+	return dot(f, m.values())
+}
+
+func TestStepTimeIsTheFormula(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	m := h200Prior(t)
+	for range 1000 {
+		values := m.values()
+		for i := range values {
+			values[i] = (values[i] + 1e-6) * rng.Float64()
+		}
+		with, err := m.With(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := randomStep(rng)
+		if s.Tokens() == 0 {
+			continue
+		}
+		if got, want := with.StepTime(s).Seconds(), formula(with, s); math.Abs(got-want) > 2e-9 {
+			t.Fatalf("%+v: %g s, the formula gives %g s", s, got, want)
+		}
+	}
+	if got := m.StepTime(Step{}); got != 0 {
+		t.Errorf("a step without work takes %v", got)
+	}
+}
+
+// More work never takes less time, whatever the coefficients.
+func TestStepTimeIsMonotone(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	prior := h200Prior(t)
+	for range 500 {
+		m, s := prior.Sample(rng), randomStep(rng)
+		s.DecodeSeqs++ // so that no step has prompts alone, which have their own constant
+		more := s
+		switch rng.IntN(4) {
+		case 0:
+			more.DecodeSeqs++
+			more.DecodeContext += 100
+		case 1:
+			more.DecodeContext += 1000
+		case 2:
+			more.PrefillSeqs++
+			more.PrefillTokens += 7
+			more.PrefillAttention += 24.5
+		case 3:
+			more.PrefillAttention *= 2
+		}
+		if a, b := m.StepTime(s), m.StepTime(more); b < a {
+			t.Fatalf("%+v takes %v, %+v takes %v", s, a, more, b)
+		}
+	}
+}
+
+var mixed = Step{
+	PrefillSeqs: 1, PrefillTokens: 512, PrefillAttention: 131072, DecodeSeqs: 64, DecodeContext: 65536,
+}
+
+func TestStepTimeDoesNotAllocate(t *testing.T) {
+	m, s := h200Prior(t), mixed
+	if n := testing.AllocsPerRun(100, func() { m.StepTime(s) }); n != 0 {
+		t.Errorf("%g allocations per step", n)
+	}
+}
+
+func BenchmarkStepTime(b *testing.B) {
+	m, s := h200Prior(b), mixed
+	for b.Loop() {
+		s.DecodeContext++
+		m.StepTime(s)
+	}
+}
+
+// The prior is at or above the roofline for every device, model and step: nothing is faster than its datasheet.
+func TestPriorIsAboveTheRoofline(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, gpu := range spec.GPUs() {
+		for _, model := range spec.Models() {
+			m := Prior(gpu, model, harness.EngineArgs{})
+			for range 20 {
+				s := randomStep(rng)
+				compute, memory := m.Roofline(s)
+				if got := m.StepTime(s); got < max(compute, memory) {
+					t.Fatalf("%s on %s: %+v takes %v, roofline %v and %v", model.Name, gpu.Name, s, got, compute, memory)
+				}
+			}
+		}
+	}
+}
+
+func TestPriorMoves(t *testing.T) {
+	gpu, model := mustGPU(t, "H100-SXM"), mustModel(t, "Llama-3.1-70B")
+	decode := Step{DecodeSeqs: 32, DecodeContext: 32 * 4096}
+	prefill := Step{PrefillSeqs: 1, PrefillTokens: 4096, PrefillAttention: 4096 * 4096 / 2}
+	base := Prior(gpu, model, harness.EngineArgs{})
+	fp8 := model
+	fp8.DTypeBytes = 1
+	for name, m := range map[string]*Model{
+		"tensor parallel": Prior(gpu, model, harness.EngineArgs{TensorParallelSize: 4}),
+		"fp8 weights":     Prior(gpu, fp8, harness.EngineArgs{}),
+	} {
+		for _, s := range []Step{decode, prefill} {
+			if a, b := base.StepTime(s), m.StepTime(s); b >= a {
+				t.Errorf("%s: %+v takes %v, not less than %v", name, s, b, a)
+			}
+		}
+	}
+	kv8 := Prior(gpu, model, harness.EngineArgs{KVCacheDType: "fp8"})
+	if a, b := base.StepTime(decode), kv8.StepTime(decode); b >= a {
+		t.Errorf("fp8 KV: %v, not less than %v", b, a)
+	}
+	if base.InRange(decode) {
+		t.Error("a prior has no measured range")
+	}
+}
+
+// A decode at batch 1 moves bytes, a long prompt does arithmetic.
+func TestRooflineBinds(t *testing.T) {
+	m := h200Prior(t)
+	if compute, memory := m.Roofline(Step{DecodeSeqs: 1, DecodeContext: 1024}); memory < 10*compute {
+		t.Errorf("decode: compute %v, memory %v", compute, memory)
+	}
+	prompt := Step{PrefillSeqs: 1, PrefillTokens: 8192, PrefillAttention: 8192 * 4096}
+	if compute, memory := m.Roofline(prompt); compute < 10*memory {
+		t.Errorf("prefill: compute %v, memory %v", compute, memory)
+	}
+	// By hand: 2 x 6.98e9 x 1000 flop at 989.5e12 flop/s, 15.01e9 B at 4.8e12 B/s.
+	compute, memory := m.Roofline(Step{PrefillSeqs: 1, PrefillTokens: 1000})
+	if math.Abs(compute.Seconds()-14.11e-3) > 0.02e-3 || math.Abs(memory.Seconds()-3.127e-3) > 0.01e-3 {
+		t.Errorf("1000 tokens: compute %v, memory %v", compute, memory)
+	}
+}
+
+func TestSampleStaysInTheIntervals(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	m := h200Prior(t)
+	outside, n := 0, 0
+	for range 400 {
+		for i, c := range m.Sample(rng).Coefficients {
+			if m.Coefficients[i].Value == 0 {
+				continue
+			}
+			n++
+			if c.Value < m.Coefficients[i].Low || c.Value > m.Coefficients[i].High {
+				outside++
+			}
+		}
+	}
+	if share := float64(outside) / float64(n); share < 0.03 || share > 0.07 {
+		t.Errorf("%.1f %% of the draws lie outside the 95 %% intervals", 100*share)
+	}
+	m.Draws = [][]float64{m.values(), m.values()}
+	m.Draws[1][0] = 1
+	bases := map[float64]bool{}
+	for range 50 {
+		bases[m.Sample(rng).Coefficients[0].Value] = true
+	}
+	if len(bases) != 2 || !bases[1] {
+		t.Errorf("draws give bases %v, expected the two rows of Draws", bases)
+	}
+}
+
+func TestWithRefuses(t *testing.T) {
+	m := h200Prior(t)
+	for name, edit := range map[string]func([]float64) []float64{
+		"short":    func(v []float64) []float64 { return v[1:] },
+		"negative": func(v []float64) []float64 { v[2] = -1; return v },
+		"nan":      func(v []float64) []float64 { v[0] = math.NaN(); return v },
+		"infinite": func(v []float64) []float64 { v[0] = math.Inf(1); return v },
+	} {
+		if _, err := m.With(edit(m.values())); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestJSONRoundTrip(t *testing.T) {
+	m := h200Prior(t)
+	m.Kind, m.FittedOn, m.Errors = KindFitted, []string{"a", "b"}, &Errors{Observations: 7, Median: 0.01}
+	m.Range = Range{Tokens: 8192, Seqs: 256, DecodeContext: 1 << 20, Attention: 1e9}
+	m.Range.Prefill, m.Range.Decode, m.Range.Mixed = true, true, true
+	m.Draws = [][]float64{m.values()}
+	m.RequestLatency = 4321987 * time.Nanosecond
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back Model
+	if err := json.Unmarshal(data, &back); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(m, &back, cmp.AllowUnexported(Model{})); d != "" {
+		t.Errorf("read back (-written +read):\n%s", d)
+	}
+	again, err := json.Marshal(&back)
+	if err != nil || string(again) != string(data) {
+		t.Errorf("written again, the bytes differ: %v", err)
+	}
+}
+
+func TestJSONRefuses(t *testing.T) {
+	good, err := json.Marshal(h200Prior(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ old, new, want string }{
+		{`"kvtune.cost/1"`, `"kvtune.cost/2"`, "newer kvtune"},
+		{`"kvtune.cost/1"`, `"kvtune.result/1"`, "not a cost model file"},
+		{`"prior"`, `"guess"`, "kind"},
+		{`"decode_context"`, `"decode_kv"`, "expected, in order"},
+		{`"knots_seqs":[0,8`, `"knots_seqs":[0,0`, "ascending"},
+		{`"request_latency_s":0.005`, `"request_latency_s":-1`, "at least 0"},
+		{`"value":`, `"value":-`, "at least 0"},
+		{`"knee_tokens":`, `"knee_tokens":-`, "at least 1"},
+		{`"schema"`, `"schema`, "not a cost model"},
+	} {
+		bad := strings.Replace(string(good), c.old, c.new, 1)
+		if bad == string(good) {
+			t.Fatalf("%s is not in the file", c.old)
+		}
+		if err := new(Model).UnmarshalJSON([]byte(bad)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v should say %q", c.new, err, c.want)
+		}
+	}
+	extra := strings.Replace(string(good), `{"schema"`, `{"later":{"x":1},"schema"`, 1)
+	if err := json.Unmarshal([]byte(extra), new(Model)); err != nil {
+		t.Errorf("an unknown field: %v", err)
+	}
+}
+
+func FuzzJSON(f *testing.F) {
+	good, err := json.Marshal(h200Prior(f))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"schema":"kvtune.cost/1","kind":"prior","knee_tokens":1,"knots_seqs":[0]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var m Model
+		if json.Unmarshal(data, &m) != nil {
+			return
+		}
+		if d := m.StepTime(Step{DecodeSeqs: 1, DecodeContext: 1}); d < 0 {
+			t.Errorf("a step of %v", d)
+		}
+		if _, err := json.Marshal(&m); err != nil {
+			t.Errorf("read but not written: %v", err)
+		}
+	})
+}
