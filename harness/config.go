@@ -42,7 +42,8 @@ const (
 )
 
 // Config describes one run: the workload under the field's names, and the server settings.
-// A request is a prefix of M x block_size tokens, then C fresh tokens never repeated within a run, then OutputLen tokens.
+// A request is a prefix of M x block_size tokens, then C fresh tokens never repeated within a run, then OutputLen
+// tokens.
 type Config struct {
 	Name  string `json:"name,omitempty"`
 	Model string `json:"model,omitempty"`

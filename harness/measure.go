@@ -81,7 +81,7 @@ func Measure(records []workload.Record) Metrics {
 	if cachedKnown == len(ok) && cachedKnown > 0 {
 		ms = append(ms, observed(MetricCachedTokens, StatTotal, "token", float64(cached), cachedKnown))
 	} else {
-		ms = append(ms, absent(MetricCachedTokens, StatTotal, "token", "the server does not report cached tokens per request"))
+		ms = append(ms, absent(MetricCachedTokens, StatTotal, "token", "the server does not report it per request"))
 	}
 	ms = append(ms,
 		observed(MetricOutputTokens, StatTotal, "token", float64(output), len(ok)),
@@ -136,8 +136,8 @@ func window(records []workload.Record) (from, length time.Duration) {
 
 // throughputs are what finished requests amount to per second. The interval is Student's t over ten equal parts of the
 // run (the method of batch means): a request counts where it ends, output tokens where they arrive, prompt tokens where
-// the first token arrives. The mean over equal parts is the throughput itself, so the interval is centred on it; ramp-up
-// and the tail of a closed batch widen it.
+// the first token arrives. The mean over equal parts is the throughput itself, so the interval is centred on it;
+// ramp-up and the tail of a closed batch widen it.
 func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 	names := [...][2]string{{MetricRequestThroughput, "request/s"}, {MetricOutputThroughput, "token/s"},
 		{MetricTotalThroughput, "token/s"}}
@@ -195,8 +195,8 @@ func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 
 // DecodeWindow finds the steps in which the whole batch decodes. batch is the largest number of finished measured
 // requests that are between their first and their last token at the same moment; gaps are the times in seconds between
-// consecutive events of a request that lie wholly in such moments, in order of their end. In a decode profile batch is B
-// and every gap is one step of B sequences. It is 0 and nil when no request has two events.
+// consecutive events of a request that lie wholly in such moments, in order of their end. In a decode profile batch is
+// B and every gap is one step of B sequences. It is 0 and nil when no request has two events.
 func DecodeWindow(records []workload.Record) (batch int, gaps []float64) {
 	type edge struct {
 		at    time.Duration

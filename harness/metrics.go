@@ -9,9 +9,9 @@ import (
 	"kvtune/harness/stats"
 )
 
-// The names of metrics. Each comment is the metric's definition. "Requests" are the measured ones (Phase ""), "finished"
-// those of them that succeeded; latencies are over finished requests only, as in `vllm bench serve` (vLLM 0.26,
-// vllm/benchmarks/serve.py).
+// The names of metrics. Each comment is the metric's definition. "Requests" are the measured ones (Phase ""),
+// "finished" those of them that succeeded; latencies are over finished requests only, as in `vllm bench serve` (vLLM
+// 0.26, vllm/benchmarks/serve.py).
 //
 // Computed by [Measure] from request records.
 const (
@@ -93,12 +93,13 @@ const (
 	// MetricBatchEfficiency (ratio) is requests running / requests that could have run: the sum over samples of running
 	// divided by the sum of min(max_num_seqs, running + waiting). 1 means that nothing that was there and allowed stayed
 	// out of the batch; below 1 the token budget or KV memory kept requests waiting beside free sequence slots. It is
-	// defined on gauges that vLLM and the simulator both have (vllm:iteration_tokens_total is no base for it: under chunked
-	// prefill it is not what a step scheduled). Where max_num_seqs is unknown, running + waiting stands for it.
+	// defined on gauges that vLLM and the simulator both have (vllm:iteration_tokens_total is no base for it: under
+	// chunked prefill it is not what a step scheduled). Where max_num_seqs is unknown, running + waiting stands for it.
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
-// SeriesHostCPU (ratio of all cores, 0..1) and SeriesHostMemory (bytes in use) are the host's series in [Sample].Metric.
+// SeriesHostCPU (ratio of all cores, 0..1) and SeriesHostMemory (bytes in use) are the host's series in
+// [Sample].Metric.
 const (
 	SeriesHostCPU    = "host_cpu"
 	SeriesHostMemory = "host_memory"
@@ -168,7 +169,8 @@ func (m Metric) within(iv stats.Interval) Metric {
 
 // spread gives mean and percentiles of latencies in seconds, or the same metrics as not observed. mean is the interval
 // of the mean; independent as in [stats.Sample.PercentileInterval].
-func spread(name string, values []float64, mean func(stats.Sample) stats.Interval, independent int, why string) Metrics {
+func spread(name string, values []float64, mean func(stats.Sample) stats.Interval, independent int,
+	why string) Metrics {
 	if len(values) == 0 {
 		ms := Metrics{absent(name, StatMean, "s", why)}
 		for _, p := range percentiles {
@@ -192,8 +194,8 @@ func spread(name string, values []float64, mean func(stats.Sample) stats.Interva
 func tInterval(s stats.Sample) stats.Interval { return s.MeanInterval(level) }
 
 // Observe computes the metrics that the server's own figures give, from the changes of its counters over the measured
-// window (by name without labels), the samples of its gauges in that window, and what is known of it. What the inputs do
-// not hold is "not observed", with the reason.
+// window (by name without labels), the samples of its gauges in that window, and what is known of it. What the inputs
+// do not hold is "not observed", with the reason.
 func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metrics {
 	ms := Metrics{hitRate(counters)}
 	ms = append(ms, gauge(MetricKVUsage, "ratio", values(series, "vllm:kv_cache_usage_perc"))...)
@@ -228,7 +230,8 @@ func hitRate(counters map[string]float64) Metric {
 	queries, okQueries := counters["vllm:prefix_cache_queries_total"]
 	switch {
 	case !okHits || !okQueries:
-		return absent(MetricCacheHitRate, "", "ratio", "the server does not export vllm:prefix_cache_hits_total and _queries_total")
+		return absent(MetricCacheHitRate, "", "ratio",
+			"the server does not export vllm:prefix_cache_hits_total and _queries_total")
 	case queries <= 0:
 		return absent(MetricCacheHitRate, "", "ratio", "no token was looked up: prefix caching is off, or no request came")
 	}

@@ -53,16 +53,16 @@ var sloUnits = map[string]struct {
 	"%": {"ratio", 1e-2}, "": {"ratio", 1},
 }
 
-var sloForm = regexp.MustCompile(`^(?:([\w.-]+)\s*:\s*)?(?:(mean|median|p\d+)\s+)?([a-z0-9_]+(?: [a-z]+)?)\s*(<=|<|>=|>)\s*` +
-	`([0-9.]+(?:e[+-]?[0-9]+)?)\s*(\S*)$`)
+var sloForm = regexp.MustCompile(`^(?:([\w.-]+)\s*:\s*)?(?:(mean|median|p\d+)\s+)?([a-z0-9_]+(?: [a-z]+)?)\s*` +
+	`(<=|<|>=|>)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(\S*)$`)
 
 const sloExample = "an objective like 'p99 TTFT <= 200ms', 'mean ITL < 20ms', 'throughput >= 1000 token/s', " +
 	"'error rate <= 1%' or 'chat: p95 TPOT <= 50ms'"
 
-// ParseSLO reads an objective: [CLASS:] [mean|p50|p90|p95|p99] METRIC <=|>= LIMIT UNIT. Letter case does not matter, < and
-// <= mean the same. METRIC is TTFT, ITL, TPOT, E2EL, queue time (only mean), throughput (output tokens), total
-// throughput, request throughput, goodput or error rate. A latency without a statistic means p99; its unit (s, ms, us) must
-// be there. Every error is a [*FieldError].
+// ParseSLO reads an objective: [CLASS:] [mean|p50|p90|p95|p99] METRIC <=|>= LIMIT UNIT. Letter case does not matter, <
+// and <= mean the same. METRIC is TTFT, ITL, TPOT, E2EL, queue time (only mean), throughput (output tokens), total
+// throughput, request throughput, goodput or error rate. A latency without a statistic means p99; its unit (s, ms, us)
+// must be there. Every error is a [*FieldError].
 func ParseSLO(text string) (SLO, error) {
 	refuse := func(allowed string) (SLO, error) {
 		return SLO{}, &FieldError{Field: "slo", Value: text, Allowed: allowed}
@@ -94,8 +94,8 @@ func ParseSLO(text string) (SLO, error) {
 	}
 	unit, ok := sloUnits[m[6]]
 	if !ok || unit.base != metric.unit {
-		return refuse(fmt.Sprintf("a limit with a unit of %s", map[string]string{"s": "time: s, ms or us", "ratio": "share: 1% or 0.01",
-			"token/s": "token/s", "request/s": "request/s"}[metric.unit]))
+		return refuse(fmt.Sprintf("a limit with a unit of %s", map[string]string{"s": "time: s, ms or us",
+			"ratio": "share: 1% or 0.01", "token/s": "token/s", "request/s": "request/s"}[metric.unit]))
 	}
 	limit, err := strconv.ParseFloat(m[5], 64)
 	if err != nil || math.IsInf(limit, 0) {
@@ -198,8 +198,8 @@ func (s SLO) Of(records []workload.Record) []workload.Record {
 
 // Goodput is the rate of requests that met every objective that can be asked of a single request: its TTFT, TPOT and
 // E2EL against the limit, whatever the objective's statistic, and for ITL the statistic over the request's own gaps.
-// A failed request is not good; a TPOT of one token is 0, as in `vllm bench serve`. Objectives of another class than the
-// request's, and those on throughput or errors, are passed over. It is not observed when no objective is left.
+// A failed request is not good; a TPOT of one token is 0, as in `vllm bench serve`. Objectives of another class than
+// the request's, and those on throughput or errors, are passed over. It is not observed when no objective is left.
 func Goodput(records []workload.Record, slos []SLO) Metric {
 	own := slices.DeleteFunc(slices.Clone(slos), func(s SLO) bool {
 		return !slices.Contains([]string{MetricTTFT, MetricITL, MetricTPOT, MetricE2EL}, s.Metric)

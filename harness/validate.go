@@ -26,15 +26,16 @@ const (
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // Validate reports the fields that are out of range, as [*FieldError] joined with [errors.Join]; nil when all is well.
-// Whether the requests fit the model's context is decided where they are built, because the context may be the server's.
-// A value that only some vLLM version refuses passes here.
+// Whether the requests fit the model's context is decided where they are built, because the context may be the
+// server's. A value that only some vLLM version refuses passes here.
 func (c Config) Validate() error {
 	v := checks{}
 	if c.Name != "" && (!nameForm.MatchString(c.Name) || len(c.Name) > 128) {
 		v.refuse("name", c.Name, "letters, digits, '.', '_' and '-', beginning with a letter or digit, up to 128")
 	}
 	if c.Rate != "" && c.Concurrency > 0 {
-		v.refuse("concurrency", c.Concurrency, fmt.Sprintf("0 (unset) beside rate %s: an open loop or a closed one, not both", c.Rate))
+		v.refuse("concurrency", c.Concurrency,
+			fmt.Sprintf("0 (unset) beside rate %s: an open loop or a closed one, not both", c.Rate))
 	}
 	if c.Users > 0 && (c.Rate != "" || c.Concurrency > 0) {
 		v.refuse("users", c.Users, "0 (unset) beside rate or concurrency: users are a load of their own")
@@ -78,7 +79,8 @@ func (c Config) Spec() (workload.Spec, error) {
 
 func (c Config) spec() workload.Spec {
 	return workload.Spec{
-		C: c.C, M: c.M, B: c.B, BlockSize: c.BlockSize, Type: string(c.ProfilingType), Prefix: c.Prefix, OutputLen: c.OutputLen,
+		C: c.C, M: c.M, B: c.B, BlockSize: c.BlockSize, Type: string(c.ProfilingType), Prefix: c.Prefix,
+		OutputLen: c.OutputLen,
 		NumWarmup: c.NumWarmup, NumMeasurements: c.NumMeasurements, Rate: c.Rate, Burstiness: c.Burstiness,
 		Concurrency: c.Concurrency, Clients: c.Clients, Users: c.Users, Turns: c.Turns,
 		ThinkTime: time.Duration(c.ThinkTime * float64(time.Second)), NumRequests: c.NumRequests,
@@ -86,8 +88,8 @@ func (c Config) spec() workload.Spec {
 	}
 }
 
-// RequestRate is the mean rate in requests/s to which a trace is rescaled, 0 where none is asked for. A rate that rises or
-// falls over the run, or has even gaps, is refused: a trace has its own arrivals.
+// RequestRate is the mean rate in requests/s to which a trace is rescaled, 0 where none is asked for. A rate that rises
+// or falls over the run, or has even gaps, is refused: a trace has its own arrivals.
 func (c Config) RequestRate() (float64, error) {
 	if c.Rate == "" {
 		return 0, nil
@@ -97,7 +99,8 @@ func (c Config) RequestRate() (float64, error) {
 		return 0, err
 	}
 	if r.Even || r.From != r.To {
-		return 0, &FieldError{Field: "rate", Value: c.Rate, Allowed: "one number of requests/s with a trace, whose arrivals are kept"}
+		return 0, &FieldError{Field: "rate", Value: c.Rate,
+			Allowed: "one number of requests/s with a trace, whose arrivals are kept"}
 	}
 	return r.Mean(), nil
 }

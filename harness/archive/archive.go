@@ -74,8 +74,8 @@ type Folder struct {
 	manifest Manifest
 }
 
-// Create makes the folder where it is missing, checks that it can be written and writes its manifest. An archive that is
-// there already is continued: its parts and files stay.
+// Create makes the folder where it is missing, checks that it can be written and writes its manifest. An archive that
+// is there already is continued: its parts and files stay.
 func Create(dir string) (*Folder, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		if info, e := os.Stat(dir); e == nil && !info.IsDir() {
@@ -109,7 +109,8 @@ func Open(path string) (*Folder, error) {
 	f := &Folder{dir: path}
 	if !info.IsDir() {
 		if !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("%s is neither a folder nor a file: expected an output folder of kvtune or one of its files", path)
+			return nil, fmt.Errorf("%s is neither a folder nor a file: expected an output folder of kvtune or one of its files",
+				path)
 		}
 		f.dir = filepath.Dir(path)
 		if f.selected = partOf(filepath.Base(path)); f.selected == "" && !wholeFolder(filepath.Base(path)) {

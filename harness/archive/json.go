@@ -57,7 +57,8 @@ func jsonError(data []byte, err error) error {
 	case errors.As(err, &syntax):
 		return fmt.Errorf("not JSON: line %d: %w", lineAt(data, syntax.Offset), err)
 	case errors.As(err, &wrong):
-		return fmt.Errorf("line %d: %q is a %s, expected a %s", lineAt(data, wrong.Offset), wrong.Field, wrong.Value, wrong.Type)
+		return fmt.Errorf("line %d: %q is a %s, expected a %s", lineAt(data, wrong.Offset), wrong.Field, wrong.Value,
+			wrong.Type)
 	}
 	return err
 }
@@ -99,7 +100,8 @@ func (f *Folder) WriteResult(r *harness.Result) error {
 	return f.WriteJSON(r.Name+ResultSuffix, &out)
 }
 
-// ReadResult reads a result: a `_results.json` file, any other file of the same part, or a folder that holds exactly one.
+// ReadResult reads a result: a `_results.json` file, any other file of the same part, or a folder that holds exactly
+// one.
 func ReadResult(path string) (*harness.Result, error) {
 	info, err := os.Stat(path)
 	if base := filepath.Base(path); err == nil && info.Mode().IsRegular() && filepath.Ext(base) == ".json" &&

@@ -14,8 +14,8 @@ import (
 
 // stepColumns are the columns of a steps file in the order in which they are written. A file must have the first
 // stepRequired; the others may be missing, and any cell of theirs empty.
-var stepColumns = [...]string{"context_requests", "context_tokens", "generation_requests", "generation_tokens", "elapsed_ms",
-	"kv_usage_pct", "t_s", "running", "waiting", "preemptions"}
+var stepColumns = [...]string{"context_requests", "context_tokens", "generation_requests", "generation_tokens",
+	"elapsed_ms", "kv_usage_pct", "t_s", "running", "waiting", "preemptions"}
 
 const stepRequired = 5
 

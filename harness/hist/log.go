@@ -35,8 +35,9 @@ type Interval struct {
 }
 
 // WriteLog writes intervals as an HdrHistogram interval log, version 1.3: V2 compressed histograms of nanoseconds, the
-// interval's largest value in milliseconds, times in seconds relative to the base time, which is start. Overflow stands in a
-// comment before its interval, where other tools pass over it. A tag must not hold a comma, a space or a line break.
+// interval's largest value in milliseconds, times in seconds relative to the base time, which is start. Overflow stands
+// in a comment before its interval, where other tools pass over it. A tag must not hold a comma, a space or a line
+// break.
 //
 // The lines are ours and the histograms the library's encoding: the library's own log writer cuts the start time to
 // whole seconds and its interval times to milliseconds (hdrhistogram-go v1.4.0, log_writer.go).

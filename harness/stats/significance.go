@@ -12,7 +12,8 @@ import (
 // Bootstrap is the percentile bootstrap interval of a statistic: resamples draws with replacement, seeded (PCG), so
 // the same input gives the same interval. statistic must not keep or change its argument. It is NaN for fewer than 2
 // values or 2 resamples (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
-func Bootstrap(values []float64, statistic func([]float64) float64, level float64, resamples int, seed uint64) Interval {
+func Bootstrap(values []float64, statistic func([]float64) float64, level float64, resamples int,
+	seed uint64) Interval {
 	if len(values) < 2 || resamples < 2 || !(level > 0 && level < 1) {
 		return none()
 	}

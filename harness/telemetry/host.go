@@ -57,7 +57,8 @@ type Watcher struct {
 }
 
 // Watch samples the host every so often, and once more at the end: [harness.SeriesHostCPU] as the mean since the sample
-// before and [harness.SeriesHostMemory]. Times are from start. What the system does not tell is left out. every is above 0.
+// before and [harness.SeriesHostMemory]. Times are from start. What the system does not tell is left out. every is
+// above 0.
 func Watch(every time.Duration, start time.Time) *Watcher {
 	w := &Watcher{stop: make(chan struct{}), done: make(chan struct{}), start: start}
 	go func() {
