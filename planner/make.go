@@ -73,15 +73,18 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 	}
 	able := slices.DeleteFunc(slices.Clone(left), func(c *candidate) bool { return !p.obeys(c) })
 	final := p.finalists(able, keep)
+	if err := p.replicate(ctx, final); err != nil {
+		return nil, err
+	}
 	if slices.Contains(p.req.Strategies, Memory) {
-		more, err := p.shrink(ctx, final)
+		smaller, err := p.shrink(ctx, final)
 		if err != nil {
 			return nil, err
 		}
-		final = append(final, more...)
-	}
-	if err := p.replicate(ctx, final); err != nil {
-		return nil, err
+		if err := p.replicate(ctx, smaller); err != nil {
+			return nil, err
+		}
+		final = append(final, smaller...)
 	}
 	if err := p.finish(ctx, out, base, keep, final, able); err != nil {
 		return nil, err
@@ -106,6 +109,9 @@ func newPlanning(req Request) (*planning, error) {
 	if o.MemorySlack <= 0 {
 		o.MemorySlack = 0.05
 	}
+	if o.MinGain <= 0 {
+		o.MinGain = 0.01
+	}
 	if len(req.Strategies) == 0 {
 		req.Strategies = Strategies()
 	}
@@ -122,9 +128,11 @@ func newPlanning(req Request) (*planning, error) {
 		p.device = req.Device
 	}
 	p.flags = vllmflags.Known(req.Version, p.device)
-	if _, warning := vllmflags.Release(req.Version); warning != "" {
+	release, warning := vllmflags.Release(req.Version)
+	if warning != "" {
 		p.note(warning)
 	}
+	p.req.Server.Release = orElse(req.Server.Release, release)
 	p.strategy, p.base = Default, p.defaults()
 	if req.Current != (harness.EngineArgs{}) {
 		legal, replaced, err := vllmflags.Legalize(req.Current, req.Version, p.device)
@@ -209,17 +217,17 @@ func (p *planning) replicate(ctx context.Context, final []*candidate) error {
 }
 
 // shrink finds, by bisection, the smallest KV cache that still serves the memory strategy's throughput, from the settings
-// with the best throughput and from the baseline's.
+// of the throughput strategy and from the baseline's.
 func (p *planning) shrink(ctx context.Context, final []*candidate) ([]*candidate, error) {
 	able := slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() || !p.obeys(c) })
-	if len(able) == 0 {
+	fast := p.choose(Throughput, able)
+	if fast == nil {
 		return nil, nil
 	}
-	slices.SortStableFunc(able, func(a, b *candidate) int { return compare(Throughput, a, b) })
 	enough := p.enough(able)
-	starts := able[:1]
-	if base := final[0]; base != able[0] && slices.Contains(able, base) {
-		starts = append(slices.Clone(starts), base)
+	starts := []*candidate{fast}
+	if base := final[0]; base != fast && slices.Contains(able, base) {
+		starts = append(starts, base)
 	}
 	found := make([]*candidate, len(starts))
 	err := p.each(ctx, len(starts), func(ctx context.Context, i int) error {
@@ -435,11 +443,11 @@ func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
 			all := make([]harness.Metrics, len(c.runs))
 			for i := range c.runs {
 				v := goal(Balanced, c, i)
-				all[i] = harness.Metrics{{Name: metricPower, Unit: "token/s^2", Value: &v}}
+				all[i] = harness.Metrics{{Name: analysis.MetricPower, Unit: "token/s^2", Value: &v}}
 			}
 			return all
 		}
-		return analysis.NewGain(power(base), power(c), metricPower, "")
+		return analysis.NewGain(power(base), power(c), analysis.MetricPower, "")
 	}
 	return gainIn(c, base, harness.MetricTotalThroughput, "")
 }
@@ -556,7 +564,7 @@ func inUnit(v float64, unit string) string {
 // why says why a strategy chose a candidate.
 func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
 	if plan.Keep {
-		return fmt.Sprintf("no other candidate is surely better in %s; keep your settings", describeGoal(s))
+		return fmt.Sprintf("no candidate is better in %s by more than noise (%.2g %%)", describeGoal(s), 100*p.resolution())
 	}
 	text := map[Strategy]string{
 		Throughput: "highest total throughput", Latency: "lowest mean end-to-end latency",
@@ -564,6 +572,9 @@ func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
 		CacheHits: "highest prefix-cache hit rate",
 		Balanced:  "knee of total throughput against p99 end-to-end latency",
 	}[s]
+	if s == Memory {
+		text += "; more or longer requests than simulated would wait for blocks"
+	}
 	if len(p.req.SLOs) > 0 {
 		text += " among candidates that meet the objectives"
 	}

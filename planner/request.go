@@ -8,7 +8,8 @@ import (
 )
 
 // Strategy is a target. Every strategy looks only at candidates that meet the SLOs, and prefers, among candidates that
-// its metric cannot tell apart (the paired difference over the draws includes 0), the one with the fewest changed flags.
+// cannot be told from the best (the paired difference over the draws is within [Options].MinGain, the cost model's error
+// or its own interval), the one with the fewest changed flags: the baseline, if it is among them.
 type Strategy string
 
 const (
@@ -59,8 +60,9 @@ type Request struct {
 
 // Options bound the search. The zero value is right for most uses.
 type Options struct {
-	// Budget is the number of requests to simulate while searching, over all candidates; 0 is 400,000. Beyond it the
-	// search halves the candidates on growing parts of the workload, and says so.
+	// Budget is the number of requests to simulate while searching, over all candidates; 0 is 400,000. A request counts
+	// once more for every 128 output tokens. Beyond it the search halves the candidates on growing parts of the workload,
+	// and says so.
 	Budget int
 	// Requests cuts the workload to its first requests; 0 is 400.
 	Requests int
@@ -68,6 +70,8 @@ type Options struct {
 	Replicas int
 	// MemorySlack is the throughput that the memory strategy may give up, as a share; 0 is 0.05.
 	MemorySlack float64
+	// MinGain is the smallest gain that is worth a restart, as a share; 0 is 0.01.
+	MinGain float64
 	// Workers is the number of simulations at once; 0 is one per processor. The result does not depend on it.
 	Workers int
 	// Axes replaces the values searched, by flag; nil takes those of the package.

@@ -312,17 +312,18 @@ const fewest = 24
 // search evaluates the candidates on the whole workload where the budget allows; else it halves them on growing parts of
 // it. keep are never dropped.
 func (p *planning) search(ctx context.Context, all []*candidate, keep []*candidate, s *Search) ([]*candidate, error) {
-	measured := 0
+	measured, weight := 0, 0
 	for i := range p.work[0].Requests {
-		if p.work[0].Requests[i].Phase == workload.Measured {
+		if r := &p.work[0].Requests[i]; r.Phase == workload.Measured {
 			measured++
+			weight += 1 + r.OutputTokens/128
 		}
 	}
 	s.Candidates, s.Requests = len(all), measured
 	rounds := 1
-	for cost := len(all) * measured; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
+	for cost := len(all) * weight; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
 		// Round r of R has 1/2^r of the candidates on 2^(r-R+1) of the requests: every round costs the same.
-		cost = (rounds + 1) * len(all) * (measured >> rounds)
+		cost = (rounds + 1) * len(all) * (weight >> rounds)
 	}
 	s.Exhaustive = rounds == 1
 	left := all

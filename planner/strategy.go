@@ -9,9 +9,6 @@ import (
 	"kvtune/harness/stats"
 )
 
-// metricPower is the gain of a balanced plan: total throughput over p99 end-to-end latency (Kleinrock's power).
-const metricPower = "power"
-
 // metricKVSize is the memory that the KV cache is given.
 const metricKVSize = "kv_cache_size"
 
@@ -144,7 +141,7 @@ func (p *planning) choose(s Strategy, finalists []*candidate) *candidate {
 // simplest is the candidate with the fewest changes among those that cannot be told from best.
 func (p *planning) simplest(s Strategy, best *candidate, able []*candidate) *candidate {
 	return slices.MinFunc(able, func(a, b *candidate) int {
-		x, y := worse(s, best, a), worse(s, best, b)
+		x, y := p.worse(s, best, a), p.worse(s, best, b)
 		if x != y {
 			if x {
 				return 1
@@ -156,30 +153,44 @@ func (p *planning) simplest(s Strategy, best *candidate, able []*candidate) *can
 }
 
 // worse reports whether c is surely worse than best in the strategy's goal: the 95 % interval of the mean paired
-// difference over the draws is above 0. Under the balanced strategy either axis of the front counts.
-func worse(s Strategy, best, c *candidate) bool {
+// difference over the draws lies above what the prediction can resolve. Under the balanced strategy either axis of the
+// front counts.
+func (p *planning) worse(s Strategy, best, c *candidate) bool {
 	if c == best {
 		return false
 	}
 	if s == Balanced {
-		return surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(Throughput, c, i) }) ||
-			surelyAbove(best, c, func(c *candidate, i int) float64 { return -tail(c, i) })
+		return p.surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(Throughput, c, i) }) ||
+			p.surelyAbove(best, c, func(c *candidate, i int) float64 { return -tail(c, i) })
 	}
-	return surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(s, c, i) })
+	return p.surelyAbove(best, c, func(c *candidate, i int) float64 { return goal(s, c, i) })
 }
 
-func surelyAbove(best, c *candidate, of func(*candidate, int) float64) bool {
+// surelyAbove compares best and c draw by draw; differences are shares of c's value.
+func (p *planning) surelyAbove(best, c *candidate, of func(*candidate, int) float64) bool {
 	diffs := make([]float64, min(len(best.runs), len(c.runs)))
 	for i := range diffs {
 		diffs[i] = of(best, i) - of(c, i)
+		if v := math.Abs(of(c, i)); v > 0 && diffs[i] != 0 {
+			diffs[i] /= v
+		}
 	}
-	if !(diffs[0] > 0) {
+	if !(diffs[0] > p.resolution()) {
 		return false
 	}
 	if slices.Min(diffs) == slices.Max(diffs) {
 		return true
 	}
-	return stats.New(diffs).MeanInterval(0.95).Low > 0
+	return stats.New(diffs).MeanInterval(0.95).Low > p.resolution()
+}
+
+// resolution is the smallest difference between two configurations that a prediction can tell, as a share: the cost
+// model's cross-validated error, which the draws do not show because both share it, and at least [Options].MinGain.
+func (p *planning) resolution() float64 {
+	if e := p.req.Server.Cost.Errors; e != nil {
+		return max(p.req.Options.MinGain, e.Median)
+	}
+	return p.req.Options.MinGain
 }
 
 func meanGoal(s Strategy, c *candidate) float64 {

@@ -25,7 +25,8 @@ type Cell struct {
 
 // SweepRequest is a grid of workloads.
 type SweepRequest struct {
-	// Request is what every cell is planned for. Its Workload is not used, and block_size is pinned to the cell's.
+	// Request is what every cell is planned for. Its Workload is not used, and block_size is pinned to the cell's. Where
+	// Options set neither budget nor requests nor replicas, a cell gets 30,000, 128 and 4.
 	Request
 	// C, M, B and BlockSize are the values of the grid ([ParseRange]); each must have at least one.
 	C, M, B, BlockSize []int
@@ -67,6 +68,9 @@ func Sweep(ctx context.Context, req SweepRequest) (*SweepResult, error) {
 	}
 	if len(req.Strategies) == 0 {
 		req.Strategies = Strategies()
+	}
+	if req.Options.Budget == 0 && req.Options.Requests == 0 && req.Options.Replicas == 0 {
+		req.Options.Budget, req.Options.Requests, req.Options.Replicas = 30_000, 128, 4
 	}
 	out := &SweepResult{Schema: SweepSchema, Origin: harness.OriginSimulated, Model: req.Model, Rows: []SweepRow{}}
 	total, done := len(req.C)*len(req.M)*len(req.B)*len(req.BlockSize), 0

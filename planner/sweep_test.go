@@ -2,6 +2,8 @@ package planner
 
 import (
 	"encoding/csv"
+	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -9,8 +11,13 @@ import (
 	"testing"
 
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
+	"kvtune/planner/analysis"
+	"kvtune/planner/cost"
 )
+
+var update = flag.Bool("update", false, "write the golden files")
 
 func TestParseRange(t *testing.T) {
 	for text, want := range map[string][]int{
@@ -149,22 +156,61 @@ func TestExportQuotes(t *testing.T) {
 	}
 }
 
-// The golden plan: a change of a word in it is a change of the file format or of the prediction.
+// known is a step-time model of round numbers: 4 ms, 10 us a sequence, 20 us a token, 100 ns per token of context; all
+// other terms are 0, all coefficients exact.
+func known(t *testing.T) *cost.Model {
+	t.Helper()
+	m := server(t).Cost
+	values := make([]float64, len(m.Coefficients))
+	for i, c := range m.Coefficients {
+		values[i] = map[string]float64{"base": 4e-3, "seqs_above_0": 1e-5, "tokens": 2e-5, "decode_context": 1e-7}[c.Name]
+	}
+	m, err := m.With(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.Coefficients {
+		m.Coefficients[i].Low, m.Coefficients[i].High = 0, 0
+	}
+	m.RequestLatency, m.TokenLatency, m.Errors = 0, 0, &cost.Errors{Median: 0.02}
+	m.Limits = cost.Limits{Flops: 1e15, Bandwidth: 4e12, FlopsPerToken: 16e9, WeightBytes: 16e9, KVBytesPerToken: 1 << 17}
+	return m
+}
+
+// The golden plan: a change of a word in it is a change of the prediction or of what is said about it.
 func TestGoldenPlan(t *testing.T) {
 	req := request(t, load(60, 0, 200, 60, 0, 32))
+	req.Device = vllmflags.Device{Name: "H200", Memory: 150e9}
+	req.Server = analysis.Server{Args: req.Server.Args, NumGPUBlocks: 20_000, Cost: known(t)}
 	req.Current = harness.EngineArgs{MaxNumSeqs: 4, MaxNumBatchedTokens: 1024}
-	req.Strategies = []Strategy{Throughput}
+	req.Strategies = []Strategy{Throughput, Memory}
 	plans := mustMake(t, req)
-	p := plans.Plans[0]
-	got := plans.Verdict + "\n" + strings.Join(p.Launch, " ") + "\n" + p.Why + "\n" + p.BindingWhy + "\n" + plans.Search.Statement + "\n"
-	want, err := os.ReadFile("testdata/plan.txt")
-	if err != nil || string(want) != got {
-		t.Errorf("%v; testdata/plan.txt should be:\n%s", err, got)
+	got := plans.Verdict + "\n" + plans.Search.Statement + "\n" + strings.Join(plans.Notes, "\n") + "\n"
+	for _, p := range plans.Plans {
+		got += fmt.Sprintf("%s: %s\n%s\n%s\n", p.Strategy, p.Why, strings.Join(p.Launch, " "), p.BindingWhy)
+	}
+	const golden = "testdata/plan.txt"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) != got {
+		t.Errorf("%s (go test -run Golden -update ./planner writes it) should be:\n%s", golden, got)
 	}
 	// Little's law holds in the prediction: requests in flight = rate x time in the system, less the ramp at the end.
+	p := plans.Plans[0]
 	rate, _ := p.Predicted.Value(harness.MetricRequestThroughput, "")
 	latency, _ := p.Predicted.Value(harness.MetricE2EL, harness.StatMean)
 	if inFlight := rate * latency; inFlight > 32.01 || inFlight < 16 {
 		t.Errorf("%.1f requests in flight by Little's law, the closed loop holds 32", inFlight)
+	}
+	// No step is faster than its fixed part and one token's.
+	if tpot, _ := p.Predicted.Value(harness.MetricTPOT, harness.StatMean); tpot < 4e-3+3e-5 {
+		t.Errorf("%g s per token, a step takes at least 4.03 ms", tpot)
 	}
 }

@@ -310,7 +310,7 @@ func (s *study) utilization() Utilization {
 	if width <= 0 {
 		return u
 	}
-	type bin struct{ kv, running, waiting, tokens, time, steps, gauged float64 }
+	type bin struct{ kv, running, waiting, tokens, steps, gauged float64 }
 	bins := make([]bin, points)
 	for i := range bins {
 		bins[i].kv = -1

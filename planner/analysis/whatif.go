@@ -50,10 +50,14 @@ func Improvement(before, after harness.Metrics, name, stat string) (change float
 	return change, true
 }
 
+// MetricPower (token/s^2) is total throughput over p99 end-to-end latency (Kleinrock's power): what a balanced choice
+// gains.
+const MetricPower = "power"
+
 func higherIsBetter(name string) bool {
 	switch name {
 	case harness.MetricRequestThroughput, harness.MetricOutputThroughput, harness.MetricTotalThroughput, harness.MetricGoodput,
-		harness.MetricCacheHitRate, harness.MetricBatchEfficiency:
+		harness.MetricCacheHitRate, harness.MetricBatchEfficiency, MetricPower:
 		return true
 	}
 	return false
