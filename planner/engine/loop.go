@@ -11,7 +11,7 @@ import (
 // maxLag is how far the loop may fall behind its schedule and still catch up. Waking late costs nothing then: the next
 // step starts when the last one should have ended. A machine that cannot keep up loses the time beyond, and the counter
 // kvtune:engine_lag_seconds_total says how much.
-const maxLag = 20 * time.Millisecond
+const maxLag = 50 * time.Millisecond
 
 // loop is the goroutine that owns the scheduler: vLLM's engine core (step, step_with_batch_queue), and the part of the
 // front end that hands outputs to the streams and counts them.
