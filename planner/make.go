@@ -77,7 +77,7 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 		return nil, err
 	}
 	if slices.Contains(p.req.Strategies, Memory) {
-		smaller, err := p.shrink(ctx, final)
+		smaller, err := p.shrink(ctx, final, base)
 		if err != nil {
 			return nil, err
 		}
@@ -218,15 +218,15 @@ func (p *planning) replicate(ctx context.Context, final []*candidate) error {
 
 // shrink finds, by bisection, the smallest KV cache that still serves the memory strategy's throughput, from the settings
 // of the throughput strategy and from the baseline's.
-func (p *planning) shrink(ctx context.Context, final []*candidate) ([]*candidate, error) {
+func (p *planning) shrink(ctx context.Context, final []*candidate, base *candidate) ([]*candidate, error) {
 	able := slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() || !p.obeys(c) })
-	fast := p.choose(Throughput, able)
+	fast := p.choose(Throughput, able, base)
 	if fast == nil {
 		return nil, nil
 	}
 	enough := p.enough(able)
 	starts := []*candidate{fast}
-	if base := final[0]; base != fast && slices.Contains(able, base) {
+	if base != fast && slices.Contains(able, base) {
 		starts = append(starts, base)
 	}
 	found := make([]*candidate, len(starts))
@@ -274,11 +274,18 @@ func (p *planning) shrinkFrom(ctx context.Context, start *candidate, enough floa
 			continue
 		}
 		c.order = start.order
-		o, err := p.simulate(ctx, c.cfg, 0, p.work[0], false)
-		if err != nil {
-			return nil, err
+		draws := len(p.work)
+		if len(p.req.SLOs) == 0 {
+			draws = 1 // nothing but the prediction itself is asked of it
 		}
-		if c.runs = []outcome{o}; o.miss == 0 && goal(Throughput, c, 0) >= enough {
+		for i := range draws {
+			o, err := p.simulate(ctx, c.cfg, i, p.work[i], false)
+			if err != nil {
+				return nil, err
+			}
+			c.runs = append(c.runs, o)
+		}
+		if c.feasible() && metShare(c) >= min(surely, metShare(start)) && goal(Throughput, c, 0) >= enough {
 			best, high = c, mid
 		} else {
 			low = mid
@@ -317,7 +324,7 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 			enough := p.enough(slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() }))
 			from = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return goal(Throughput, c, 0) < enough })
 		}
-		c := p.choose(s, from)
+		c := p.choose(s, from, base)
 		if plan, err = p.plan(ctx, s, c, base); err != nil {
 			return err
 		}

@@ -309,8 +309,8 @@ func TestReadPlansRefuses(t *testing.T) {
 
 // A search over the budget halves the candidates, says so, stays near the budget and keeps the baseline.
 func TestHalving(t *testing.T) {
-	req := request(t, load(200, 0, 300, 40, 0, 32))
-	req.Options = Options{Requests: 200, Replicas: 2, Budget: 20_000}
+	req := request(t, load(120, 0, 300, 40, 0, 32))
+	req.Options = Options{Requests: 120, Replicas: 2, Budget: 30_000}
 	req.Strategies = []Strategy{Throughput}
 	plans := mustMake(t, req)
 	s := plans.Search

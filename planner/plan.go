@@ -57,8 +57,8 @@ type Plan struct {
 	// Predicted has an interval on every metric that varied: where a measured value is expected with 95 %.
 	Predicted harness.Metrics `json:"predicted"`
 	SLOs      []SLOCheck      `json:"slos,omitempty"`
-	// MaxRate is the highest multiple of the workload's arrival rate at which the SLOs still hold (open loop with SLOs
-	// only); MaxRequestRate is the same in request/s.
+	// MaxRate is the highest multiple of the workload's arrival rate, up to 16, at which the simulated requests still meet
+	// the SLOs (open loop with SLOs only); MaxRequestRate is the same in request/s. A longer run at that rate may not.
 	MaxRate        *float64 `json:"max_rate_factor,omitempty"`
 	MaxRequestRate *float64 `json:"max_request_rate,omitempty"`
 	// Binding is what binds under the plan, Limit which limit, BindingWhy the evidence in a sentence.

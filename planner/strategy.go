@@ -115,42 +115,36 @@ func (p *planning) finalists(all, keep []*candidate) []*candidate {
 }
 
 // choose picks a strategy's candidate: of those that meet the objectives in the most draws (95 % of them are enough), the
-// best goal on average over the draws; then, of those whose paired difference to it is within noise, the one with the
-// fewest changed flags, then the best second goal.
-func (p *planning) choose(s Strategy, finalists []*candidate) *candidate {
+// best goal on average over the draws (balanced: the knee); then, of those that cannot be told from it, the one with the
+// fewest changed flags, then the best second goal. A candidate that is not surely better than the baseline is no choice
+// beside one that is.
+func (p *planning) choose(s Strategy, finalists []*candidate, base *candidate) *candidate {
 	able := slices.DeleteFunc(slices.Clone(finalists), func(c *candidate) bool { return !c.feasible() })
 	if len(able) == 0 {
 		return nil
 	}
 	most := 0.0
 	for _, c := range able {
-		most = max(most, min(0.95, metShare(c)))
+		most = max(most, min(surely, metShare(c)))
 	}
 	able = slices.DeleteFunc(able, func(c *candidate) bool { return metShare(c) < most })
-	if s == Balanced {
-		if front := paretoFront(able); len(front) > 0 {
-			return p.simplest(s, front[knee(front)], able)
-		}
-	}
 	best := slices.MaxFunc(able, func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(meanGoal(s, a), meanGoal(s, b)), -compare(s, a, b))
 	})
-	return p.simplest(s, best, able)
-}
-
-// simplest is the candidate with the fewest changes among those that cannot be told from best.
-func (p *planning) simplest(s Strategy, best *candidate, able []*candidate) *candidate {
+	if front := paretoFront(able); s == Balanced && len(front) > 0 {
+		best = front[knee(front)]
+	}
+	must := slices.Contains(able, base) && p.worse(s, best, base)
+	able = slices.DeleteFunc(able, func(c *candidate) bool {
+		return c != best && (p.worse(s, best, c) || must && !p.worse(s, c, base))
+	})
 	return slices.MinFunc(able, func(a, b *candidate) int {
-		x, y := p.worse(s, best, a), p.worse(s, best, b)
-		if x != y {
-			if x {
-				return 1
-			}
-			return -1
-		}
 		return cmp.Or(cmp.Compare(a.changes, b.changes), -cmp.Compare(second(s, a), second(s, b)), compare(s, a, b))
 	})
 }
+
+// surely is the share of the draws in which an objective is to be met.
+const surely = 0.95
 
 // worse reports whether c is surely worse than best in the strategy's goal: the 95 % interval of the mean paired
 // difference over the draws lies above what the prediction can resolve. Under the balanced strategy either axis of the
