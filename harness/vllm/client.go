@@ -17,18 +17,28 @@ import (
 	"kvtune/harness/workload"
 )
 
+// DefaultVocab bounds the token ids of prompts. A server does not say how large its model's vocabulary is, and ids above
+// it can crash an engine that runs without a tokenizer; this lies under the vocabulary of every model in use (the
+// smallest common ones have 32,000; vLLM's own tiny test models 4,096) and is large enough that no two blocks of random
+// tokens are equal.
+const DefaultVocab = 4000
+
 // ClientOptions are what the requests of one run have in common.
 type ClientOptions struct {
 	// Salt is sent as cache_salt: vLLM hashes it into a prompt's first block, so that only requests of the same salt
 	// share prefixes. One salt per run makes every run start cold. "" sends none.
 	Salt string
+	// Vocab bounds the token ids of prompts: they lie in [16, Vocab). 0 is [DefaultVocab]; it must not exceed the model's
+	// vocabulary.
+	Vocab int
 }
 
 // Client sends a run's requests to one model of one server. It is safe for concurrent use and remembers the tokens
 // that each request with an OutputID generated, for the prompts that continue them.
 type Client struct {
-	s    *Server
-	salt string
+	s     *Server
+	salt  string
+	vocab int
 
 	mu      sync.Mutex
 	outputs map[uint64][]int32
@@ -38,7 +48,11 @@ var _ load.Client = (*Client)(nil)
 
 // Client returns a client for one run.
 func (s *Server) Client(opt ClientOptions) *Client {
-	return &Client{s: s, salt: opt.Salt, outputs: map[uint64][]int32{}}
+	c := &Client{s: s, salt: opt.Salt, vocab: opt.Vocab, outputs: map[uint64][]int32{}}
+	if c.vocab == 0 {
+		c.vocab = DefaultVocab
+	}
+	return c
 }
 
 // ErrStreamCut says that a stream ended before the server said that it was finished.
@@ -270,7 +284,7 @@ func (c *Client) prompt(r *workload.Request) []int32 {
 		known := c.outputs[seg.ID]
 		c.mu.Unlock()
 		start := len(ids)
-		ids = workload.Tokens(seg, 0, c.s.vocab, ids)
+		ids = workload.Tokens(seg, 0, c.vocab, ids)
 		copy(ids[start:], known)
 	}
 	return ids

@@ -199,11 +199,11 @@ func (rec *recording) handler(w http.ResponseWriter, r *http.Request) {
 
 func TestSendBody(t *testing.T) {
 	var rec recording
-	s, err := connect(t, completions(rec.handler), Options{APIKey: "sesame", Vocab: 64})
+	s, err := connect(t, completions(rec.handler), Options{APIKey: "sesame"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := s.Client(ClientOptions{Salt: `run "1"`})
+	c := s.Client(ClientOptions{Salt: `run "1"`, Vocab: 64})
 	got := send(t, t.Context(), c, &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 200}, {ID: 2, Tokens: 3}},
 		OutputTokens: 4, Priority: -5})
 	if got.err != nil {

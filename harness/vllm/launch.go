@@ -36,24 +36,17 @@ type LaunchOptions struct {
 	Extra []string
 	// Env is added to this process's environment ("NAME=value").
 	Env []string
-	// Log is the file that gets the server's output; it is kept. "" is a new file in the folder for temporary files.
-	Log string
+	// LogPath is the file that gets the server's output; it is kept. "" is a new file in the folder for temporary files.
+	LogPath string
 	// Port is where the server is to listen, 0 for a free one.
 	Port int
 	// StopCommand ends the server where a signal to the process does not ("docker", "stop", NAME); nil sends SIGTERM.
 	StopCommand []string
 	// Grace is how long Stop waits before it kills; 0 is 15 s.
 	Grace time.Duration
-	// OnProgress, when not nil, is called while the server starts, a few times a second.
-	OnProgress func(Progress)
-}
-
-// Progress is how far a start is.
-type Progress struct {
-	// Elapsed is the time since the process was started.
-	Elapsed time.Duration
-	// Line is the last line in the log, cleaned of its prefix.
-	Line string
+	// OnProgress, when not nil, gets the log's last line, without its prefix, a few times a second while the server
+	// starts; "" while there is none.
+	OnProgress func(line string)
 }
 
 // ConflictError says that a flag is both planned and passed on unchanged.
@@ -72,8 +65,8 @@ type DiedError struct {
 	Lines []string
 	// Suggestion is what to change, "" when the cause is not a known one.
 	Suggestion string
-	// Log is the path of the whole log.
-	Log string
+	// LogPath is the whole log.
+	LogPath string
 }
 
 func (e *DiedError) Error() string {
@@ -85,18 +78,15 @@ func (e *DiedError) Error() string {
 	for _, l := range e.Lines {
 		fmt.Fprintf(&b, "\n  %s", l)
 	}
-	fmt.Fprintf(&b, "\n  whole log: %s", e.Log)
+	fmt.Fprintf(&b, "\n  whole log: %s", e.LogPath)
 	return b.String()
 }
 
 // Process is a server that was started here. It leads its own process group and, on Linux, is told to end when this
 // process dies.
 type Process struct {
-	// Argv is the whole argument vector that was run.
-	Argv []string
-	// Log is the path of its log.
-	Log string
-
+	argv  []string
+	log   string
 	url   string
 	proc  *os.Process
 	stop  []string
@@ -118,7 +108,7 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	if opt.Grace == 0 {
 		opt.Grace = defaultGrace
 	}
-	log, err := openLog(opt.Log)
+	log, err := openLog(opt.LogPath)
 	if err != nil {
 		return nil, fmt.Errorf("server log: %w; name a folder that can be written", err)
 	}
@@ -128,7 +118,7 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	cmd.Env = append(os.Environ(), opt.Env...)
 	cmd.SysProcAttr = groupAttr()
 	p := &Process{
-		Argv: argv, Log: log.Name(), url: "http://" + net.JoinHostPort(host, strconv.Itoa(port)),
+		argv: argv, log: log.Name(), url: "http://" + net.JoinHostPort(host, strconv.Itoa(port)),
 		stop: opt.StopCommand, grace: opt.Grace, ended: make(chan struct{}),
 	}
 	started := make(chan error, 1)
@@ -164,7 +154,7 @@ func (p *Process) run(cmd *exec.Cmd, started chan<- error) {
 }
 
 // await returns when /health answers 200, or says why it never will.
-func (p *Process) await(ctx context.Context, progress func(Progress)) error {
+func (p *Process) await(ctx context.Context, progress func(string)) error {
 	client := newHTTPClient()
 	client.Timeout = 5 * time.Second // a server that accepts but does not answer yet is asked again
 	defer client.CloseIdleConnections()
@@ -177,7 +167,7 @@ func (p *Process) await(ctx context.Context, progress func(Progress)) error {
 			return p.died()
 		case <-ctx.Done():
 			return fmt.Errorf("gave up waiting for the server after %s: %w (log: %s)",
-				time.Since(begin).Round(time.Second), context.Cause(ctx), p.Log)
+				time.Since(begin).Round(time.Second), context.Cause(ctx), p.log)
 		case <-ticker.C:
 		}
 		if healthy(ctx, client, p.url) {
@@ -189,11 +179,7 @@ func (p *Process) await(ctx context.Context, progress func(Progress)) error {
 			}
 		}
 		if progress != nil {
-			line := ""
-			if lines := tail(p.Log, 1); len(lines) == 1 {
-				line = lines[0]
-			}
-			progress(Progress{Elapsed: time.Since(begin), Line: line})
+			progress(strings.Join(p.LogTail(1), ""))
 		}
 	}
 }
@@ -210,6 +196,12 @@ func healthy(ctx context.Context, client *http.Client, base string) bool {
 	resp.Body.Close()
 	return resp.StatusCode == http.StatusOK
 }
+
+// Argv is the whole argument vector that was run.
+func (p *Process) Argv() []string { return slices.Clone(p.argv) }
+
+// LogPath is the server's log.
+func (p *Process) LogPath() string { return p.log }
 
 // URL is the server's base address.
 func (p *Process) URL() string { return p.url }
@@ -231,11 +223,11 @@ func (p *Process) Err() error {
 }
 
 // LogTail is the last n lines of the log.
-func (p *Process) LogTail(n int) []string { return tail(p.Log, n) }
+func (p *Process) LogTail(n int) []string { return tail(p.log, n) }
 
 func (p *Process) died() error {
-	lines, suggestion := diagnose(p.Log)
-	return &DiedError{State: p.state, Lines: lines, Suggestion: suggestion, Log: p.Log}
+	lines, suggestion := diagnose(p.log)
+	return &DiedError{State: p.state, Lines: lines, Suggestion: suggestion, LogPath: p.log}
 }
 
 // Stop ends the server: StopCommand or SIGTERM, and after the grace time SIGKILL, in the end for the whole process
@@ -273,7 +265,7 @@ func (p *Process) end() error {
 	case <-p.ended:
 		return stopErr
 	case <-timer.C:
-		return fmt.Errorf("process %d does not end, not even by SIGKILL; see %s", p.PID(), p.Log)
+		return fmt.Errorf("process %d does not end, not even by SIGKILL; see %s", p.PID(), p.log)
 	}
 }
 

@@ -49,7 +49,7 @@ func fakeServer(mode string) {
 		fmt.Println("worker", worker.Process.Pid)
 	case mode == "launcher": // starts a server like kvtune does, and waits to be killed
 		p, err := Launch(context.Background(), LaunchOptions{Argv: []string{os.Args[0]},
-			Env: []string{"KVTUNE_FAKE_SERVER=serve"}, Log: os.Getenv("KVTUNE_FAKE_LOG")})
+			Env: []string{"KVTUNE_FAKE_SERVER=serve"}, LogPath: os.Getenv("KVTUNE_FAKE_LOG")})
 		if err != nil {
 			os.Exit(5)
 		}
@@ -68,7 +68,7 @@ func launch(t *testing.T, mode string, opt LaunchOptions) (*Process, error) {
 	t.Helper()
 	opt.Argv = []string{os.Args[0]}
 	opt.Env = append(opt.Env, "KVTUNE_FAKE_SERVER="+mode)
-	opt.Log = filepath.Join(t.TempDir(), "server.log")
+	opt.LogPath = filepath.Join(t.TempDir(), "server.log")
 	p, err := Launch(t.Context(), opt)
 	if err == nil {
 		t.Cleanup(func() { _ = p.Stop() })
@@ -99,9 +99,9 @@ func gone(t *testing.T, pid int) {
 }
 
 func TestLaunchAndStop(t *testing.T) {
-	var progress []Progress
+	var progress []string
 	p, err := launch(t, "serve", LaunchOptions{Model: "tiny", Args: []string{"--max-num-seqs", "8"},
-		Extra: []string{"--enforce-eager"}, OnProgress: func(p Progress) { progress = append(progress, p) }})
+		Extra: []string{"--enforce-eager"}, OnProgress: func(line string) { progress = append(progress, line) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,8 +112,8 @@ func TestLaunchAndStop(t *testing.T) {
 	resp.Body.Close()
 	port := p.URL()[strings.LastIndex(p.URL(), ":")+1:]
 	want := []string{os.Args[0], "tiny", "--max-num-seqs", "8", "--host", "127.0.0.1", "--port", port, "--enforce-eager"}
-	if !slices.Equal(p.Argv, want) {
-		t.Errorf("argv %q, want %q", p.Argv, want)
+	if !slices.Equal(p.Argv(), want) {
+		t.Errorf("argv %q, want %q", p.Argv(), want)
 	}
 	if pgid, err := syscall.Getpgid(p.PID()); err != nil || pgid != p.PID() {
 		t.Errorf("process group %d of %d, %v", pgid, p.PID(), err)
@@ -122,9 +122,9 @@ func TestLaunchAndStop(t *testing.T) {
 	if got := p.LogTail(1); !slices.Equal(got, []string{line}) {
 		t.Errorf("log ends with %q, want %q", got, line)
 	}
-	for _, pr := range progress {
-		if pr.Line != "" && pr.Line != line {
-			t.Errorf("progress shows %q", pr.Line)
+	for _, shown := range progress {
+		if shown != "" && shown != line {
+			t.Errorf("progress shows %q", shown)
 		}
 	}
 	if err := p.Err(); err != nil {
@@ -141,7 +141,7 @@ func TestLaunchAndStop(t *testing.T) {
 	if !errors.As(p.Err(), &died) || !strings.Contains(died.State, "terminated") {
 		t.Errorf("after: %v", p.Err())
 	}
-	if _, err := os.Stat(p.Log); err != nil {
+	if _, err := os.Stat(p.LogPath()); err != nil {
 		t.Errorf("the log is not kept: %v", err)
 	}
 }
@@ -155,8 +155,8 @@ func TestLaunchObeysHostAndPortOfTheUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.URL() != fmt.Sprintf("http://127.0.0.1:%d", port) || len(p.Argv) != 4 {
-		t.Errorf("%s, %q", p.URL(), p.Argv)
+	if p.URL() != fmt.Sprintf("http://127.0.0.1:%d", port) || len(p.Argv()) != 4 {
+		t.Errorf("%s, %q", p.URL(), p.Argv())
 	}
 }
 
@@ -184,11 +184,11 @@ func TestLaunchConflicts(t *testing.T) {
 }
 
 func TestLaunchOfWhatIsNotThere(t *testing.T) {
-	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-vllm-program"}, Log: filepath.Join(t.TempDir(), "log")})
+	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-vllm-program"}, LogPath: filepath.Join(t.TempDir(), "log")})
 	if err == nil || !strings.Contains(err.Error(), "not found; install vLLM") {
 		t.Errorf("%v", err)
 	}
-	_, err = Launch(t.Context(), LaunchOptions{Argv: []string{os.Args[0]}, Log: filepath.Join(t.TempDir(), "no", "log")})
+	_, err = Launch(t.Context(), LaunchOptions{Argv: []string{os.Args[0]}, LogPath: filepath.Join(t.TempDir(), "no", "log")})
 	if err == nil || !strings.Contains(err.Error(), "server log") {
 		t.Errorf("log that cannot be written: %v", err)
 	}
@@ -234,7 +234,7 @@ func TestLaunchOfAServerThatDies(t *testing.T) {
 			if !strings.Contains(died.Suggestion, c.suggestion) || c.suggestion == "" && died.Suggestion != "" {
 				t.Errorf("suggestion %q, want %q", died.Suggestion, c.suggestion)
 			}
-			if !strings.Contains(err.Error(), died.Log) {
+			if !strings.Contains(err.Error(), died.LogPath) {
 				t.Errorf("the error does not name the log: %v", err)
 			}
 		})
@@ -246,9 +246,9 @@ func TestLaunchGivesUpWithItsContext(t *testing.T) {
 	interrupted := errors.New("interrupted")
 	var pid int
 	log := filepath.Join(t.TempDir(), "log")
-	_, err := Launch(ctx, LaunchOptions{Argv: []string{os.Args[0]}, Env: []string{"KVTUNE_FAKE_SERVER=never ready"}, Log: log,
-		OnProgress: func(p Progress) {
-			if p.Line != "" {
+	_, err := Launch(ctx, LaunchOptions{Argv: []string{os.Args[0]}, Env: []string{"KVTUNE_FAKE_SERVER=never ready"}, LogPath: log,
+		OnProgress: func(line string) {
+			if line != "" {
 				cancel(interrupted)
 			}
 		}})

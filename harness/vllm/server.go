@@ -16,12 +16,6 @@ import (
 	"kvtune/harness"
 )
 
-// DefaultVocab bounds the token ids of prompts. A server does not say how large its model's vocabulary is, and ids above
-// it can crash an engine that runs without a tokenizer; this lies under the vocabulary of every model in use (the
-// smallest common ones have 32,000; vLLM's own tiny test models 4,096) and is large enough that no two blocks of random
-// tokens are equal.
-const DefaultVocab = 4000
-
 // maxBody bounds an answer that is read whole.
 const maxBody = 64 << 20
 
@@ -35,9 +29,6 @@ type Options struct {
 	APIKey string
 	// Model is the served model to use, "" for the first one that is no adapter.
 	Model string
-	// Vocab bounds prompt token ids: they lie in [16, Vocab). 0 means DefaultVocab. It must not exceed the model's
-	// vocabulary.
-	Vocab int
 	// Args are settings known to be in force because the caller launched the server with them; [Server.Info] repeats
 	// them, completed by what the server itself says.
 	Args harness.EngineArgs
@@ -48,11 +39,10 @@ type Options struct {
 
 // Server is a reachable vLLM server, or the embedded engine. It is safe for concurrent use.
 type Server struct {
-	url   string
-	key   string
-	vocab int
-	http  *http.Client
-	info  harness.ServerInfo
+	url  string
+	key  string
+	http *http.Client
+	info harness.ServerInfo
 }
 
 // Connect asks the server at baseURL ("http://host:8000"; a missing scheme is http, a trailing "/v1" is dropped) what
@@ -63,13 +53,7 @@ func Connect(ctx context.Context, baseURL string, opt Options) (*Server, error) 
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{url: u, key: opt.APIKey, vocab: opt.Vocab, http: opt.HTTPClient}
-	if s.vocab == 0 {
-		s.vocab = DefaultVocab
-	}
-	if s.vocab < 32 {
-		return nil, fmt.Errorf("vocabulary of %d tokens: expected at least 32; leave it out for %d", s.vocab, DefaultVocab)
-	}
+	s := &Server{url: u, key: opt.APIKey, http: opt.HTTPClient}
 	if s.http == nil {
 		s.http = newHTTPClient()
 	}

@@ -131,7 +131,7 @@ func TestConnectEmbeddedEngine(t *testing.T) {
 	}
 }
 
-func TestConnectRefusesWhatIsNotVLLM(t *testing.T) {
+func TestConnectRefusesOtherServers(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change pages

@@ -27,9 +27,9 @@ type Watched struct {
 	// Series are the watched gauges and counters over time (counters as they stand, not their growth), in order.
 	// T counts from the start given to Watch and is when the answer arrived.
 	Series []harness.Sample
-	// Before and After are the first and the last reading that succeeded; nil when none did. After.Delta(Before) is
-	// what the run did to the counters.
-	Before, After Counters
+	// Before and After are the first and the last reading that succeeded, nil when none did, and Delta is what happened to
+	// the counters in between: After.Delta(Before).
+	Before, After, Delta Counters
 	// Missed counts readings that failed or took too long, and Err is the last one's reason; with Err not nil at the
 	// end, After is older than the end of the run.
 	Missed int
@@ -47,6 +47,9 @@ type Watcher struct {
 
 // Watch reads the metrics once before it returns, then every so often until Stop or the end of ctx. A reading that
 // comes late skips beats; the beat itself does not drift. It panics on a beat that is not above 0.
+//
+// A reading is not free: vLLM writes the page on the event loop that also delivers tokens, about 7 ms on one core for
+// 0.32 (tokens due meanwhile come later by as much). On a real server a beat of a second touches less than 1 % of them.
 func (s *Server) Watch(ctx context.Context, every time.Duration, start time.Time) *Watcher {
 	ticker := time.NewTicker(every)
 	ctx, cancel := context.WithCancel(ctx)
@@ -73,6 +76,7 @@ func (w *Watcher) Stop() Watched {
 	w.stop()
 	<-w.done
 	w.read(context.Background())
+	w.seen.Delta = w.seen.After.Delta(w.seen.Before)
 	return w.seen
 }
 
