@@ -65,6 +65,12 @@ func GPUs() []GPU {
 			Link:   32e9,
 			Source: "NVIDIA L4 Tensor Core GPU datasheet", aliases: []string{"l424gb"},
 		},
+		{
+			// vLLM on its CPU platform. Processors differ too much for a datasheet: it is a start for a fit, nothing more.
+			Name: "CPU", CPU: true, Memory: gib(4), Bandwidth: 0.04 * tera, BF16: 0.5 * tera,
+			Link:   0.04 * tera,
+			Source: "order of magnitude of two server cores with AVX-512 BF16; not a datasheet",
+		},
 	}
 }
 

@@ -14,6 +14,8 @@ type GPU struct {
 	// Memory is the total device memory in bytes as the CUDA driver reports it to a program (cudaMemGetInfo), which is
 	// what gpu_memory_utilization is a share of. It is a few percent below the datasheet's figure.
 	Memory int64
+	// CPU marks vLLM's CPU platform: no device memory to divide, another block size, no async scheduling.
+	CPU bool
 	// Bandwidth is the peak memory bandwidth in B/s.
 	Bandwidth float64
 	// BF16 and FP8 are dense tensor-core peaks in flop/s; FP8 is 0 where the part has none.
