@@ -10,8 +10,8 @@ import (
 )
 
 // timerAlarm reads a timerfd through the runtime's poller. The runtime's own timers fire up to 1 ms late, because the
-// poller rounds its timeout up to milliseconds (runtime/netpoll_epoll.go), and 1 ms is a fifth of a short step; a timerfd
-// wakes the poller within about 0.1 ms, and needs neither spinning nor a thread.
+// poller rounds its timeout up to milliseconds (runtime/netpoll_epoll.go), and 1 ms is a fifth of a short step; a
+// timerfd wakes the poller within about 0.1 ms, and needs neither spinning nor a thread.
 type timerAlarm struct {
 	fd   int
 	file *os.File

@@ -81,8 +81,8 @@ func (o *answer) wait(r *http.Request, sent int) (ready, cached int, end string,
 	}
 }
 
-// stream writes server-sent events in vLLM's form, one per delivery of the step loop; deliveries that come while an event
-// is being written are merged into the next one.
+// stream writes server-sent events in vLLM's form, one per delivery of the step loop; deliveries that come while an
+// event is being written are merged into the next one.
 func (o *answer) stream(w http.ResponseWriter, r *http.Request, control *http.ResponseController) {
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.WriteHeader(http.StatusOK)

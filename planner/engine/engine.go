@@ -1,6 +1,6 @@
 // Package engine is the embedded engine: an HTTP server with vLLM 0.32's paths, stream format, errors and metric names,
-// driven by the scheduler of planner/sim in real time. It generates meaningless but repeatable tokens and takes the time
-// that a device would take.
+// driven by the scheduler of planner/sim in real time. It generates meaningless but repeatable tokens and takes the
+// time that a device would take.
 //
 // How long a step takes comes from a hidden model drawn from a seed, which no other package can read, or from a given
 // cost model. So a profiler measures the engine like any server, and a planner's error on it is real.

@@ -13,8 +13,8 @@ import (
 
 // hidden is the step time of the simulated device when no cost model is given. It is what the planner has to find out:
 // each coefficient of the roofline prior is moved by up to 30 % within the datasheet's limits, and there are terms that
-// the planner's form does not have. Nothing outside this package can read it: the type and its fields are unexported, no
-// answer of the server depends on it but through time, and a test holds the package to that.
+// the planner's form does not have. Nothing outside this package can read it: the type and its fields are
+// unexported, no answer of the server depends on it but through time, and a test holds the package to that.
 type hidden struct {
 	// moved is the prior with other coefficients and another knee.
 	moved *cost.Model
@@ -32,8 +32,8 @@ type hidden struct {
 	bend float64
 }
 
-// latency is what the API server adds: request before the scheduler sees a request, and promptToken for each token of its
-// prompt (parsing, copying); token to every event on its way to the client.
+// latency is what the API server adds: request before the scheduler sees a request, and promptToken for each token
+// of its prompt (parsing, copying); token to every event on its way to the client.
 type latency struct {
 	request, promptToken, token time.Duration
 }

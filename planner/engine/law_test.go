@@ -212,8 +212,8 @@ func newMust(t *testing.T, opt Options, seed uint64) *hidden {
 	return h
 }
 
-// TestHiddenModelIsNotThePlannersForm: no choice of coefficients of the planner's form gives the hidden model's times: a
-// staircase in the batch size, a rise with the context, a bend in long prompts.
+// TestHiddenModelIsNotThePlannersForm: no choice of coefficients of the planner's form gives the hidden model's
+// times: a staircase in the batch size, a rise with the context, a bend in long prompts.
 func TestHiddenModelIsNotThePlannersForm(t *testing.T) {
 	opt := options(t)
 	h := newMust(t, opt, 3)

@@ -173,8 +173,8 @@ func newMetrics(model string, maxModelLen int, info prometheus.Labels) *metrics 
 	return m
 }
 
-// cacheInfo are the labels of vllm:cache_config_info: vLLM's CacheConfig with every value as Python prints it. kvBytes is
-// the memory of the KV cache, 0 when it is not known.
+// cacheInfo are the labels of vllm:cache_config_info: vLLM's CacheConfig with every value as Python prints it.
+// kvBytes is the memory of the KV cache, 0 when it is not known.
 func cacheInfo(args harness.EngineArgs, cfg sim.Config, kvBytes int64) prometheus.Labels {
 	orNone := func(set bool, v string) string {
 		if !set {

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestVLLMInstallationsOpenAIClient lets the official client judge the engine: both endpoints, in one piece and streamed,
-// and errors. It needs the Python of `make test-vllm` and fails without it.
+// TestVLLMInstallationsOpenAIClient lets the official client judge the engine: both endpoints, in one piece and
+// streamed, and errors. It needs the Python of `make test-vllm` and fails without it.
 func TestVLLMInstallationsOpenAIClient(t *testing.T) {
 	dir := os.Getenv("KVTUNE_VLLM")
 	if dir == "" {

@@ -25,12 +25,12 @@ type ask struct {
 	returnIDs               bool
 }
 
-// defaultMaxTokens is vLLM's for /v1/completions. Chat has it here too: without an end-of-sequence token an answer would
-// go on to the end of the context.
+// defaultMaxTokens is vLLM's for /v1/completions. Chat has it here too: without an end-of-sequence token an answer
+// would go on to the end of the context.
 const defaultMaxTokens = 16
 
-// refused are fields that change the answer in a way that the engine cannot honour. Sampling parameters are accepted and
-// have no effect, and so have stop strings and tokens: what is generated does not depend on them.
+// refused are fields that change the answer in a way that the engine cannot honour. Sampling parameters are
+// accepted and have no effect, and so have stop strings and tokens: what is generated does not depend on them.
 func refused() []string {
 	return []string{"echo", "suffix", "logprobs", "top_logprobs", "prompt_logprobs", "use_beam_search", "best_of",
 		"prompt_embeds", "truncate_prompt_tokens", "structured_outputs", "tools", "kv_transfer_params"}
@@ -119,7 +119,8 @@ func (e *Engine) parse(b *body, header http.Header, chat bool) (*ask, *apiError)
 	return a, nil
 }
 
-// checkLengths applies the API server's length rules (sim.Config.Admit) and replaces maxTokens by what will be generated.
+// checkLengths applies the API server's length rules (sim.Config.Admit) and replaces maxTokens by what will be
+// generated.
 func (e *Engine) checkLengths(a *ask, minTokens int) *apiError {
 	for _, id := range a.prompt {
 		if int(id) >= e.opt.Model.Vocab {

@@ -84,8 +84,8 @@ func promptSeed(prompt []int32) uint64 {
 	return h
 }
 
-// blockHashes gives the chained content hash of each full block of prompt and output, as vLLM chains them: a salt enters
-// the first block, and with it all others.
+// blockHashes gives the chained content hash of each full block of prompt and output, as vLLM chains them: a salt
+// enters the first block, and with it all others.
 func blockHashes(prompt []int32, output, blockSize, vocab int, seed uint64, salt string) []uint64 {
 	h := uint64(0)
 	for i := range len(salt) {

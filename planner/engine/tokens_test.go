@@ -31,7 +31,9 @@ func TestGeneratedTextIsTheGeneratedTokens(t *testing.T) {
 }
 
 func TestTokenize(t *testing.T) {
-	for text, want := range map[string]int{"": 0, "a": 1, "abcd": 1, "abcde": 2, "caffè": 2, strings.Repeat("x", 4001): 1001} {
+	for text, want := range map[string]int{
+		"": 0, "a": 1, "abcd": 1, "abcde": 2, "caffè": 2, strings.Repeat("x", 4001): 1001,
+	} {
 		got := tokenize(nil, text, testVocab)
 		if len(got) != want {
 			t.Errorf("%.10q: %d tokens, expected %d", text, len(got), want)
@@ -86,8 +88,8 @@ func TestBlockHashesChain(t *testing.T) {
 }
 
 func FuzzParseIDs(f *testing.F) {
-	for _, s := range []string{"[]", "[1]", "[1, 2,\n3]", "[1,]", "[,1]", "[-1]", "[1.5]", "[2147483648]", "[[1]]", "[1 2]",
-		"[0012]", "[1,2", " [ 7 ] ", "[99999999999999999999]", "[1]]", "{}"} {
+	for _, s := range []string{"[]", "[1]", "[1, 2,\n3]", "[1,]", "[,1]", "[-1]", "[1.5]", "[2147483648]", "[[1]]",
+		"[1 2]", "[0012]", "[1,2", " [ 7 ] ", "[99999999999999999999]", "[1]]", "{}"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -125,7 +127,8 @@ func FuzzParseIDs(f *testing.F) {
 
 // FuzzBody: whatever a client sends, the answer is an error in vLLM's form or a request that may be scheduled.
 func FuzzBody(f *testing.F) {
-	for _, s := range []string{`{"prompt":[1]}`, `{"prompt":"x","max_tokens":"1e3"}`, `{"messages":[{"role":1,"content":[{}]}]}`,
+	for _, s := range []string{`{"prompt":[1]}`, `{"prompt":"x","max_tokens":"1e3"}`,
+		`{"messages":[{"role":1,"content":[{}]}]}`,
 		`{"prompt":[[1],2]}`, `{"prompt":[1],"stream":true,"stream_options":[]}`, `{"prompt":[20],"n":1e99}`, `[`, `0`,
 		`{"prompt":[null]}`, `{"prompt":[20],"temperature":"hot","model":null}`} {
 		f.Add(s, false)
