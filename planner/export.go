@@ -9,9 +9,10 @@ import (
 // ExportFormats are the formats of [Export].
 func ExportFormats() []string { return []string{"flags", "yaml", "helm", "compose"} }
 
-// Export writes a plan for a deployment: "flags" the shell command, "yaml" a file for `vllm serve --config`, "helm" values
-// of vLLM's production-stack chart, "compose" a Docker Compose service of the image vllm/vllm-openai. version is the
-// image's tag without "v", "" for latest. Every word is quoted for its format, so that a value can be nothing but a value.
+// Export writes a plan for a deployment: "flags" the shell command, "yaml" a file for `vllm serve --config`, "helm"
+// values of vLLM's production-stack chart, "compose" a Docker Compose service of the image vllm/vllm-openai. version is
+// the image's tag without "v", "" for latest. Every word is quoted for its format, so that a value can be nothing but a
+// value.
 func Export(p *Plan, format, version string) (string, error) {
 	if len(p.Launch) < 3 {
 		return "", fmt.Errorf("the plan has no launch command")
@@ -37,7 +38,8 @@ func Export(p *Plan, format, version string) (string, error) {
 		}
 		b.WriteByte('\n')
 	case "yaml":
-		fmt.Fprintf(&b, "# vllm serve --config FILE (strategy %s; predicted by simulation)\nmodel: %s\n", p.Strategy, yamlQuote(model))
+		fmt.Fprintf(&b, "# vllm serve --config FILE (strategy %s; predicted by simulation)\nmodel: %s\n", p.Strategy,
+			yamlQuote(model))
 		for i := 0; i < len(flags); i++ {
 			name := strings.TrimPrefix(flags[i], "--")
 			switch {
@@ -51,7 +53,8 @@ func Export(p *Plan, format, version string) (string, error) {
 	case "helm":
 		fmt.Fprintf(&b, "# values of vLLM's production-stack chart (strategy %s; predicted by simulation)\n", p.Strategy)
 		b.WriteString("servingEngineSpec:\n  modelSpec:\n    - name: kvtune\n      repository: vllm/vllm-openai\n")
-		fmt.Fprintf(&b, "      tag: %s\n      modelURL: %s\n      replicaCount: 1\n      requestGPU: 1\n", yamlQuote(tag), yamlQuote(model))
+		fmt.Fprintf(&b, "      tag: %s\n      modelURL: %s\n      replicaCount: 1\n      requestGPU: 1\n", yamlQuote(tag),
+			yamlQuote(model))
 		b.WriteString("      vllmConfig:\n        extraArgs:\n")
 		for _, word := range flags {
 			fmt.Fprintf(&b, "          - %s\n", yamlQuote(word))
@@ -61,7 +64,8 @@ func Export(p *Plan, format, version string) (string, error) {
 		}
 	case "compose":
 		fmt.Fprintf(&b, "# strategy %s; predicted by simulation\nservices:\n  vllm:\n", p.Strategy)
-		fmt.Fprintf(&b, "    image: %s\n    ipc: host\n    ports:\n      - \"8000:8000\"\n    command:\n", composeQuote("vllm/vllm-openai:"+tag))
+		fmt.Fprintf(&b, "    image: %s\n    ipc: host\n    ports:\n      - \"8000:8000\"\n    command:\n",
+			composeQuote("vllm/vllm-openai:"+tag))
 		for _, word := range append([]string{model}, flags...) {
 			fmt.Fprintf(&b, "      - %s\n", composeQuote(word))
 		}

@@ -1,6 +1,6 @@
-// Package planner finds the vLLM settings that meet a target: it simulates candidate settings on the user's own workload
-// and returns, per strategy, the plan with what it is predicted to do, how sure that is, what binds under it and the
-// command that starts the server.
+// Package planner finds the vLLM settings that meet a target: it simulates candidate settings on the user's own
+// workload and returns, per strategy, the plan with what it is predicted to do, how sure that is, what binds under it
+// and the command that starts the server.
 //
 // Read [Request], then [Make], then [Plan]. [Sweep] does the same over a grid of workloads, [Export] writes a plan as
 // flags or files for a deployment, and [Plan.SetMeasured] puts a measurement beside the prediction.
@@ -12,26 +12,22 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
-	"time"
 
 	"kvtune/harness"
-	"kvtune/harness/stats"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
-	"kvtune/planner/analysis"
-	"kvtune/planner/sim"
 )
 
-// Make searches the settings for every strategy. The result depends on the request alone: the same request and seed give
-// the same plans, whatever the number of workers. When no candidate meets the SLOs, Plans.Infeasible says which one fails
-// and by how much, and there is no error. Errors: a request that cannot be planned for, or ctx's.
+// Make searches the settings for every strategy. The result depends on the request alone: the same request and seed
+// give the same plans, whatever the number of workers. When no candidate meets the SLOs, Plans.Infeasible says which
+// one fails and by how much, and there is no error. Errors: a request that cannot be planned for, or ctx's.
 func Make(ctx context.Context, req Request) (*Plans, error) {
 	p, err := newPlanning(req)
 	if err != nil {
 		return nil, err
 	}
-	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version, Seed: p.req.Seed,
+	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version,
+		Seed:     p.req.Seed,
 		Workload: describe(p.work[0]), Plans: []Plan{}}
 	for _, slo := range p.req.SLOs {
 		out.SLOs = append(out.SLOs, slo.String())
@@ -174,13 +170,16 @@ func isOpen(w *workload.Workload) bool {
 	if w.Concurrency > 0 {
 		return false
 	}
-	return slices.ContainsFunc(w.Requests, func(r workload.Request) bool { return r.Phase == workload.Measured && r.Due > 0 })
+	return slices.ContainsFunc(w.Requests, func(r workload.Request) bool {
+		return r.Phase == workload.Measured && r.Due > 0
+	})
 }
 
 // resolve lays settings over what the server cannot change and fills the rest with vLLM's defaults.
 func (p *planning) resolve(args harness.EngineArgs) harness.EngineArgs {
 	s := p.req.Server.Args
-	kept := harness.EngineArgs{MaxModelLen: s.MaxModelLen, KVCacheDType: s.KVCacheDType, TensorParallelSize: s.TensorParallelSize,
+	kept := harness.EngineArgs{MaxModelLen: s.MaxModelLen, KVCacheDType: s.KVCacheDType,
+		TensorParallelSize:   s.TensorParallelSize,
 		NumGPUBlocksOverride: s.NumGPUBlocksOverride}
 	return vllmflags.Resolve(kept.Merge(args), p.req.Version, p.device)
 }
@@ -216,8 +215,8 @@ func (p *planning) replicate(ctx context.Context, final []*candidate) error {
 	return nil
 }
 
-// shrink finds, by bisection, the smallest KV cache that still serves the memory strategy's throughput, from the settings
-// of the throughput strategy and from the baseline's.
+// shrink finds, by bisection, the smallest KV cache that still serves the memory strategy's throughput, from the
+// settings of the throughput strategy and from the baseline's.
 func (p *planning) shrink(ctx context.Context, final []*candidate, base *candidate) ([]*candidate, error) {
 	able := slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() || !p.obeys(c) })
 	fast := p.choose(Throughput, able, base)
@@ -316,7 +315,8 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 	front := paretoFront(able)
 	best := knee(front)
 	for i, c := range front {
-		out.Front = append(out.Front, FrontPoint{Args: c.args, Throughput: goal(Throughput, c, 0), Latency: tail(c, 0), Knee: i == best})
+		out.Front = append(out.Front, FrontPoint{Args: c.args, Throughput: goal(Throughput, c, 0), Latency: tail(c, 0),
+			Knee: i == best})
 	}
 	for _, s := range p.req.Strategies {
 		from := final
@@ -332,325 +332,4 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 		out.Plans = append(out.Plans, *plan)
 	}
 	return nil
-}
-
-// plan describes a candidate.
-func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*Plan, error) {
-	plan := &Plan{Strategy: s, Args: c.args, NumGPUBlocks: c.cfg.NumGPUBlocks, Changed: []Change{}, Predicted: predicted(c)}
-	if m := p.req.Server.Model; m != nil {
-		plan.KVBytes = int64(c.cfg.NumGPUBlocks) * int64(c.cfg.BlockSize) *
-			m.KVBytesPerToken(c.args.KVCacheDType, c.args.TensorParallelSize)
-	}
-	plan.SLOs = slices.Clone(c.runs[0].slos)
-	for i := range plan.SLOs {
-		met := 0
-		for _, run := range c.runs {
-			if run.slos[i].Met {
-				met++
-			}
-		}
-		share := float64(met) / float64(len(c.runs))
-		plan.SLOs[i].Probability = &share
-	}
-	if s != Current && s != p.strategy {
-		plan.Changed = p.changesBetween(base.args, c.args)
-	}
-	if c != base && slices.Contains(Strategies(), s) {
-		plan.Gain = p.gain(s, c, base)
-		plan.Effects = effects(c, base)
-	}
-	plan.Keep = slices.Contains(Strategies(), s) && c == base
-	legal := p.differing(c.args, p.defaults())
-	legal.MaxModelLen = p.differing(c.args, harness.EngineArgs{}).MaxModelLen
-	argv, replaced, err := vllmflags.Argv(legal, p.req.Version, p.device)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range replaced {
-		plan.Replaced = append(plan.Replaced, r.String())
-	}
-	model := p.req.Model
-	if model == "" {
-		model = "MODEL"
-	}
-	plan.Launch = append([]string{"vllm", "serve", model}, argv...)
-	if err := p.bind(ctx, plan, c); err != nil {
-		return nil, err
-	}
-	if p.open && len(p.req.SLOs) > 0 && slices.Contains(Strategies(), s) && c.feasible() {
-		err = p.maxRate(ctx, plan, c)
-	}
-	return plan, err
-}
-
-// bind finds what binds under a plan.
-func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
-	out, err := sim.Run(ctx, c.cfg, p.timers[0], p.work[0], sim.Options{Steps: true})
-	if err != nil {
-		return err
-	}
-	server := p.req.Server
-	server.Args, server.NumGPUBlocks = c.args, c.cfg.NumGPUBlocks
-	r := analysis.Analyze(ctx, analysis.Input{
-		Result: &harness.Result{Name: string(plan.Strategy), Origin: harness.OriginSimulated, Counters: out.Counters,
-			Metrics: c.runs[0].metrics},
-		Records: out.Records, Steps: out.Steps, Server: server, Workload: p.work[0],
-	})
-	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Verdict
-	return nil
-}
-
-// predicted are the metrics of the prediction itself, each with the interval in which 95 % of the draws are expected.
-func predicted(c *candidate) harness.Metrics {
-	ms := slices.Clone(c.runs[0].metrics)
-	for i := range ms {
-		m := &ms[i]
-		m.Low, m.High = nil, nil
-		if m.Value == nil {
-			continue
-		}
-		var values []float64
-		for _, run := range c.runs {
-			if v, ok := run.metrics.Value(m.Name, m.Stat); ok {
-				values = append(values, v)
-			}
-		}
-		if len(values) < 2 {
-			continue
-		}
-		sample := stats.New(values)
-		// A prediction interval: the mean's uncertainty and one draw's own.
-		half := (sample.MeanInterval(0.95).High - sample.Mean()) * math.Sqrt(float64(len(values)+1))
-		low, high := min(sample.Mean()-half, *m.Value), max(sample.Mean()+half, *m.Value)
-		if slices.Min(values) >= 0 {
-			low = max(0, low)
-		}
-		m.Low, m.High = &low, &high
-	}
-	return ms
-}
-
-// gain is the improvement over the baseline in the strategy's own metric.
-func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
-	switch s {
-	case Latency:
-		return gainIn(c, base, harness.MetricE2EL, harness.StatMean)
-	case CacheHits:
-		return gainIn(c, base, harness.MetricCacheHitRate, "")
-	case Memory:
-		before, after, unit := float64(base.kvTokens()), float64(c.kvTokens()), "token"
-		if m := p.req.Server.Model; m != nil {
-			per := float64(m.KVBytesPerToken(c.args.KVCacheDType, c.args.TensorParallelSize))
-			before, after, unit = before*per, after*per, "B"
-		}
-		change := (before - after) / before
-		return &analysis.Gain{Metric: metricKVSize, Unit: unit, Before: before, After: after, Change: change, Low: &change, High: &change}
-	case Balanced:
-		power := func(c *candidate) []harness.Metrics {
-			all := make([]harness.Metrics, len(c.runs))
-			for i := range c.runs {
-				v := goal(Balanced, c, i)
-				all[i] = harness.Metrics{{Name: analysis.MetricPower, Unit: "token/s^2", Value: &v}}
-			}
-			return all
-		}
-		return analysis.NewGain(power(base), power(c), analysis.MetricPower, "")
-	}
-	return gainIn(c, base, harness.MetricTotalThroughput, "")
-}
-
-func gainIn(c, base *candidate, name, stat string) *analysis.Gain {
-	metrics := func(c *candidate) []harness.Metrics {
-		all := make([]harness.Metrics, len(c.runs))
-		for i := range c.runs {
-			all[i] = c.runs[i].metrics
-		}
-		return all
-	}
-	return analysis.NewGain(metrics(base), metrics(c), name, stat)
-}
-
-// effects are what a plan does to the metrics that users watch, for better or worse.
-func effects(c, base *candidate) []analysis.Gain {
-	var all []analysis.Gain
-	for _, m := range []struct{ name, stat string }{
-		{harness.MetricTotalThroughput, ""}, {harness.MetricE2EL, harness.StatMean}, {harness.MetricE2EL, harness.StatP99},
-		{harness.MetricTTFT, harness.StatP99}, {harness.MetricTPOT, harness.StatMean}, {harness.MetricCacheHitRate, ""},
-	} {
-		if g := gainIn(c, base, m.name, m.stat); g != nil {
-			all = append(all, *g)
-		}
-	}
-	return all
-}
-
-// faster is a workload whose arrivals come factor times as fast.
-func faster(w *workload.Workload, factor float64) *workload.Workload {
-	quick := *w
-	quick.Requests = slices.Clone(w.Requests)
-	for i := range quick.Requests {
-		r := &quick.Requests[i]
-		r.Due = time.Duration(float64(r.Due) / factor)
-	}
-	return &quick
-}
-
-// maxRate finds by bisection the highest rate at which the SLOs hold, up to 16 times the workload's own.
-func (p *planning) maxRate(ctx context.Context, plan *Plan, c *candidate) error {
-	low, high := 1.0, 16.0
-	for range 9 {
-		mid := math.Sqrt(low * high)
-		o, err := p.simulate(ctx, c.cfg, 0, faster(p.work[0], mid), false)
-		if err != nil {
-			return err
-		}
-		if o.miss == 0 {
-			low = mid
-		} else {
-			high = mid
-		}
-	}
-	plan.MaxRate = &low
-	n, last := 0, 0.0
-	for i := range p.work[0].Requests {
-		if r := &p.work[0].Requests[i]; r.Phase == workload.Measured {
-			n, last = n+1, max(last, r.Due.Seconds())
-		}
-	}
-	if last > 0 {
-		rate := low * float64(n) / last
-		plan.MaxRequestRate = &rate
-	}
-	return nil
-}
-
-// infeasible describes the candidate that comes closest to the SLOs.
-func (p *planning) infeasible(ctx context.Context, out *Plans, base *candidate, final []*candidate) error {
-	closest := slices.MinFunc(final, func(a, b *candidate) int { return compare(Latency, a, b) })
-	plan, err := p.plan(ctx, Closest, closest, base)
-	if err != nil {
-		return err
-	}
-	run := closest.runs[0]
-	slo := p.req.SLOs[run.worst]
-	in := &Infeasible{SLO: slo.String(), Limit: slo.Limit, Unit: unitOf(slo, run.metrics)}
-	if v := run.slos[run.worst].Value; v != nil {
-		best := *v
-		in.Best = &best
-	}
-	if !math.IsInf(run.miss, 0) {
-		by := run.miss
-		in.By = &by
-	}
-	in.Why = fmt.Sprintf("no candidate meets %s: not observed in the simulation", slo)
-	if in.Best != nil && in.By != nil {
-		in.Why = fmt.Sprintf("no candidate meets %s: the closest has %s, %.3g %% beyond the limit", slo,
-			inUnit(*in.Best, in.Unit), 100**in.By)
-	}
-	plan.Why = "comes closest to the objectives"
-	in.Closest = *plan
-	out.Infeasible = in
-	return nil
-}
-
-func unitOf(slo harness.SLO, ms harness.Metrics) string {
-	if m := ms.Get(slo.Metric, slo.Stat); m != nil {
-		return m.Unit
-	}
-	return ""
-}
-
-// inUnit writes a value; times in ms.
-func inUnit(v float64, unit string) string {
-	if unit == "s" {
-		return fmt.Sprintf("%.4g ms", 1e3*v)
-	}
-	return strings.TrimSpace(fmt.Sprintf("%.4g %s", v, unit))
-}
-
-// why says why a strategy chose a candidate.
-func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
-	if plan.Keep {
-		return fmt.Sprintf("no candidate is better in %s by more than noise (%.2g %%)", describeGoal(s), 100*p.resolution())
-	}
-	text := map[Strategy]string{
-		Throughput: "highest total throughput", Latency: "lowest mean end-to-end latency",
-		Memory:    fmt.Sprintf("smallest KV cache whose total throughput stays within %.3g %% of the best", 100*p.req.Options.MemorySlack),
-		CacheHits: "highest prefix-cache hit rate",
-		Balanced:  "knee of total throughput against p99 end-to-end latency",
-	}[s]
-	if s == Memory {
-		text += "; more or longer requests than simulated would wait for blocks"
-	}
-	if len(p.req.SLOs) > 0 {
-		text += " among candidates that meet the objectives"
-	}
-	if !base.feasible() {
-		text += fmt.Sprintf("; the %s settings miss %s", p.strategy, p.req.SLOs[base.runs[0].worst])
-	}
-	return text
-}
-
-func describeGoal(s Strategy) string {
-	return map[Strategy]string{
-		Throughput: "total throughput", Latency: "mean end-to-end latency", Memory: "KV cache size at that throughput",
-		CacheHits: "prefix-cache hit rate", Balanced: "throughput or p99 latency",
-	}[s]
-}
-
-// verdict is the sentence that a command prints first; it speaks of the first plan.
-func (p *planning) verdict(out *Plans) string {
-	if out.Infeasible != nil {
-		return "NO FEASIBLE PLAN: " + out.Infeasible.Why
-	}
-	plan := &out.Plans[0]
-	var text string
-	if plan.Keep {
-		text = fmt.Sprintf("KEEP your settings (%s): %s", plan.Strategy, plan.Why)
-	} else {
-		flags := make([]string, len(plan.Changed))
-		for i, c := range plan.Changed {
-			flags[i] = c.Flag + "=" + c.To
-		}
-		text = fmt.Sprintf("CHANGE %s (%s)", strings.Join(flags, " "), plan.Strategy)
-		if g := plan.Gain; g != nil {
-			text += fmt.Sprintf(": %s %+.1f %%", strings.TrimSpace(g.Metric+" "+g.Stat), 100*g.Change)
-			if g.Low != nil && *g.Low != *g.High {
-				text += fmt.Sprintf(" (%+.1f to %+.1f %%)", 100**g.Low, 100**g.High)
-			}
-			text += " better than " + string(p.strategy)
-		}
-	}
-	if plan.MaxRequestRate != nil {
-		text += fmt.Sprintf("; SLO met up to %.3g request/s", *plan.MaxRequestRate)
-	}
-	text += fmt.Sprintf("; binds: %s", plan.Binding)
-	if plan.Limit != "" {
-		text += " (" + plan.Limit + ")"
-	}
-	return text + "; predicted, SIMULATED"
-}
-
-// describe is the workload in sentences.
-func describe(w *workload.Workload) []string {
-	n, prompt, output, shared := 0, 0, 0, 0
-	for i := range w.Requests {
-		r := &w.Requests[i]
-		if r.Phase == workload.Measured {
-			n, prompt, output, shared = n+1, prompt+r.PromptTokens(), output+r.OutputTokens, shared+r.SharedTokens
-		}
-	}
-	if n == 0 {
-		return nil
-	}
-	pace := "in batches"
-	switch {
-	case w.Concurrency > 0:
-		pace = fmt.Sprintf("in a closed loop of %d", w.Concurrency)
-	case isOpen(w):
-		pace = "in an open loop"
-	}
-	text := fmt.Sprintf("%d measured requests %s: %.0f prompt tokens (%.0f of them shared), %.0f output tokens on average", n, pace,
-		float64(prompt)/float64(n), float64(shared)/float64(n), float64(output)/float64(n))
-	return append([]string{text}, w.Notes...)
 }

@@ -19,8 +19,8 @@ import (
 	"kvtune/planner/spec"
 )
 
-// load is n requests with prompts and outputs drawn around the means, a shared prefix, and gaps of an open loop (every >
-// 0) or a closed loop of inFlight.
+// load is n requests with prompts and outputs drawn around the means, a shared prefix, and gaps of an open loop (every
+// > 0) or a closed loop of inFlight.
 func load(n, shared, prompt, output int, every time.Duration, inFlight int) func(uint64) (*workload.Workload, error) {
 	return func(seed uint64) (*workload.Workload, error) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -47,13 +47,15 @@ func server(t testing.TB) analysis.Server {
 		t.Fatal(err)
 	}
 	model := spec.Default()
-	args := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: 16384}, "0.26.0", vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory})
+	args := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: 16384}, "0.26.0", vllmflags.Device{Name: gpu.Name,
+		Memory: gpu.Memory})
 	return analysis.Server{Args: args, NumGPUBlocks: 57489, GPU: &gpu, Model: &model, Cost: cost.Prior(gpu, model, args)}
 }
 
 // small keeps the search small enough for a test.
 var small = Options{Requests: 60, Replicas: 4, Axes: []Axis{
-	{"max_num_batched_tokens", []string{"1024", "4096", "16384"}}, {"max_num_seqs", []string{"16", "64"}}, {"block_size", []string{"32"}},
+	{"max_num_batched_tokens", []string{"1024", "4096", "16384"}}, {"max_num_seqs", []string{"16", "64"}}, {"block_size",
+		[]string{"32"}},
 }}
 
 func request(t testing.TB, work func(uint64) (*workload.Workload, error)) Request {
@@ -115,7 +117,8 @@ func TestRaisesALimitThatBinds(t *testing.T) {
 		if p.Args.MaxNumSeqs <= 4 || !p.Gain.Sure() {
 			t.Errorf("%s: max_num_seqs %d, gain %+v", p.Strategy, p.Args.MaxNumSeqs, p.Gain)
 		}
-		if !slices.ContainsFunc(p.Changed, func(c Change) bool { return c.Flag == "max_num_seqs" && c.From == "4" && c.Modelled }) {
+		raised := func(c Change) bool { return c.Flag == "max_num_seqs" && c.From == "4" && c.Modelled }
+		if !slices.ContainsFunc(p.Changed, raised) {
 			t.Errorf("%s: changed %+v", p.Strategy, p.Changed)
 		}
 	}
@@ -159,7 +162,8 @@ func TestObeysSLOs(t *testing.T) {
 	req.SLOs = []harness.SLO{slo, {Metric: harness.MetricTTFT, Stat: harness.StatP99, Limit: 100}}
 	plans = mustMake(t, req)
 	in := plans.Infeasible
-	if in == nil || in.SLO != slo.String() || len(plans.Plans) != 0 || *in.By < 1 || !strings.Contains(plans.Verdict, "NO FEASIBLE PLAN") {
+	if in == nil || in.SLO != slo.String() || len(plans.Plans) != 0 || *in.By < 1 || !strings.Contains(plans.Verdict,
+		"NO FEASIBLE PLAN") {
 		t.Fatalf("infeasible %+v, verdict %s", in, plans.Verdict)
 	}
 	if v, _ := in.Closest.Predicted.Value(slo.Metric, slo.Stat); v != *in.Best || in.Limit != slo.Limit {

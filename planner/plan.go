@@ -5,7 +5,8 @@ import (
 	"kvtune/planner/analysis"
 )
 
-// Schema is the schema of custom_schedule_plans.json that this version writes. [ReadPlans] refuses a newer major version.
+// Schema is the schema of custom_schedule_plans.json that this version writes. [ReadPlans] refuses a newer major
+// version.
 const Schema = "kvtune.plans/1"
 
 // Plans is custom_schedule_plans.json: one plan per strategy, what they were compared with and how they were found.
@@ -47,7 +48,8 @@ type Plan struct {
 	Strategy Strategy `json:"strategy"`
 	// Args are all settings in force under the plan.
 	Args harness.EngineArgs `json:"args"`
-	// NumGPUBlocks is the size of the KV cache in blocks under Args, KVBytes in bytes (0 where bytes per token are unknown).
+	// NumGPUBlocks is the size of the KV cache in blocks under Args, KVBytes in bytes (0 where bytes per token are
+	// unknown).
 	NumGPUBlocks int   `json:"num_gpu_blocks"`
 	KVBytes      int64 `json:"kv_bytes,omitempty"`
 	// Changed are the flags that differ from the baseline.

@@ -8,8 +8,8 @@ import (
 )
 
 // Strategy is a target. Every strategy looks only at candidates that meet the SLOs, and prefers, among candidates that
-// cannot be told from the best (the paired difference over the draws is within [Options].MinGain, the cost model's error
-// or its own interval), the one with the fewest changed flags: the baseline, if it is among them.
+// cannot be told from the best (the paired difference over the draws is within [Options].MinGain, the cost model's
+// error or its own interval), the one with the fewest changed flags: the baseline, if it is among them.
 type Strategy string
 
 const (

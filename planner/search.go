@@ -160,7 +160,8 @@ func (p *planning) candidate(args harness.EngineArgs) *candidate {
 }
 
 // simulate predicts a configuration in draw i on a workload.
-func (p *planning) simulate(ctx context.Context, cfg sim.Config, i int, w *workload.Workload, all bool) (outcome, error) {
+func (p *planning) simulate(ctx context.Context, cfg sim.Config, i int, w *workload.Workload, all bool) (outcome,
+	error) {
 	out, err := sim.Run(ctx, cfg, p.timers[i], w, sim.Options{Series: all})
 	if err != nil {
 		return outcome{}, err
@@ -309,8 +310,8 @@ func (p *planning) evaluate(ctx context.Context, all []*candidate, n int) error 
 // fewest is the smallest part of the workload that candidates are compared on.
 const fewest = 24
 
-// search evaluates the candidates on the whole workload where the budget allows; else it halves them on growing parts of
-// it. keep are never dropped.
+// search evaluates the candidates on the whole workload where the budget allows; else it halves them on growing parts
+// of it. keep are never dropped.
 func (p *planning) search(ctx context.Context, all []*candidate, keep []*candidate, s *Search) ([]*candidate, error) {
 	measured, weight := 0, 0
 	for i := range p.work[0].Requests {
@@ -343,9 +344,11 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	}
 	switch {
 	case s.Exhaustive:
-		s.Statement = fmt.Sprintf("exhaustive: every one of %d candidates was simulated on all %d requests", len(all), measured)
+		s.Statement = fmt.Sprintf("exhaustive: every one of %d candidates was simulated on all %d requests", len(all),
+			measured)
 	default:
-		s.Statement = fmt.Sprintf("successive halving, not exhaustive: %s, the best %d on all %d", s.Statement, len(left), measured)
+		s.Statement = fmt.Sprintf("successive halving, not exhaustive: %s, the best %d on all %d", s.Statement, len(left),
+			measured)
 	}
 	return left, nil
 }

@@ -60,7 +60,8 @@ func (p *planning) axes() []Axis {
 		if p.req.Server.GPU != nil && p.req.Server.Model != nil {
 			axes = append(axes, Axis{"gpu_memory_utilization", []string{"0.8", "0.9", "0.95"}})
 		} else {
-			p.note("gpu_memory_utilization was not searched: without the GPU and the model its effect on the KV cache is not known")
+			p.note("gpu_memory_utilization was not searched: without the GPU and the model its effect " +
+				"on the KV cache is not known")
 		}
 		if p.priorities() > 1 {
 			axes = append(axes, Axis{"scheduling_policy", []string{"fcfs", "priority"}})

@@ -68,7 +68,8 @@ func distinct(all []*candidate) []*candidate {
 	best := map[fingerprint]*candidate{}
 	var order []fingerprint
 	for _, c := range all {
-		f := fingerprint{goal(Throughput, c, 0), goal(Latency, c, 0), goal(CacheHits, c, 0), goal(Balanced, c, 0), c.runs[0].miss}
+		f := fingerprint{goal(Throughput, c, 0), goal(Latency, c, 0), goal(CacheHits, c, 0), goal(Balanced, c, 0),
+			c.runs[0].miss}
 		old := best[f]
 		if old == nil {
 			order = append(order, f)
@@ -114,10 +115,10 @@ func (p *planning) finalists(all, keep []*candidate) []*candidate {
 	return chosen
 }
 
-// choose picks a strategy's candidate: of those that meet the objectives in the most draws (95 % of them are enough), the
-// best goal on average over the draws (balanced: the knee); then, of those that cannot be told from it, the one with the
-// fewest changed flags, then the best second goal. A candidate that is not surely better than the baseline is no choice
-// beside one that is.
+// choose picks a strategy's candidate: of those that meet the objectives in the most draws (95 % of them are enough),
+// the best goal on average over the draws (balanced: the knee); then, of those that cannot be told from it, the one
+// with the fewest changed flags, then the best second goal. A candidate that is not surely better than the baseline is
+// no choice beside one that is.
 func (p *planning) choose(s Strategy, finalists []*candidate, base *candidate) *candidate {
 	able := slices.DeleteFunc(slices.Clone(finalists), func(c *candidate) bool { return !c.feasible() })
 	if len(able) == 0 {
@@ -233,8 +234,8 @@ func tail(c *candidate, run int) float64 {
 	return v
 }
 
-// knee is the index of the front's point farthest above the chord between its ends, both axes scaled to 0..1; the lowest
-// latency where none is above it, -1 for an empty front.
+// knee is the index of the front's point farthest above the chord between its ends, both axes scaled to 0..1; the
+// lowest latency where none is above it, -1 for an empty front.
 func knee(front []*candidate) int {
 	if len(front) == 0 {
 		return -1

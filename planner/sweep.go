@@ -132,7 +132,8 @@ func (r *SweepResult) Table() (header []string, rows [][]string) {
 	header = append(header, "gain", "binds", "limit", "why")
 	for i := range r.Rows {
 		row := &r.Rows[i]
-		line := []string{strconv.Itoa(row.C), strconv.Itoa(row.M), strconv.Itoa(row.B), strconv.Itoa(row.BlockSize), string(row.Strategy)}
+		line := []string{strconv.Itoa(row.C), strconv.Itoa(row.M), strconv.Itoa(row.B), strconv.Itoa(row.BlockSize),
+			string(row.Strategy)}
 		if row.Plan == nil {
 			line = append(line, make([]string, len(sweepMetrics)+4)...)
 			rows = append(rows, append(line, row.Why))

@@ -111,7 +111,8 @@ func TestSweep(t *testing.T) {
 // An exported word is a value and nothing else, whatever stands in it.
 func TestExportQuotes(t *testing.T) {
 	nasty := `a b'; rm -rf "$HOME" #` + "`x` ${Y} {{ .Z }} \\ é"
-	p := &Plan{Strategy: Throughput, Launch: []string{"vllm", "serve", nasty, "--max-num-seqs", "64", "--no-enable-chunked-prefill",
+	p := &Plan{Strategy: Throughput, Launch: []string{"vllm", "serve", nasty, "--max-num-seqs", "64",
+		"--no-enable-chunked-prefill",
 		"--scheduling-policy", "priority"}}
 	flags, err := Export(p, "flags", "")
 	if err != nil {

@@ -44,8 +44,8 @@ func (p *Plans) Plan(s Strategy) *Plan {
 	return nil
 }
 
-// ReadPlans reads custom_schedule_plans.json. Unknown fields are ignored; another kind of file and a newer major version
-// are refused.
+// ReadPlans reads custom_schedule_plans.json. Unknown fields are ignored; another kind of file and a newer major
+// version are refused.
 func ReadPlans(r io.Reader) (*Plans, error) {
 	var plans Plans
 	if err := json.NewDecoder(r).Decode(&plans); err != nil {
@@ -55,7 +55,8 @@ func ReadPlans(r io.Reader) (*Plans, error) {
 	major, err := strconv.Atoi(version)
 	switch {
 	case kind != "kvtune.plans" || err != nil || major < 1:
-		return nil, fmt.Errorf("plans: the schema is %q, expected %s; give the file that `kvtune plan` writes", plans.Schema, Schema)
+		return nil, fmt.Errorf("plans: the schema is %q, expected %s; give the file that `kvtune plan` writes", plans.Schema,
+			Schema)
 	case major > 1:
 		return nil, fmt.Errorf("plans: the schema is %s and this kvtune reads %s: use a newer kvtune", plans.Schema, Schema)
 	case len(plans.Plans) == 0 && plans.Infeasible == nil:

@@ -113,13 +113,13 @@ type facts struct {
 // Analyze finds what binds a run. Each moment of the measured window is given to one cause:
 //
 //   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
-//   - While requests wait: memory, when a request was preempted or the free KV blocks are fewer than a mean prompt needs;
-//     else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost less than
-//     1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that a larger
+//   - While requests wait: memory, when a request was preempted or the free KV blocks are fewer than a mean prompt
+//     needs; else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
+//     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that a larger
 //     batch would serve more.
 //   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
-//     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop) and a
-//     step of twice the work would cost less than 1.5 times.
+//     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop)
+//     and a step of twice the work would cost less than 1.5 times.
 //   - Where no step runs: idle.
 //
 // The largest of the four shares and of light load with idle time binds. A run that holds nothing to look at, and a ctx
@@ -341,8 +341,9 @@ func (s *study) amortises(step cost.Step) bool {
 }
 
 func twice(s cost.Step) cost.Step {
-	return cost.Step{PrefillSeqs: 2 * s.PrefillSeqs, PrefillTokens: 2 * s.PrefillTokens, PrefillAttention: 2 * s.PrefillAttention,
-		DecodeSeqs: 2 * s.DecodeSeqs, DecodeContext: 2 * s.DecodeContext}
+	return cost.Step{PrefillSeqs: 2 * s.PrefillSeqs, PrefillTokens: 2 * s.PrefillTokens,
+		PrefillAttention: 2 * s.PrefillAttention,
+		DecodeSeqs:       2 * s.DecodeSeqs, DecodeContext: 2 * s.DecodeContext}
 }
 
 // hardware is the part of the machine that a step takes longest on.
@@ -369,10 +370,11 @@ type prefixUse struct {
 	seen                                  bool
 }
 
-// usePrefixes compares the hits with what a cache without limits would have given: every shared block that a request sent
-// earlier had: the prompts' own blocks where the workload is known, else the blocks named in the records, else all tokens
-// that were meant to be shared.
-func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int, counters map[string]float64) prefixUse {
+// usePrefixes compares the hits with what a cache without limits would have given: every shared block that a request
+// sent earlier had: the prompts' own blocks where the workload is known, else the blocks named in the records, else all
+// tokens that were meant to be shared.
+func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
+	counters map[string]float64) prefixUse {
 	var u prefixUse
 	hits, counted := counters["vllm:prefix_cache_hits_total"]
 	seen := map[uint64]bool{}

@@ -45,8 +45,10 @@ func closed(w *workload.Workload, concurrency int) *workload.Workload {
 // settings are a roomy server, edited.
 func settings(edit func(*harness.EngineArgs)) harness.EngineArgs {
 	on := true
-	a := harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 256, BlockSize: 16, MaxModelLen: 16384, NumGPUBlocksOverride: 50_000,
-		EnableChunkedPrefill: &on, EnablePrefixCaching: &on, AsyncScheduling: &on, StreamInterval: 1, SchedulingPolicy: "fcfs"}
+	a := harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 256, BlockSize: 16, MaxModelLen: 16384,
+		NumGPUBlocksOverride: 50_000,
+		EnableChunkedPrefill: &on, EnablePrefixCaching: &on, AsyncScheduling: &on, StreamInterval: 1,
+		SchedulingPolicy: "fcfs"}
 	edit(&a)
 	return a
 }
@@ -80,19 +82,23 @@ var planted = []struct {
 		closed(requests(64, 1, 0, 4096, 1, 0), 16)},
 	{"long contexts, many decodes", Memory, LimitBandwidth, settings(func(*harness.EngineArgs) {}),
 		closed(requests(64, 1, 0, 1024, 1000, 0), 64)},
-	{"a KV cache for a few requests", Memory, LimitKVCapacity, settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride = 1100 }),
+	{"a KV cache for a few requests", Memory, LimitKVCapacity,
+		settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride = 1100 }),
 		closed(requests(96, 1, 0, 512, 512, 0), 64)},
-	{"four sequences for 64 clients", Scheduling, LimitMaxNumSeqs, settings(func(a *harness.EngineArgs) { a.MaxNumSeqs = 4 }),
+	{"four sequences for 64 clients", Scheduling, LimitMaxNumSeqs,
+		settings(func(a *harness.EngineArgs) { a.MaxNumSeqs = 4 }),
 		closed(requests(128, 1, 0, 128, 128, 0), 64)},
 	{"a token budget of 64", Scheduling, LimitTokenBudget,
 		settings(func(a *harness.EngineArgs) { a.MaxNumSeqs, a.MaxNumBatchedTokens = 64, 64 }),
 		closed(requests(128, 1, 0, 512, 4, 0), 64)},
-	{"prefix caching off", Cache, LimitPrefixCache, settings(func(a *harness.EngineArgs) { off := false; a.EnablePrefixCaching = &off }),
+	{"prefix caching off", Cache, LimitPrefixCache,
+		settings(func(a *harness.EngineArgs) { off := false; a.EnablePrefixCaching = &off }),
 		closed(requests(128, 4, 8192, 16, 1, 0), 16)},
 	{"prefixes evicted before their reuse", Cache, LimitPrefixCache,
 		settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride, a.MaxNumSeqs = 3000, 4 }),
 		closed(requests(128, 16, 8192, 16, 1, 0), 4)},
-	{"one short request a second", LightLoad, "", settings(func(*harness.EngineArgs) {}), requests(20, 1, 0, 64, 8, time.Second)},
+	{"one short request a second", LightLoad, "", settings(func(*harness.EngineArgs) {}), requests(20, 1, 0, 64, 8,
+		time.Second)},
 }
 
 func TestPlantedBottlenecks(t *testing.T) {
@@ -173,7 +179,8 @@ func TestWithoutAModel(t *testing.T) {
 func TestRecommendations(t *testing.T) {
 	model := prior(t)
 	flags := map[string]string{
-		LimitMaxNumSeqs: "max_num_seqs", LimitTokenBudget: "max_num_batched_tokens", LimitPrefixCache: "enable_prefix_caching",
+		LimitMaxNumSeqs: "max_num_seqs", LimitTokenBudget: "max_num_batched_tokens",
+		LimitPrefixCache: "enable_prefix_caching",
 	}
 	for _, c := range planted[3:6] {
 		in := simulate(t, model, c.args, c.work)

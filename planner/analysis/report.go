@@ -1,11 +1,11 @@
-// Package analysis says what binds a run: compute, memory, scheduling or the prefix cache, or nothing (light load); with
-// the evidence, how the resources were used over time, and which flags to change for what simulated gain.
+// Package analysis says what binds a run: compute, memory, scheduling or the prefix cache, or nothing (light load);
+// with the evidence, how the resources were used over time, and which flags to change for what simulated gain.
 //
-// The measured window is cut into engine steps (taken from the step records, or rebuilt from the arrival times of tokens
-// where a server gives none). Every moment of the window is given to exactly one cause, so the shares of the four
-// bottlenecks, of light load and of idle time add up to 1, and the largest one binds. What makes a step belong to a cause
-// is a comparison of two of the run's own quantities (compute time against memory time, free blocks against what the next
-// prompt needs, fixed against growing cost of a step); there is no tuned constant. See [Analyze].
+// The measured window is cut into engine steps (taken from the step records, or rebuilt from the arrival times of
+// tokens where a server gives none). Every moment of the window is given to exactly one cause, so the shares of the
+// four bottlenecks, of light load and of idle time add up to 1, and the largest one binds. What makes a step belong to
+// a cause is a comparison of two of the run's own quantities (compute time against memory time, free blocks against
+// what the next prompt needs, fixed against growing cost of a step); there is no tuned constant. See [Analyze].
 //
 // Read [Input], then [Report].
 package analysis
@@ -118,7 +118,8 @@ type Roofline struct {
 	Points        []RooflinePoint `json:"points"`
 }
 
-// RooflinePoint is one step. Times are seconds: Compute and Memory are the datasheet's lower bounds, Elapsed what it took.
+// RooflinePoint is one step. Times are seconds: Compute and Memory are the datasheet's lower bounds, Elapsed what it
+// took.
 type RooflinePoint struct {
 	Tokens  int     `json:"tokens"`
 	Compute float64 `json:"compute_s"`

@@ -126,7 +126,8 @@ const (
 func (s *study) evidence(k Kind) harness.Metrics {
 	f := &s.facts
 	perStep := func(d time.Duration) float64 { return d.Seconds() / max(f.steps, 1) }
-	stepTokens := known(f.steps > 0, "step_tokens", harness.StatMean, "token", f.tokens/max(f.steps, 1), "no step in the window")
+	stepTokens := known(f.steps > 0, "step_tokens", harness.StatMean, "token", f.tokens/max(f.steps, 1),
+		"no step in the window")
 	switch k {
 	case Compute:
 		return harness.Metrics{
@@ -196,7 +197,8 @@ func (s *study) balance() float64 {
 		return 0
 	}
 	bound := func(n int) bool {
-		compute, memory := s.model.Roofline(cost.Step{PrefillSeqs: 1, PrefillTokens: n, PrefillAttention: float64(n) * float64(n) / 2})
+		compute, memory := s.model.Roofline(cost.Step{PrefillSeqs: 1, PrefillTokens: n,
+			PrefillAttention: float64(n) * float64(n) / 2})
 		return compute >= memory
 	}
 	low, high := 0, 1<<20
@@ -223,7 +225,8 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 			return "not observed: without a cost model arithmetic and memory time of a step cannot be told apart"
 		case Cache:
 			if s.model == nil {
-				return fmt.Sprintf("time not observed without a cost model; %d of %d computed prompt tokens had been computed before",
+				return fmt.Sprintf("time not observed without a cost model; %d of %d computed prompt tokens "+
+					"had been computed before",
 					s.prefix.recomputed, s.prefix.computed)
 			}
 			return "not observed: the server does not report cached tokens"
@@ -242,20 +245,24 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 	text := fmt.Sprintf("%s of the time: ", percent(*b.Share))
 	switch b.Limit {
 	case LimitArithmetic:
-		text += fmt.Sprintf("steps of %.0f new tokens on average; arithmetic outlasts memory from %.0f on", f.tokens/max(f.steps, 1), s.balance())
+		text += fmt.Sprintf("steps of %.0f new tokens on average; arithmetic outlasts memory from %.0f on",
+			f.tokens/max(f.steps, 1), s.balance())
 	case LimitBandwidth:
 		text += fmt.Sprintf("reading weights and KV takes longer than the arithmetic (%.3g ms against %.3g ms of a step)",
 			1e3*f.memory.Seconds()/max(f.steps, 1), 1e3*f.compute.Seconds()/max(f.steps, 1))
 	case LimitKVCapacity:
-		text += fmt.Sprintf("requests wait for KV blocks or lose them (usage up to %s, %d preemptions)", percent(f.usagePeak), f.preemptions)
+		text += fmt.Sprintf("requests wait for KV blocks or lose them (usage up to %s, %d preemptions)",
+			percent(f.usagePeak), f.preemptions)
 	case LimitMaxNumSeqs:
 		text += fmt.Sprintf("requests wait beside free KV blocks because %d run, which is max_num_seqs", s.args.MaxNumSeqs)
 	case LimitTokenBudget:
-		text += fmt.Sprintf("prompts wait beside free KV blocks because steps hold max_num_batched_tokens (%d)", s.args.MaxNumBatchedTokens)
+		text += fmt.Sprintf("prompts wait beside free KV blocks because steps hold max_num_batched_tokens (%d)",
+			s.args.MaxNumBatchedTokens)
 	case LimitLaunch:
 		text += fmt.Sprintf("a step's fixed overhead of %.3g ms outlasts its work", 1e3*s.launch.Seconds())
 	case LimitPrefixCache:
-		text += fmt.Sprintf("%d prompt tokens were computed that an unlimited prefix cache would have held", s.prefix.recomputed)
+		text += fmt.Sprintf("%d prompt tokens were computed that an unlimited prefix cache would have held",
+			s.prefix.recomputed)
 		if on := s.args.EnablePrefixCaching; on != nil && !*on {
 			text += "; prefix caching is off"
 		}
@@ -275,7 +282,8 @@ func (s *study) verdict(r *Report, share float64) string {
 			text += fmt.Sprintf(", of which the engine is idle for %s", percent(*r.Idle))
 		}
 		if f.waitSeen {
-			text += fmt.Sprintf("; requests wait for %.3g s of %.3g s", (f.waitFull + f.waitFree).Seconds(), s.win.length().Seconds())
+			text += fmt.Sprintf("; requests wait for %.3g s of %.3g s", (f.waitFull + f.waitFree).Seconds(),
+				s.win.length().Seconds())
 		}
 		return text
 	case NotObserved:
@@ -293,7 +301,8 @@ func (s *study) notes(r *Report) {
 		r.Notes = append(r.Notes, "queue and KV usage over time were not observed: "+noGauge)
 	}
 	if !s.prefix.seen {
-		r.Notes = append(r.Notes, "prefix-cache hits were not observed: neither cached tokens per request nor the server's counters")
+		r.Notes = append(r.Notes, "prefix-cache hits were not observed: neither cached tokens per request "+
+			"nor the server's counters")
 	}
 }
 
@@ -360,7 +369,8 @@ func (s *study) roofline() *Roofline {
 	for i := 0; i < len(s.spans); i += stride {
 		sp := &s.spans[i]
 		compute, memory := s.model.Roofline(sp.step)
-		r.Points = append(r.Points, RooflinePoint{Tokens: sp.step.Tokens(), Compute: compute.Seconds(), Memory: memory.Seconds(),
+		r.Points = append(r.Points, RooflinePoint{Tokens: sp.step.Tokens(), Compute: compute.Seconds(),
+			Memory:  memory.Seconds(),
 			Elapsed: sp.length.Seconds() / max(sp.count, 1e-9)})
 	}
 	return r

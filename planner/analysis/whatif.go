@@ -56,15 +56,16 @@ const MetricPower = "power"
 
 func higherIsBetter(name string) bool {
 	switch name {
-	case harness.MetricRequestThroughput, harness.MetricOutputThroughput, harness.MetricTotalThroughput, harness.MetricGoodput,
+	case harness.MetricRequestThroughput, harness.MetricOutputThroughput, harness.MetricTotalThroughput,
+		harness.MetricGoodput,
 		harness.MetricCacheHitRate, harness.MetricBatchEfficiency, MetricPower:
 		return true
 	}
 	return false
 }
 
-// NewGain states the change of a metric between paired runs: the first pair is the prediction itself, all pairs together
-// give the interval of the mean. nil when the first pair does not have the metric.
+// NewGain states the change of a metric between paired runs: the first pair is the prediction itself, all pairs
+// together give the interval of the mean. nil when the first pair does not have the metric.
 func NewGain(before, after []harness.Metrics, name, stat string) *Gain {
 	change, ok := Improvement(before[0], after[0], name, stat)
 	if !ok {
@@ -267,7 +268,8 @@ func (s *study) forLimit(limit string) []proposal {
 			return nil
 		}
 		return []proposal{{
-			flag: "max_num_seqs", why: "requests wait beside free KV blocks while max_num_seqs run, and a larger batch costs little more",
+			flag:  "max_num_seqs",
+			why:   "requests wait beside free KV blocks while max_num_seqs run, and a larger batch costs little more",
 			risk:  "each request's tokens come slower in a larger batch",
 			value: number(func(a harness.EngineArgs) int { return a.MaxNumSeqs }),
 			settings: grow(func(a *harness.EngineArgs, f int) {
@@ -288,7 +290,8 @@ func (s *study) forLimit(limit string) []proposal {
 	case LimitKVCapacity:
 		memory.why = "requests wait for KV blocks: more memory for the cache admits them"
 		seqs := proposal{
-			flag: "max_num_seqs", why: "running requests lose their KV blocks to each other and compute them again: run fewer at once",
+			flag:  "max_num_seqs",
+			why:   "running requests lose their KV blocks to each other and compute them again: run fewer at once",
 			risk:  "fewer requests share a step",
 			value: number(func(a harness.EngineArgs) int { return a.MaxNumSeqs }),
 		}
@@ -343,7 +346,8 @@ func keepSet(ps ...proposal) []proposal {
 }
 
 func (s *study) recommendation(p proposal, args harness.EngineArgs) Recommendation {
-	return Recommendation{Flag: p.flag, Value: p.value(args), Why: p.why, Risk: p.risk, Command: s.command(p.flag, p.value(args))}
+	return Recommendation{Flag: p.flag, Value: p.value(args), Why: p.why, Risk: p.risk, Command: s.command(p.flag,
+		p.value(args))}
 }
 
 // command is `vllm serve MODEL --flag value`; what else the server was started with is not in it.
