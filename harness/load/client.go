@@ -19,6 +19,14 @@ type Client interface {
 	Send(ctx context.Context, r *workload.Request, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
 }
 
+// Preparer is a [Client] that can build a request before it is due, so that building delays nothing.
+type Preparer interface {
+	Client
+	// Prepare builds r and returns what sends it: [Client].Send without r. Nothing goes out before that is called. A turn of
+	// a conversation is prepared when the turn before has ended.
+	Prepare(r *workload.Request) func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
+}
+
 // Reply is what the server said of a request beside its tokens.
 type Reply struct {
 	// PromptTokens and OutputTokens are the server's usage counts; 0 when it sent none.

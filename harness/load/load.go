@@ -1,0 +1,390 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"kvtune/harness/hist"
+	"kvtune/harness/workload"
+)
+
+// Options say what to send and what to report.
+type Options struct {
+	Client   Client
+	Workload *workload.Workload
+	// HashBlock is the server's block size in tokens: records then name the prefix blocks that requests may share. 0 names
+	// none.
+	HashBlock int
+	// OnRecord is called with every record once its request has ended, in that order, from one goroutine; sending does not
+	// wait for it. nil is allowed, as for OnProgress.
+	OnRecord func(workload.Record)
+	// OnProgress is called after OnRecord, from the same goroutine.
+	OnProgress func(Progress)
+	// IdleTimeout ends a request to which nothing has come for so long, from its start or the last event. 0 is 10 minutes,
+	// below 0 is none.
+	IdleTimeout time.Duration
+	// RequestTimeout ends a request that has taken so long; 0 is none.
+	RequestTimeout time.Duration
+	// GiveUpAfter is the number of requests in a row that find no connection after which the endpoint counts as dead; 0 is
+	// 5.
+	GiveUpAfter int
+}
+
+// Progress is how far a run has come.
+type Progress struct {
+	// Total = Ended + those in flight + those not sent yet. Failed are among Ended.
+	Total, Sent, Ended, Failed int
+	// Elapsed is from the run's start.
+	Elapsed time.Duration
+}
+
+// Run is what was sent and what became of it. Sent = OK + Failed + Cancelled = len(Records), and Sent + Unsent is the
+// number of requests of the workload.
+type Run struct {
+	// Records are in order of Index: every request that was sent, successful or not. Those that were cut off by the end of
+	// the run hold what had arrived, and an Error.
+	Records []workload.Record
+	// Lag is how late the generator itself was: the moment of sending minus the due moment, for requests that had one.
+	Lag *hist.Recorder
+	// Started is the moment from which the records' times count.
+	Started time.Time
+	// Interrupted is set when the run ended before the workload did; Why says how.
+	Interrupted bool
+	Why         string
+
+	Sent, OK, Failed, Cancelled, Unsent int
+}
+
+const (
+	defaultIdle   = 10 * time.Minute
+	defaultGiveUp = 5
+)
+
+// lead is how long before its time a request is taken in hand: for the last stretch of waiting, which the runtime's
+// timers would prolong by up to 1 ms, and for building it.
+func lead(r *workload.Request) time.Duration {
+	const wait, perToken = 1500 * time.Microsecond, 100 * time.Nanosecond
+	return wait + time.Duration(r.PromptTokens())*perToken
+}
+
+// Do sends a workload on its schedule and returns when every request has ended. Sending waits for nothing but the
+// schedule: every request has its own goroutine, and no stream or callback delays another.
+//
+// When ctx is cancelled, or the endpoint is dead, Do sends no more, cancels what is in flight and returns what was
+// measured, with Interrupted set and a nil error. Its error is about opt alone: no client, or a workload that is not
+// valid.
+func Do(ctx context.Context, opt Options) (*Run, error) {
+	if opt.Client == nil || opt.Workload == nil {
+		return nil, errors.New("load needs a client and a workload")
+	}
+	if err := opt.Workload.Validate(); err != nil {
+		return nil, err
+	}
+	if opt.IdleTimeout == 0 {
+		opt.IdleTimeout = defaultIdle
+	}
+	if opt.GiveUpAfter == 0 {
+		opt.GiveUpAfter = defaultGiveUp
+	}
+	total := len(opt.Workload.Requests)
+	g := &generator{
+		opt: opt, schedule: workload.NewSchedule(opt.Workload),
+		records: make([]workload.Record, total), due: make([]time.Duration, total), outcome: make([]outcome, total),
+		ends: make(chan end, total), ended: make(chan int, total),
+	}
+	hasher := workload.NewHasher(opt.HashBlock)
+	for i := range opt.Workload.Requests {
+		r := &opt.Workload.Requests[i]
+		g.records[i] = workload.NewRecord(r)
+		if hashes := hasher.Prefix(r); len(hashes) > 0 {
+			g.records[i].PrefixHashes, g.records[i].HashBlock = hashes, opt.HashBlock
+		}
+	}
+	var stop context.CancelCauseFunc
+	g.ctx, stop = context.WithCancelCause(ctx)
+	defer stop(nil)
+	reported := make(chan struct{})
+	g.start = time.Now()
+	go g.report(reported)
+	why := g.send()
+	if why != nil {
+		stop(why)
+	}
+	g.drain()
+	close(g.ended)
+	<-reported
+	return g.run(why), nil
+}
+
+// outcome is what became of a request.
+type outcome uint8
+
+const (
+	unsent outcome = iota
+	ok
+	failed
+	cancelled
+)
+
+// end is the end of a request.
+type end struct {
+	index int
+	at    time.Duration
+	err   error
+}
+
+// generator is one run. Each record belongs to its request's goroutine until that has put the index into ends; then to
+// the sender, and from ended on to the reporter.
+type generator struct {
+	opt      Options
+	ctx      context.Context // of all requests
+	schedule *workload.Schedule
+	start    time.Time
+
+	records []workload.Record
+	due     []time.Duration // what Record.Due points to
+	outcome []outcome
+	// Both channels have room for every request: nobody waits to write.
+	ends  chan end
+	ended chan int
+
+	sent     atomic.Int64
+	inFlight int
+	lost     lost
+}
+
+// send sends until all requests have ended, and returns why it stopped before, nil if it did not.
+func (g *generator) send() error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for !g.schedule.Finished() {
+		if g.ctx.Err() != nil {
+			return context.Cause(g.ctx)
+		}
+		index, due, released := g.schedule.Next()
+		var wake <-chan time.Time
+		if released {
+			early := due - lead(&g.opt.Workload.Requests[index]) - time.Since(g.start)
+			if early <= 0 {
+				g.schedule.Pop()
+				g.launch(index, due)
+				continue
+			}
+			timer.Reset(early)
+			wake = timer.C
+		}
+		select {
+		case e := <-g.ends:
+			g.take(e)
+			if err := g.lost.verdict(g.opt.GiveUpAfter); err != nil {
+				return err
+			}
+		case <-wake:
+		case <-g.ctx.Done():
+		}
+	}
+	return g.lost.last()
+}
+
+// launch starts a request's goroutine.
+func (g *generator) launch(index int, due time.Duration) {
+	if g.schedule.Intended(index) {
+		g.due[index] = due
+		g.records[index].Due = &g.due[index]
+	}
+	g.inFlight++
+	go g.serve(index, due)
+}
+
+// take accounts for the end of a request.
+func (g *generator) take(e end) {
+	g.inFlight--
+	g.schedule.Done(e.index, e.at)
+	if g.outcome[e.index] != unsent {
+		g.lost.add(e.err, len(g.records[e.index].Tokens) > 0, g.inFlight)
+		g.ended <- e.index
+	}
+}
+
+// drain waits for the requests in flight.
+func (g *generator) drain() {
+	for g.inFlight > 0 {
+		g.take(<-g.ends)
+	}
+}
+
+// serve sends one request at its time and writes its record.
+func (g *generator) serve(index int, due time.Duration) {
+	r, rec := &g.opt.Workload.Requests[index], &g.records[index]
+	send := func(ctx context.Context, sent func(time.Time), event func(time.Time, int)) (Reply, error) {
+		return g.opt.Client.Send(ctx, r, sent, event)
+	}
+	if p, can := g.opt.Client.(Preparer); can {
+		send = p.Prepare(r)
+	}
+	sleepUntil(g.start.Add(due))
+	if g.ctx.Err() != nil {
+		g.ends <- end{index: index, at: time.Since(g.start)}
+		return
+	}
+	ctx, cancel := context.WithCancelCause(g.ctx)
+	defer cancel(nil)
+	idle := func() {}
+	if t := g.opt.IdleTimeout; t > 0 {
+		timer := time.AfterFunc(t, func() { cancel(fmt.Errorf("nothing came for %v (idle timeout)", t)) })
+		defer timer.Stop()
+		idle = func() { timer.Reset(t) }
+	}
+	if t := g.opt.RequestTimeout; t > 0 {
+		timer := time.AfterFunc(t, func() { cancel(fmt.Errorf("not finished after %v (request timeout)", t)) })
+		defer timer.Stop()
+	}
+	rec.Sent = time.Since(g.start) // until the client knows better
+	g.sent.Add(1)
+	rec.Tokens = make([]workload.TokenEvent, 0, r.OutputTokens)
+	last := time.Duration(0)
+	reply, err := send(ctx, func(at time.Time) { rec.Sent = at.Sub(g.start) }, func(at time.Time, tokens int) {
+		last = max(last, at.Sub(g.start)-rec.Sent)
+		rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: last, Tokens: tokens})
+		idle()
+	})
+	at := time.Since(g.start)
+	g.finish(index, reply, err, context.Cause(ctx))
+	g.ends <- end{index, at, err}
+}
+
+// finish completes the record of a request that was sent. cause is why its context ended, nil if it did not.
+func (g *generator) finish(index int, reply Reply, err, cause error) {
+	rec := &g.records[index]
+	if reply.PromptTokens > 0 {
+		rec.PromptTokens = reply.PromptTokens
+	}
+	rec.OutputTokens = reply.OutputTokens
+	if rec.OutputTokens == 0 {
+		for _, e := range rec.Tokens {
+			rec.OutputTokens += e.Tokens
+		}
+	}
+	rec.CachedTokens, rec.FinishReason = reply.CachedTokens, reply.FinishReason
+	switch {
+	case err != nil && g.ctx.Err() != nil:
+		g.outcome[index] = cancelled
+		rec.Error = "cancelled: " + context.Cause(g.ctx).Error()
+		return
+	case err != nil && cause != nil:
+		rec.Error = cause.Error()
+	case err != nil:
+		rec.Error = err.Error()
+	case reply.FinishReason == "abort":
+		rec.Error = "aborted by the server"
+	case len(rec.Tokens) == 0:
+		rec.Error = "the stream ended without a token"
+	}
+	g.outcome[index] = ok
+	if rec.Error != "" {
+		g.outcome[index] = failed
+	}
+}
+
+// report tells the caller of every end.
+func (g *generator) report(done chan<- struct{}) {
+	defer close(done)
+	p := Progress{Total: len(g.records)}
+	for i := range g.ended {
+		if g.opt.OnRecord != nil {
+			g.opt.OnRecord(g.records[i])
+		}
+		p.Ended++
+		if g.outcome[i] != ok {
+			p.Failed++
+		}
+		if g.opt.OnProgress != nil {
+			p.Sent, p.Elapsed = int(g.sent.Load()), time.Since(g.start)
+			g.opt.OnProgress(p)
+		}
+	}
+}
+
+// run is the result, once nothing is in flight.
+func (g *generator) run(why error) *Run {
+	run := &Run{Lag: hist.New(), Started: g.start, Records: make([]workload.Record, 0, len(g.records))}
+	for i := range g.records {
+		switch g.outcome[i] {
+		case unsent:
+			run.Unsent++
+			continue
+		case ok:
+			run.OK++
+		case failed:
+			run.Failed++
+		case cancelled:
+			run.Cancelled++
+		}
+		rec := &g.records[i]
+		if rec.Due != nil {
+			run.Lag.Record(max(0, rec.Sent-*rec.Due))
+		}
+		run.Records = append(run.Records, *rec)
+	}
+	run.Sent = len(run.Records)
+	if why != nil {
+		run.Interrupted, run.Why = true, why.Error()
+		if errors.Is(why, context.Canceled) {
+			run.Why = "interrupted"
+		}
+	}
+	return run
+}
+
+// lost counts the requests that ended without a connection, since one got through.
+type lost struct {
+	refused int // had no token
+	all     int // were cut off, or refused
+	flight  int // were in flight when the row began, the first of it included
+	err     error
+}
+
+// add accounts for the end of a request; inFlight is how many are left.
+func (l *lost) add(err error, tokens bool, inFlight int) {
+	if !isConnection(err) {
+		*l = lost{}
+		return
+	}
+	if l.all == 0 {
+		l.flight = inFlight + 1
+	}
+	l.all++
+	l.err = err
+	if !tokens {
+		l.refused++
+	}
+}
+
+// verdict is an error when the endpoint is dead. A stream that is cut proves nothing - a gateway may be back at once - but
+// requests that find nobody do.
+func (l *lost) verdict(limit int) error {
+	if l.refused < limit {
+		return nil
+	}
+	return fmt.Errorf("the endpoint is dead: %d requests in a row failed, the last with: %w", l.all, l.err)
+}
+
+// last is an error when the run ended because everything that was still in flight lost its connection.
+func (l *lost) last() error {
+	if l.all == 0 || l.all < l.flight {
+		return nil
+	}
+	return fmt.Errorf("the endpoint is dead: the last %d requests lost their connection: %w", l.all, l.err)
+}
+
+// isConnection reports whether a request failed for want of a connection, in contrast to an answer that says no.
+func isConnection(err error) bool {
+	var n net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.As(err, &n) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+}
