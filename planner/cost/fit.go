@@ -49,9 +49,6 @@ const (
 // so that what was not observed stays physical, large residuals damped, and the knee chosen among multiples of the
 // prior's. Observations below the roofline are impossible and are dropped. Errors are cross-validated by composition,
 // intervals are from a bootstrap over compositions; the same observations and seed give the same model.
-//
-// The form is section 5.1 of kvtune's reference on cost models: a hinge in tokens, knots in sequences, a slope in
-// context and a further one for mixed steps, linear in its coefficients.
 func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, error) {
 	if opt.Draws == 0 {
 		opt.Draws = 64
@@ -158,7 +155,6 @@ func plausible(prior *Model, observations []Observation) (kept []Observation, dr
 // cell is the observations of one composition of steps. A long run of equal steps is one cell, so that it does not
 // outweigh the rest.
 type cell struct {
-	key   string
 	steps []Step
 	// times are the observed times in seconds; the median is fitted.
 	times  []float64
@@ -190,7 +186,7 @@ func cells(observations []Observation) []cell {
 		key += fmt.Sprint(hidden, sends)
 		c := byKey[key]
 		if c == nil {
-			c = &cell{key: key, hidden: hidden, sends: sends, steps: slices.Clone(o.Steps)}
+			c = &cell{hidden: hidden, sends: sends, steps: slices.Clone(o.Steps)}
 			byKey[key] = c
 			keys = append(keys, key)
 		}

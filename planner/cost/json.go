@@ -13,6 +13,9 @@ import (
 // Schema is the schema of `<name>_cost.json` that this version writes.
 const Schema = "kvtune.cost/1"
 
+// The table behind StepTime has an entry per batch size up to the last knot.
+const maxKnots, maxKnot = 64, 4096
+
 // wire is a Model as JSON. Times are seconds.
 type wire struct {
 	Schema         string        `json:"schema"`
@@ -81,8 +84,9 @@ func (w *wire) check() error {
 		return fmt.Errorf("kind is %q, expected %q or %q", w.Kind, KindPrior, KindFitted)
 	case w.Knee < 1:
 		return fmt.Errorf("knee_tokens is %d, expected at least 1", w.Knee)
-	case len(w.Knots) == 0 || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > 1<<16:
-		return fmt.Errorf("knots_seqs is %v, expected ascending batch sizes from 0 to at most %d", w.Knots, 1<<16)
+	case len(w.Knots) == 0 || len(w.Knots) > maxKnots || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > maxKnot:
+		return fmt.Errorf("knots_seqs has %d entries, expected 1 to %d ascending batch sizes from 0 to at most %d",
+			len(w.Knots), maxKnots, maxKnot)
 	}
 	for i := 1; i < len(w.Knots); i++ {
 		if w.Knots[i] <= w.Knots[i-1] {

@@ -218,6 +218,32 @@ func TestObservationsSkipMergedTokens(t *testing.T) {
 	}
 }
 
+// Whatever a file holds, reading it ends and gives positive times.
+func TestObservationsOfNonsense(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 6))
+		var records []workload.Record
+		for range rng.IntN(8) {
+			r := workload.Record{Sent: time.Duration(rng.IntN(5)) * ms, PromptTokens: rng.IntN(20000) - 100}
+			var at time.Duration
+			for range rng.IntN(6) {
+				at += time.Duration(rng.IntN(3)) * ms
+				r.Tokens = append(r.Tokens, workload.TokenEvent{At: at, Tokens: rng.IntN(3)})
+			}
+			records = append(records, r)
+		}
+		args := harness.EngineArgs{MaxNumBatchedTokens: 1 + rng.IntN(4)}
+		if rng.IntN(2) == 0 {
+			args.MaxNumBatchedTokens = 8192
+		}
+		for _, o := range mustObserve(t, Run{Records: records, Args: args}) {
+			if o.Time < 0 || len(o.Steps) == 0 {
+				t.Errorf("seed %d: %+v", seed, o)
+			}
+		}
+	}
+}
+
 // Probes that each start at zero are told apart by name.
 func TestObservationsOfProbes(t *testing.T) {
 	m := h200(t)

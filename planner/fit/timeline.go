@@ -172,7 +172,7 @@ func (t *timeline) observations(source string) []cost.Observation {
 		b := &t.bursts[k]
 		end := t.episode(k)
 		if end < 0 { // nobody waits: pure decode
-			if before := &t.bursts[k-1]; !b.bad && !before.bad && b.decodes > 0 {
+			if before := &t.bursts[max(0, k-1)]; k > 0 && !b.bad && !before.bad && b.decodes > 0 {
 				out = append(out, cost.Observation{
 					Steps: []cost.Step{decode(b)}, Time: b.at - before.at, Source: source,
 				})
