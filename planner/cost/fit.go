@@ -141,7 +141,9 @@ func plausible(prior *Model, observations []Observation) (kept []Observation, dr
 		var floor time.Duration
 		for _, s := range o.Steps {
 			compute, memory := prior.Roofline(s)
-			floor += max(compute, memory)
+			if !prior.Limits.Guess {
+				floor += max(compute, memory)
+			}
 		}
 		if len(o.Steps) == 0 || o.Time <= 0 || o.Time < floor {
 			dropped++

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kvtune/harness"
 )
 
 // Against the definition: x is optimal iff it is at least 0, the gradient is at least 0 where x is 0, and 0 elsewhere
@@ -221,6 +223,26 @@ func TestFitOnAnotherDevice(t *testing.T) {
 		if r := float64(m.StepTime(s)) / float64(truth.StepTime(s)); r < 0.7 || r > 1.4 {
 			t.Errorf("%+v: %.2f of the truth", s, r)
 		}
+	}
+}
+
+// A processor faster than the table's entry is no mistake.
+func TestFitOnAFasterCPU(t *testing.T) {
+	prior := Prior(mustGPU(t, "CPU"), mustModel(t, "Llama-3.2-1B"), harness.EngineArgs{})
+	values := prior.values()
+	for i := range values {
+		values[i] /= 10
+	}
+	truth, err := prior.With(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := Fit(prior, observe(truth, grid()[:12], 3, 0.02, rand.New(rand.NewPCG(5, 5))), FitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Errors.Dropped > 0 || m.Errors.Mean > 0.05 {
+		t.Errorf("errors %+v", *m.Errors)
 	}
 }
 

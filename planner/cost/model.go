@@ -293,6 +293,8 @@ type Limits struct {
 	// Flops is in flop/s, Bandwidth in B/s.
 	Flops     float64 `json:"flops"`
 	Bandwidth float64 `json:"bandwidth"`
+	// Guess is set where the peaks are no datasheet's (a CPU): a measurement may be faster.
+	Guess bool `json:"guess,omitempty"`
 	// FlopsPerToken is the matrix work of a token in the layers, FlopsPerSeq that of the output projection,
 	// AttentionFlops that of one query-key pair.
 	FlopsPerToken  float64 `json:"flops_per_token"`
@@ -304,7 +306,7 @@ type Limits struct {
 }
 
 // Roofline is the least time that the step's arithmetic and its memory traffic take at the datasheet's peaks. The
-// longer one binds; no correct measurement is below it.
+// longer one binds; no correct measurement is below it, unless the limits are a Guess.
 func (m *Model) Roofline(s Step) (compute, memory time.Duration) {
 	l := m.Limits
 	if l.Flops <= 0 || l.Bandwidth <= 0 || s.Tokens() <= 0 {

@@ -76,7 +76,7 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(),
 		RequestLatency: requestLatency, TokenLatency: tokenLatency,
 		Limits: Limits{
-			Flops: flops, Bandwidth: bandwidth, FlopsPerToken: 2 * active, FlopsPerSeq: 2 * head,
+			Flops: flops, Bandwidth: bandwidth, Guess: gpu.CPU, FlopsPerToken: 2 * active, FlopsPerSeq: 2 * head,
 			AttentionFlops:  4 * layers * float64(model.Heads*model.HeadDim),
 			WeightBytes:     (active + head) * model.DTypeBytes,
 			KVBytesPerToken: float64(model.KVBytesPerToken(args.KVCacheDType, int(tp))) * tp,
