@@ -115,8 +115,8 @@ type facts struct {
 //   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
 //   - While requests wait: memory, when a request was preempted or the free KV blocks are fewer than a mean prompt
 //     needs; else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
-//     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that a larger
-//     batch would serve more.
+//     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that
+//     a larger batch would serve more.
 //   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
 //     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop)
 //     and a step of twice the work would cost less than 1.5 times.

@@ -170,8 +170,10 @@ func TestWithoutAModel(t *testing.T) {
 	}
 	in := simulate(t, model, planted[0].args, planted[0].work)
 	in.Server.Cost, in.Steps, in.Series = nil, nil, nil
-	if r := Analyze(t.Context(), in); r.Binding != NotObserved {
-		t.Errorf("%s binds without any evidence: %s", r.Binding, r.Verdict)
+	for _, in := range []Input{in, {Result: &harness.Result{Name: "empty"}}} {
+		if r := Analyze(t.Context(), in); r.Binding != NotObserved || len(r.Notes) == 0 {
+			t.Errorf("%s binds without any evidence: %s", r.Binding, r.Verdict)
+		}
 	}
 }
 
