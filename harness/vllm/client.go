@@ -17,10 +17,10 @@ import (
 	"kvtune/harness/workload"
 )
 
-// DefaultVocab bounds the token ids of prompts. A server does not say how large its model's vocabulary is, and ids above
-// it can crash an engine that runs without a tokenizer; this lies under the vocabulary of every model in use (the
-// smallest common ones have 32,000; vLLM's own tiny test models 4,096) and is large enough that no two blocks of random
-// tokens are equal.
+// DefaultVocab bounds the token ids of prompts. A server does not say how large its model's vocabulary is, and ids
+// above it can crash an engine that runs without a tokenizer; this lies under the vocabulary of every model in use (the
+// smallest common ones have 32,000, tiny test models 4,096) and is large enough that no two blocks of random tokens are
+// equal.
 const DefaultVocab = 4000
 
 // ClientOptions are what the requests of one run have in common.
@@ -44,7 +44,7 @@ type Client struct {
 	outputs map[uint64][]int32
 }
 
-var _ load.Client = (*Client)(nil)
+var _ load.Preparer = (*Client)(nil)
 
 // Client returns a client for one run.
 func (s *Server) Client(opt ClientOptions) *Client {
@@ -68,11 +68,26 @@ var ErrStreamCut = errors.New("stream cut off")
 // cancelled ctx, or the transport's. A request that the server aborted is an error.
 func (c *Client) Send(ctx context.Context, r *workload.Request, sent func(time.Time),
 	event func(at time.Time, tokens int)) (load.Reply, error) {
+	return c.post(ctx, r, c.body(r), sent, event)
+}
+
+// Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns a Send of r.
+func (c *Client) Prepare(r *workload.Request) func(ctx context.Context, sent func(time.Time),
+	event func(at time.Time, tokens int)) (load.Reply, error) {
+	body := c.body(r)
+	return func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (load.Reply, error) {
+		return c.post(ctx, r, body, sent, event)
+	}
+}
+
+// post sends a body and reads the stream that answers it.
+func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sent func(time.Time),
+	event func(at time.Time, tokens int)) (load.Reply, error) {
 	var once sync.Once // a stale connection is retried once by net/http: the first attempt counts
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { once.Do(func() { sent(time.Now()) }) },
 	})
-	req, err := c.s.newRequest(ctx, http.MethodPost, "/v1/completions", c.body(r))
+	req, err := c.s.newRequest(ctx, http.MethodPost, "/v1/completions", bytes.NewReader(body))
 	if err != nil {
 		return load.Reply{}, err
 	}
@@ -237,7 +252,7 @@ func (st *stream) take(data []byte, at time.Time) error {
 }
 
 // body is the request's JSON. It is written by hand because prompts are long lists of small numbers.
-func (c *Client) body(r *workload.Request) *bytes.Reader {
+func (c *Client) body(r *workload.Request) []byte {
 	model := c.s.info.Model
 	if r.LoRA != "" {
 		model = r.LoRA
@@ -266,7 +281,7 @@ func (c *Client) body(r *workload.Request) *bytes.Reader {
 		b = append(b, `,"priority":`...)
 		b = strconv.AppendInt(b, int64(r.Priority), 10)
 	}
-	return bytes.NewReader(append(b, '}'))
+	return append(b, '}')
 }
 
 func appendString(b []byte, s string) []byte {

@@ -56,7 +56,8 @@ func ev(finish string, ids ...int) string { // no ids: null
 }
 
 func usageEvent(prompt, completion int, more string) string {
-	return fmt.Sprintf(`data: {"id":"cmpl-1","choices":[],"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%s}}`+
+	return fmt.Sprintf(`data: {"id":"cmpl-1","choices":[],`+
+		`"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%s}}`+
 		"\n\n", prompt, prompt+completion, completion, more)
 }
 
@@ -114,21 +115,25 @@ func TestSendCountsTokens(t *testing.T) {
 		events []int
 		usage  int
 	}{
-		{"one token an event", []string{ev("", 7), ev("", 8), ev("length", 9), usageEvent(5, 3, ""), done}, []int{1, 1, 1}, 3},
+		{"one token an event", []string{ev("", 7), ev("", 8), ev("length", 9), usageEvent(5, 3, ""), done}, []int{1, 1,
+			1}, 3},
 		{"several tokens an event", []string{ev("", 7), ev("", 8, 9, 10, 11), ev("length", 12), usageEvent(5, 6, ""), done},
 			[]int{1, 4, 1}, 6},
 		{"an event without tokens", []string{ev("", 7), ev(""), ev("stop"), usageEvent(5, 1, ""), done}, []int{1}, 1},
-		{"by running usage", []string{running(1, "null"), running(5, "null"), running(6, `"length"`), usageEvent(5, 6, ""), done},
+		{"by running usage", []string{running(1, "null"), running(5, "null"), running(6, `"length"`), usageEvent(5, 6,
+			""), done},
 			[]int{1, 4, 1}, 6},
 		{"by events with choices", []string{plain("null"), plain("null"), plain(`"length"`), usageEvent(5, 3, ""), done},
 			[]int{1, 1, 1}, 3},
 		{"no usage, no [DONE]", []string{ev("", 7), ev("length", 8)}, []int{1, 1}, 0},
 		{"everything in one write", []string{ev("", 7) + ev("length", 8) + usageEvent(5, 2, "") + done}, []int{1, 1}, 2},
-		{"comments between, CRLF", []string{": keep-alive\r\n\r\n", strings.ReplaceAll(ev("", 7), "\n", "\r\n"), ": x\n", ev("length", 8),
+		{"comments between, CRLF", []string{": keep-alive\r\n\r\n", strings.ReplaceAll(ev("", 7), "\n", "\r\n"), ": x\n",
+			ev("length", 8),
 			usageEvent(5, 2, ""), done}, []int{1, 1}, 2},
 		{"no last blank line", []string{ev("", 7), ev("length", 8), usageEvent(5, 2, ""), "data: [DONE]"}, []int{1, 1}, 2},
 	} {
-		for split, pieces := range map[string][]string{"as written": c.pieces, "byte by byte": strings.Split(strings.Join(c.pieces, ""), "")} {
+		for split, pieces := range map[string][]string{"as written": c.pieces,
+			"byte by byte": strings.Split(strings.Join(c.pieces, ""), "")} {
 			t.Run(c.name+", "+split, func(t *testing.T) {
 				got := send(t, t.Context(), client(t, streams(pieces...)), request(5, 3))
 				if got.err != nil || !slices.Equal(got.events, c.events) || got.reply.OutputTokens != c.usage || got.sent != 1 {
@@ -211,7 +216,8 @@ func TestSendBody(t *testing.T) {
 	}
 	b := rec.bodies[0]
 	if len(b.Prompt) != 203 || slices.Min(b.Prompt) < 16 || slices.Max(b.Prompt) >= 64 {
-		t.Errorf("prompt of %d ids in [%d, %d]; want 203 in [16, 64)", len(b.Prompt), slices.Min(b.Prompt), slices.Max(b.Prompt))
+		t.Errorf("prompt of %d ids in [%d, %d]; want 203 in [16, 64)", len(b.Prompt), slices.Min(b.Prompt),
+			slices.Max(b.Prompt))
 	}
 	b.Prompt = nil
 	want := completionBody{Model: "tiny", MaxTokens: 4, MinTokens: 4, IgnoreEOS: true, Stream: true, ReturnTokenIDs: true,
@@ -231,12 +237,53 @@ func TestSendBody(t *testing.T) {
 	}
 }
 
+// A prepared request goes out as it was when it was prepared, and not before it is sent.
+func TestPrepare(t *testing.T) {
+	var rec recording
+	c := client(t, completions(rec.handler))
+	r := request(5, 2)
+	prepared := c.Prepare(r)
+	if len(rec.bodies) != 0 {
+		t.Fatal("preparing sends")
+	}
+	tokens := 0
+	reply, err := prepared(t.Context(), func(time.Time) {}, func(_ time.Time, n int) { tokens += n })
+	if err != nil || tokens != 2 || reply.PromptTokens != 5 {
+		t.Errorf("%+v, %d tokens, %v", reply, tokens, err)
+	}
+	if got := send(t, t.Context(), c, r); got.err != nil || !slices.Equal(rec.bodies[0].Prompt, rec.bodies[1].Prompt) {
+		t.Errorf("prepared %v, sent %v", rec.bodies[0].Prompt, rec.bodies[1].Prompt)
+	}
+}
+
+func BenchmarkBody(b *testing.B) {
+	c := (&Server{}).Client(ClientOptions{Salt: "bench"})
+	r := request(16_000, 128)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.body(r)
+	}
+}
+
+func BenchmarkStream(b *testing.B) {
+	text := strings.Repeat(ev("", 77), 1000) + ev("length", 78) + usageEvent(5, 1001, "") + done
+	b.ReportAllocs()
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		st := stream{event: func(time.Time, int) {}}
+		if err := st.read(strings.NewReader(text)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // The prompt of a later turn repeats the conversation token for token: what was sent, and what really came back.
 func TestSendContinuesAConversation(t *testing.T) {
 	var rec recording
 	c := client(t, completions(rec.handler))
 	first := &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 6}}, OutputTokens: 3, OutputID: 77}
-	second := &workload.Request{Index: 1, Prompt: []workload.Segment{{ID: 1, Tokens: 6}, {ID: 77, Tokens: 3}, {ID: 2, Tokens: 4}},
+	second := &workload.Request{Index: 1, Prompt: []workload.Segment{{ID: 1, Tokens: 6}, {ID: 77, Tokens: 3}, {ID: 2,
+		Tokens: 4}},
 		OutputTokens: 1}
 	for _, r := range []*workload.Request{first, second} {
 		if got := send(t, t.Context(), c, r); got.err != nil {
@@ -265,19 +312,23 @@ func TestSendShowsRefusals(t *testing.T) {
 		body   string
 		want   []string
 	}{
-		{"prompt too long", 400, `{"error":{"message":"` + long + `","type":"BadRequestError","param":"input_tokens","code":400}}`,
+		{"prompt too long", 400,
+			`{"error":{"message":"` + long + `","type":"BadRequestError","param":"input_tokens","code":400}}`,
 			[]string{"prompt too long", "5000 input tokens", "400"}},
-		{"prompt of the whole context", 400, `{"error":{"message":"max_tokens must be at least 1, got 0.","param":"max_tokens"}}`,
+		{"prompt of the whole context", 400,
+			`{"error":{"message":"max_tokens must be at least 1, got 0.","param":"max_tokens"}}`,
 			[]string{"prompt too long"}},
 		{"model", 404, "{\"error\":{\"message\":\"The model `nope` does not exist.\",\"type\":\"NotFoundError\"}}",
 			[]string{"does not serve this model", "nope"}},
 		{"framework", 405, `{"detail":"Method Not Allowed"}`, []string{"405", "Method Not Allowed"}},
-		{"validation list", 422, `{"detail":[{"loc":["body","prompt"],"msg":"field required"}]}`, []string{"422", "field required"}},
+		{"validation list", 422, `{"detail":[{"loc":["body","prompt"],"msg":"field required"}]}`, []string{"422",
+			"field required"}},
 		{"old flat form", 400, `{"object":"error","message":"bad top_k","type":"BadRequestError"}`, []string{"bad top_k"}},
 		{"key", 401, `{"error":"Unauthorized"}`, []string{"API key", "Unauthorized"}},
 		{"queue full", 503, `{"error":{"message":"The engine is currently busy","type":"Service Unavailable"}}`,
 			[]string{"too busy", "engine is currently busy"}},
-		{"engine dead", 500, `{"error":{"message":"EngineCore encountered an issue"}}`, []string{"the server failed", "EngineCore"}},
+		{"engine dead", 500, `{"error":{"message":"EngineCore encountered an issue"}}`, []string{"the server failed",
+			"EngineCore"}},
 		{"gateway page", 502, "<html>\n<body>Bad   Gateway</body>", []string{"502", "<body>Bad Gateway"}},
 		{"nothing", 500, "", []string{"the server failed (status 500)"}},
 	} {
@@ -346,9 +397,11 @@ func TestSendKeepsWhatArrivedBeforeAFailure(t *testing.T) {
 		{"not HTTP", hijacked("SSH-2.0-x\r\n", false), 0, "malformed HTTP", nil},
 		{"event is not JSON", streams(two, "data: {\"choices\":[\n\n", done), 2, "not JSON", nil},
 		{"binary", streams(two, "data: \x00\xff\xfe\n\n", done), 2, "not JSON", nil},
-		{"error object inside the stream", streams(two, `data: {"error":{"message":"engine died","type":"InternalServerError","code":500}}`+
-			"\n\n", done), 2, "inside the stream (status 500): engine died", nil},
-		{"old error object", streams(two, `data: {"object":"error","message":"boom"}`+"\n\n"), 2, "inside the stream: boom", nil},
+		{"error object inside the stream", streams(two,
+			`data: {"error":{"message":"engine died","type":"InternalServerError","code":500}}`+
+				"\n\n", done), 2, "inside the stream (status 500): engine died", nil},
+		{"old error object", streams(two, `data: {"object":"error","message":"boom"}`+"\n\n"), 2,
+			"inside the stream: boom", nil},
 		{"aborted", streams(two, ev("abort"), usageEvent(5, 2, ""), done), 2, "aborted the request after 2 of 9", nil},
 		{"aborted before the first token", streams(ev("abort"), usageEvent(5, 0, ""), done), 0, "after 0 of 9", nil},
 		{"engine error", streams(two, ev("error"), done), 2, "engine failed the request", nil},

@@ -69,7 +69,8 @@ func diagnose(path string) (lines []string, suggestion string) {
 }
 
 // logPrefix is what vLLM puts before a message: "(EngineCore pid=7) ERROR 11-24 02:06:07 [core.py:99] ".
-var logPrefix = regexp.MustCompile(`^(\([^)]*\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?`)
+var logPrefix = regexp.MustCompile(`^(\([^)]*\) ?)?` +
+	`((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?`)
 
 // escapes are terminal colours.
 var escapes = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")

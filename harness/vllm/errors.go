@@ -14,8 +14,8 @@ type UnreachableError struct {
 }
 
 func (e *UnreachableError) Error() string {
-	return fmt.Sprintf("no server answers at %s: %v; start one (vllm serve MODEL), or check host, port and https in the URL",
-		e.URL, e.Err)
+	return fmt.Sprintf("no server answers at %s: %v; start one (vllm serve MODEL), or check host, port and https in the "+
+		"URL", e.URL, e.Err)
 }
 
 func (e *UnreachableError) Unwrap() error { return e.Err }

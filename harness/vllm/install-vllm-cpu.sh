@@ -5,7 +5,8 @@
 #
 # gives   DIR/bin/vllm       vLLM's command: no GPU, no network, 1 GiB of KV cache
 #         DIR/bin/python     Python with the openai client and hdrhistogram, which tests use as independent judges
-#         DIR/tiny-llama     a model of 13 million parameters with a config.json only: --load-format dummy --skip-tokenizer-init
+#         DIR/tiny-llama     a model of 15 million parameters, its config.json only, for --load-format dummy and
+#                            --skip-tokenizer-init
 #
 # It installs again when this script changes (the version stands in it) or when an earlier run was cut short; otherwise
 # it only checks. It needs Linux, Python 3.10 to 3.13 and 8 GB of disk, and takes from half a minute up.

@@ -108,6 +108,13 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	if opt.Grace == 0 {
 		opt.Grace = defaultGrace
 	}
+	base := "http://" + net.JoinHostPort(host, strconv.Itoa(port))
+	client := newHTTPClient()
+	client.Timeout = 5 * time.Second // a server that accepts but does not answer yet is asked again
+	defer client.CloseIdleConnections()
+	if healthy(ctx, client, base) { // it would be taken for the new one
+		return nil, fmt.Errorf("a server already answers at %s: stop it, or choose another port", base)
+	}
 	log, err := openLog(opt.LogPath)
 	if err != nil {
 		return nil, fmt.Errorf("server log: %w; name a folder that can be written", err)
@@ -118,7 +125,7 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	cmd.Env = append(os.Environ(), opt.Env...)
 	cmd.SysProcAttr = groupAttr()
 	p := &Process{
-		argv: argv, log: log.Name(), url: "http://" + net.JoinHostPort(host, strconv.Itoa(port)),
+		argv: argv, log: log.Name(), url: base,
 		stop: opt.StopCommand, grace: opt.Grace, ended: make(chan struct{}),
 	}
 	started := make(chan error, 1)
@@ -130,7 +137,7 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 		}
 		return nil, fmt.Errorf("cannot start %q: %w", argv[0], err)
 	}
-	if err := p.await(ctx, opt.OnProgress); err != nil {
+	if err := p.await(ctx, client, opt.OnProgress); err != nil {
 		_ = p.Stop() // the first error is the one to show
 		return nil, err
 	}
@@ -154,10 +161,7 @@ func (p *Process) run(cmd *exec.Cmd, started chan<- error) {
 }
 
 // await returns when /health answers 200, or says why it never will.
-func (p *Process) await(ctx context.Context, progress func(string)) error {
-	client := newHTTPClient()
-	client.Timeout = 5 * time.Second // a server that accepts but does not answer yet is asked again
-	defer client.CloseIdleConnections()
+func (p *Process) await(ctx context.Context, client *http.Client, progress func(string)) error {
 	begin := time.Now()
 	ticker := time.NewTicker(healthBeat)
 	defer ticker.Stop()

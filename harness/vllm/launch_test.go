@@ -158,6 +158,10 @@ func TestLaunchObeysHostAndPortOfTheUser(t *testing.T) {
 	if p.URL() != fmt.Sprintf("http://127.0.0.1:%d", port) || len(p.Argv()) != 4 {
 		t.Errorf("%s, %q", p.URL(), p.Argv())
 	}
+	if _, err := launch(t, "serve", LaunchOptions{Port: port}); err == nil || !strings.Contains(err.Error(),
+		"already answers") {
+		t.Errorf("a second server at the same port: %v", err)
+	}
 }
 
 func TestLaunchConflicts(t *testing.T) {
@@ -184,11 +188,13 @@ func TestLaunchConflicts(t *testing.T) {
 }
 
 func TestLaunchOfWhatIsNotThere(t *testing.T) {
-	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-vllm-program"}, LogPath: filepath.Join(t.TempDir(), "log")})
+	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-vllm-program"},
+		LogPath: filepath.Join(t.TempDir(), "log")})
 	if err == nil || !strings.Contains(err.Error(), "not found; install vLLM") {
 		t.Errorf("%v", err)
 	}
-	_, err = Launch(t.Context(), LaunchOptions{Argv: []string{os.Args[0]}, LogPath: filepath.Join(t.TempDir(), "no", "log")})
+	_, err = Launch(t.Context(), LaunchOptions{Argv: []string{os.Args[0]}, LogPath: filepath.Join(t.TempDir(), "no",
+		"log")})
 	if err == nil || !strings.Contains(err.Error(), "server log") {
 		t.Errorf("log that cannot be written: %v", err)
 	}
@@ -204,18 +210,24 @@ func TestLaunchOfAServerThatDies(t *testing.T) {
 	for _, c := range []struct{ name, log, line, suggestion string }{
 		{"unknown flag", "usage: vllm serve [options]\nvllm: error: unrecognized arguments: --swap-space 4",
 			"vllm: error: unrecognized arguments: --swap-space 4", "this version of vLLM does not take the flag"},
-		{"out of memory", noise + "(EngineCore pid=9) ERROR 11-24 02:06:08 [core.py:2] torch.OutOfMemoryError: CUDA out of memory. " +
-			"Tried to allocate 2.00 GiB.\nRuntimeError: Engine core initialization failed. See root cause above.",
+		{"out of memory",
+			noise + "(EngineCore pid=9) ERROR 11-24 02:06:08 [core.py:2] torch.OutOfMemoryError: CUDA out of memory. " +
+				"Tried to allocate 2.00 GiB.\nRuntimeError: Engine core initialization failed. See root cause above.",
 			"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "lower gpu_memory_utilization"},
-		{"device is used", noise + "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory " +
-			"utilization (0.92, 72.9 GiB).", "ValueError: Free memory on device", "free the device"},
-		{"cache too small", noise + "ValueError: To serve at least one request with the models's max seq len (131072), (16.0 GiB KV " +
-			"cache is needed, which is larger than the available KV cache memory (5.1 GiB).", "ValueError: To serve", "lower max_model_len"},
+		{"device is used",
+			noise + "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory " +
+				"utilization (0.92, 72.9 GiB).", "ValueError: Free memory on device", "free the device"},
+		{"cache too small",
+			noise + "ValueError: To serve at least one request with the models's max seq len (131072), (16.0 GiB KV " +
+				"cache is needed, which is larger than the available KV cache memory (5.1 GiB).", "ValueError: To serve",
+			"lower max_model_len"},
 		{"port", noise + "OSError: [Errno 98] Address already in use", "Address already in use", "port is taken"},
-		{"block size", noise + "ValueError: No common block size for 16 (CPU_ATTN: [MultipleOf(32)]).", "No common block size for 16",
+		{"block size", noise + "ValueError: No common block size for 16 (CPU_ATTN: [MultipleOf(32)]).",
+			"No common block size for 16",
 			"of 32 on the CPU"},
-		{"pair of values", noise + "  Value error, max_num_batched_tokens (64) must be greater than or equal to max_num_seqs (128). " +
-			"[type=value_error]", "Value error, max_num_batched_tokens (64)", "together"},
+		{"pair of values",
+			noise + "  Value error, max_num_batched_tokens (64) must be greater than or equal to max_num_seqs (128). " +
+				"[type=value_error]", "Value error, max_num_batched_tokens (64)", "together"},
 		{"model", noise + "OSError: nope is not a local folder and is not a valid model identifier listed on the hub",
 			"OSError: nope is not a local folder", "model was not found"},
 		{"other value error", noise + "ValueError: something new", "ValueError: something new", "refuses the configuration"},
@@ -228,7 +240,8 @@ func TestLaunchOfAServerThatDies(t *testing.T) {
 			if !errors.As(err, &died) {
 				t.Fatal(err)
 			}
-			if died.State != "exit status 3" || !strings.Contains(strings.Join(died.Lines, "\n"), c.line) || len(died.Lines) > maxLines {
+			if died.State != "exit status 3" || !strings.Contains(strings.Join(died.Lines, "\n"), c.line) ||
+				len(died.Lines) > maxLines {
 				t.Errorf("%s, lines %q; want %q", died.State, died.Lines, c.line)
 			}
 			if !strings.Contains(died.Suggestion, c.suggestion) || c.suggestion == "" && died.Suggestion != "" {
@@ -246,7 +259,8 @@ func TestLaunchGivesUpWithItsContext(t *testing.T) {
 	interrupted := errors.New("interrupted")
 	var pid int
 	log := filepath.Join(t.TempDir(), "log")
-	_, err := Launch(ctx, LaunchOptions{Argv: []string{os.Args[0]}, Env: []string{"KVTUNE_FAKE_SERVER=never ready"}, LogPath: log,
+	_, err := Launch(ctx, LaunchOptions{Argv: []string{os.Args[0]}, Env: []string{"KVTUNE_FAKE_SERVER=never ready"},
+		LogPath: log,
 		OnProgress: func(line string) {
 			if line != "" {
 				cancel(interrupted)
@@ -316,7 +330,8 @@ func TestServerDiesWithItsParent(t *testing.T) {
 		t.Skip("skipped: needs Linux")
 	}
 	launcher := exec.Command(os.Args[0])
-	launcher.Env = append(os.Environ(), "KVTUNE_FAKE_SERVER=launcher", "KVTUNE_FAKE_LOG="+filepath.Join(t.TempDir(), "log"))
+	launcher.Env = append(os.Environ(), "KVTUNE_FAKE_SERVER=launcher", "KVTUNE_FAKE_LOG="+filepath.Join(t.TempDir(),
+		"log"))
 	out, err := launcher.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

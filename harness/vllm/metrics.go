@@ -177,7 +177,7 @@ func features(f metricFamilies, adapters []string) []harness.Feature {
 		add("kv cache dtype "+d, modelled, "")
 	}
 	if engines := f.values("vllm:num_requests_running", "engine"); len(engines) > 1 {
-		add("several engines", measuredOnly, strconv.Itoa(len(engines))+" data-parallel engines; counters are summed over them")
+		add("several engines", measuredOnly, strconv.Itoa(len(engines))+" data-parallel engines, summed in every counter")
 	}
 	if f["vllm:spec_decode_num_drafts_total"] != nil {
 		add("speculative decoding", measuredOnly, "a step gives a request several tokens; acceptance depends on the text")

