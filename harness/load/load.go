@@ -133,9 +133,10 @@ const (
 
 // end is the end of a request.
 type end struct {
-	index int
-	at    time.Duration
-	err   error
+	index  int
+	at     time.Duration
+	err    error
+	handed bool // it was handed to the network
 }
 
 // generator is one run. Each record belongs to its request's goroutine until that has put the index into ends; then to
@@ -155,6 +156,7 @@ type generator struct {
 
 	sent     atomic.Int64
 	inFlight int
+	cut      bool // a request was cancelled
 	lost     lost
 }
 
@@ -188,6 +190,9 @@ func (g *generator) send() error {
 		case <-g.ctx.Done():
 		}
 	}
+	if g.cut {
+		return context.Cause(g.ctx)
+	}
 	return g.lost.last()
 }
 
@@ -206,7 +211,8 @@ func (g *generator) take(e end) {
 	g.inFlight--
 	g.schedule.Done(e.index, e.at)
 	if g.outcome[e.index] != unsent {
-		g.lost.add(e.err, len(g.records[e.index].Tokens) > 0, g.inFlight)
+		g.cut = g.cut || g.outcome[e.index] == cancelled
+		g.lost.add(e, g.inFlight)
 		g.ended <- e.index
 	}
 }
@@ -246,16 +252,16 @@ func (g *generator) serve(index int, due time.Duration) {
 	}
 	rec.Sent = time.Since(g.start) // until the client knows better
 	g.sent.Add(1)
-	rec.Tokens = make([]workload.TokenEvent, 0, r.OutputTokens)
-	last := time.Duration(0)
-	reply, err := send(ctx, func(at time.Time) { rec.Sent = at.Sub(g.start) }, func(at time.Time, tokens int) {
+	rec.Tokens = make([]workload.TokenEvent, 0, min(r.OutputTokens, 1<<14))
+	last, handed := time.Duration(0), false
+	reply, err := send(ctx, func(at time.Time) { rec.Sent, handed = at.Sub(g.start), true }, func(at time.Time, tokens int) {
 		last = max(last, at.Sub(g.start)-rec.Sent)
 		rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: last, Tokens: tokens})
 		idle()
 	})
 	at := time.Since(g.start)
 	g.finish(index, reply, err, context.Cause(ctx))
-	g.ends <- end{index, at, err}
+	g.ends <- end{index, at, err, handed}
 }
 
 // finish completes the record of a request that was sent. cause is why its context ended, nil if it did not.
@@ -274,7 +280,7 @@ func (g *generator) finish(index int, reply Reply, err, cause error) {
 	switch {
 	case err != nil && g.ctx.Err() != nil:
 		g.outcome[index] = cancelled
-		rec.Error = "cancelled: " + context.Cause(g.ctx).Error()
+		rec.Error = "cancelled: " + reason(context.Cause(g.ctx))
 		return
 	case err != nil && cause != nil:
 		rec.Error = cause.Error()
@@ -333,25 +339,30 @@ func (g *generator) run(why error) *Run {
 	}
 	run.Sent = len(run.Records)
 	if why != nil {
-		run.Interrupted, run.Why = true, why.Error()
-		if errors.Is(why, context.Canceled) {
-			run.Why = "interrupted"
-		}
+		run.Interrupted, run.Why = true, reason(why)
 	}
 	return run
 }
 
+// reason is why a run ended, for people.
+func reason(err error) string {
+	if err == context.Canceled {
+		return "interrupted"
+	}
+	return err.Error()
+}
+
 // lost counts the requests that ended without a connection, since one got through.
 type lost struct {
-	refused int // had no token
-	all     int // were cut off, or refused
+	refused int // found nobody to talk to
+	all     int // were refused or cut off
 	flight  int // were in flight when the row began, the first of it included
 	err     error
 }
 
 // add accounts for the end of a request; inFlight is how many are left.
-func (l *lost) add(err error, tokens bool, inFlight int) {
-	if !isConnection(err) {
+func (l *lost) add(e end, inFlight int) {
+	if !isConnection(e.err) {
 		*l = lost{}
 		return
 	}
@@ -359,13 +370,13 @@ func (l *lost) add(err error, tokens bool, inFlight int) {
 		l.flight = inFlight + 1
 	}
 	l.all++
-	l.err = err
-	if !tokens {
+	l.err = e.err
+	if !e.handed {
 		l.refused++
 	}
 }
 
-// verdict is an error when the endpoint is dead. A stream that is cut proves nothing - a gateway may be back at once - but
+// verdict is an error when the endpoint is dead. Streams that are cut prove nothing - a gateway may be back at once - but
 // requests that find nobody do.
 func (l *lost) verdict(limit int) error {
 	if l.refused < limit {

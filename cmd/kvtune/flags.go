@@ -1,0 +1,202 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+)
+
+// Flag groups, the same in every command that has them.
+
+const (
+	catWorkload = "Workload"
+	catServer   = "Server settings under test (vLLM's names)"
+	catEndpoint = "Endpoint (none given: the embedded engine, a simulated server)"
+	catOutput   = "Output"
+)
+
+func workloadFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "C", Usage: "new input `tokens` per prompt", Category: catWorkload},
+		&cli.IntFlag{Name: "M", Usage: "KV `blocks` already computed per request", Category: catWorkload},
+		&cli.IntFlag{Name: "B", Usage: "batch size: `requests` in flight", Category: catWorkload},
+		&cli.StringFlag{Name: "prefix", Usage: "the M blocks are one for all, one each or one per group: `shared|own|groups=G`",
+			Category: catWorkload},
+		&cli.StringFlag{Name: "output-len", Usage: "output tokens: `N|min:max|dist` (normal:mean:sd, lognormal:median:sigma, exp:mean)",
+			Category: catWorkload},
+		&cli.StringFlag{Name: "profiling-type", Usage: "`prefill|decode|mixed`", Category: catWorkload},
+		&cli.IntFlag{Name: "num-warmup", Usage: "unmeasured `batches` first", Category: catWorkload},
+		&cli.IntFlag{Name: "num-measurements", Usage: "measured `batches` of B requests", Category: catWorkload},
+		&cli.IntFlag{Name: "num-requests", Usage: "measured `requests` of an open loop, closed loop or trace", Category: catWorkload},
+		&cli.StringFlag{Name: "rate", Usage: "open loop: `requests/s`, Poisson", Category: catWorkload},
+		&cli.Float64Flag{Name: "burstiness", Usage: "gamma `shape` of the arrivals; 1 is Poisson, below 1 is burstier", Category: catWorkload},
+		&cli.IntFlag{Name: "concurrency", Usage: "closed loop: `requests` in flight", Category: catWorkload},
+		&cli.IntFlag{Name: "clients", Usage: "independent closed `loops` that share --concurrency", Category: catWorkload},
+		&cli.IntFlag{Name: "users", Usage: "conversations: `users` at once", Category: catWorkload},
+		&cli.IntFlag{Name: "turns", Usage: "conversations: `turns` each", Category: catWorkload},
+		&cli.DurationFlag{Name: "think-time", Usage: "conversations: `pause` between turns (2s)", Category: catWorkload},
+		&cli.PathFlag{Name: "trace", Usage: "replay `FILE`: Azure CSV, Mooncake JSONL, a requests file, an access log (CSV)", Category: catWorkload},
+		&cli.StringFlag{Name: "preset", Usage: "`low-latency|high-throughput|memory-efficient`; other flags override it", Category: catWorkload},
+		&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json (default: Llama-3.1-8B's shape, context 16384)",
+			Category: catWorkload},
+		&cli.Uint64Flag{Name: "seed", Usage: "`seed` of everything random", Value: 1, Category: catWorkload},
+	}
+}
+
+func serverFlags() []cli.Flag {
+	onOff := func(name, usage string) []cli.Flag {
+		return []cli.Flag{
+			&cli.BoolFlag{Name: name, Usage: usage, Category: catServer},
+			&cli.BoolFlag{Name: "no-" + name, Usage: "the opposite", Category: catServer},
+		}
+	}
+	flags := []cli.Flag{
+		&cli.IntFlag{Name: "block-size", Usage: "`tokens` per KV block", Category: catServer},
+		&cli.IntFlag{Name: "max-num-batched-tokens", Usage: "`token` budget of one step", Category: catServer},
+		&cli.IntFlag{Name: "max-num-seqs", Usage: "running `requests` at most", Category: catServer},
+		&cli.IntFlag{Name: "max-model-len", Usage: "context limit in `tokens`", Category: catServer},
+		&cli.StringFlag{Name: "scheduling-policy", Usage: "`fcfs|priority`", Category: catServer},
+		&cli.Float64Flag{Name: "gpu-memory-utilization", Usage: "`share` of the device memory, 0..1", Category: catServer},
+		&cli.StringFlag{Name: "kv-cache-dtype", Usage: "`auto|fp8|...`", Category: catServer},
+		&cli.IntFlag{Name: "long-prefill-token-threshold", Usage: "`tokens` of one prompt per step; 0 is off", Category: catServer},
+		&cli.IntFlag{Name: "num-gpu-blocks-override", Aliases: []string{"num-gpu-blocks"}, Usage: "KV cache size in `blocks`", Category: catServer},
+		&cli.Float64Flag{Name: "swap-space", Usage: "`GiB`; vLLM 0.18 and newer have --kv-offloading-size instead", Category: catServer},
+		&cli.IntFlag{Name: "tensor-parallel-size", Usage: "`GPUs` that share the model", Category: catServer},
+	}
+	flags = append(flags, onOff("enable-chunked-prefill", "split long prompts over steps")...)
+	flags = append(flags, onOff("enable-prefix-caching", "reuse computed blocks")...)
+	return append(flags, onOff("async-scheduling", "schedule the next step while one runs")...)
+}
+
+func endpointFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "endpoint", Usage: "`URL` of a running vLLM server", Category: catEndpoint},
+		&cli.BoolFlag{Name: "launch", Usage: "start a vLLM server per configuration and stop it after", Category: catEndpoint},
+		&cli.StringSliceFlag{Name: "launch-arg", Usage: "one `word` of the command that starts it (repeat; default: vllm serve)",
+			Category: catEndpoint},
+		&cli.StringFlag{Name: "gpu", Usage: "`device` that the embedded engine simulates, or that the server has", Value: "H200", Category: catEndpoint},
+		&cli.IntFlag{Name: "vocab", Usage: "token ids of prompts stay below `N`", Value: 4000, Category: catEndpoint},
+	}
+}
+
+func outputDirFlag(value string) cli.Flag {
+	return &cli.PathFlag{Name: "output-dir", Usage: "`folder` for the files of the run", Value: value, Category: catOutput}
+}
+
+func sloFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)", Category: "Objective"}
+}
+
+// configOf reads the run's configuration from the flags: the preset first, then what was given beside it.
+func configOf(c *cli.Context) (harness.Config, error) {
+	cfg := harness.DefaultConfig()
+	if name := c.String("preset"); name != "" {
+		preset, err := harness.Preset(name)
+		if err != nil {
+			return cfg, err
+		}
+		cfg = preset
+	}
+	setInt := func(flag string, to *int) {
+		if c.IsSet(flag) {
+			*to = c.Int(flag)
+		}
+	}
+	setString := func(flag string, to *string) {
+		if c.IsSet(flag) {
+			*to = c.String(flag)
+		}
+	}
+	setFloat := func(flag string, to *float64) {
+		if c.IsSet(flag) {
+			*to = c.Float64(flag)
+		}
+	}
+	setInt("C", &cfg.C)
+	setInt("M", &cfg.M)
+	setInt("B", &cfg.B)
+	setInt("num-warmup", &cfg.NumWarmup)
+	setInt("num-measurements", &cfg.NumMeasurements)
+	setInt("num-requests", &cfg.NumRequests)
+	setInt("concurrency", &cfg.Concurrency)
+	setInt("clients", &cfg.Clients)
+	setInt("users", &cfg.Users)
+	setInt("turns", &cfg.Turns)
+	setString("prefix", &cfg.Prefix)
+	setString("output-len", &cfg.OutputLen)
+	setString("rate", &cfg.Rate)
+	setString("trace", &cfg.Trace)
+	setString("model", &cfg.Model)
+	setFloat("burstiness", &cfg.Burstiness)
+	if c.IsSet("think-time") {
+		cfg.ThinkTime = c.Duration("think-time").Seconds()
+	}
+	if c.IsSet("profiling-type") {
+		cfg.ProfilingType = harness.ProfilingType(c.String("profiling-type"))
+	}
+	cfg.Seed = c.Uint64("seed")
+	args, err := argsOf(c)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.EngineArgs = cfg.EngineArgs.Merge(args)
+	if err := explicitZero(c); err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.Validate()
+}
+
+// explicitZero refuses a zero that was asked for where zero stands for "not given".
+func explicitZero(c *cli.Context) error {
+	for _, name := range []string{"block-size", "num-requests", "concurrency", "users", "turns", "max-model-len", "max-num-seqs",
+		"max-num-batched-tokens"} {
+		if c.IsSet(name) && c.Int(name) <= 0 {
+			return usagef("--%s %d: expected a whole number of at least 1", name, c.Int(name))
+		}
+	}
+	return nil
+}
+
+// argsOf reads the server settings given as flags; what was not given stays unset.
+func argsOf(c *cli.Context) (harness.EngineArgs, error) {
+	args := harness.EngineArgs{
+		BlockSize:                 c.Int("block-size"),
+		MaxNumBatchedTokens:       c.Int("max-num-batched-tokens"),
+		MaxNumSeqs:                c.Int("max-num-seqs"),
+		MaxModelLen:               c.Int("max-model-len"),
+		SchedulingPolicy:          c.String("scheduling-policy"),
+		GPUMemoryUtilization:      c.Float64("gpu-memory-utilization"),
+		KVCacheDType:              c.String("kv-cache-dtype"),
+		LongPrefillTokenThreshold: c.Int("long-prefill-token-threshold"),
+		NumGPUBlocksOverride:      c.Int("num-gpu-blocks-override"),
+		SwapSpace:                 c.Float64("swap-space"),
+		TensorParallelSize:        c.Int("tensor-parallel-size"),
+	}
+	for name, to := range map[string]**bool{
+		"enable-chunked-prefill": &args.EnableChunkedPrefill,
+		"enable-prefix-caching":  &args.EnablePrefixCaching,
+		"async-scheduling":       &args.AsyncScheduling,
+	} {
+		on, off := c.IsSet(name), c.IsSet("no-"+name)
+		switch {
+		case on && off:
+			return args, usagef("--%s and --no-%s exclude each other", name, name)
+		case on:
+			v := c.Bool(name)
+			*to = &v
+		case off:
+			v := !c.Bool("no-" + name)
+			*to = &v
+		}
+	}
+	return args, nil
+}
+
+// join concatenates flag groups.
+func join(groups ...[]cli.Flag) []cli.Flag {
+	var all []cli.Flag
+	for _, g := range groups {
+		all = append(all, g...)
+	}
+	return all
+}

@@ -1,0 +1,226 @@
+// Kvtune measures what a GPU's KV cache and a vLLM server do, says which limit binds, and plans the schedule.
+//
+// This package holds flags, files and exit statuses, one file per command; what a command does is in the libraries.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/pkg/profile"
+	"github.com/urfave/cli/v2"
+)
+
+// Exit statuses.
+const (
+	exitDone        = 0
+	exitError       = 1
+	exitUsage       = 2   // the command line or an input file is wrong; nothing was done
+	exitNegative    = 3   // the work was done and its verdict is no: SLO missed, no feasible plan
+	exitInterrupted = 130 // ^C: what was measured is saved
+)
+
+func main() {
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// run is main without the process: it returns the exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := interruptible(stderr)
+	defer stop()
+	args, extra := splitExtra(args)
+	app := newApp(stdout, stderr, extra)
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return exitDone
+	}
+	status := exitStatus(ctx, err)
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintf(stderr, "kvtune: %s\n", msg)
+	}
+	return status
+}
+
+// interruptible returns a context that the first ^C (or SIGTERM) cancels, so that what was measured is saved; the
+// second one exits at once.
+func interruptible(stderr io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		if _, ok := <-signals; !ok {
+			return
+		}
+		fmt.Fprintln(stderr, "kvtune: interrupted: saving what was measured (again to quit at once)")
+		cancel()
+		if _, ok := <-signals; ok {
+			os.Exit(exitInterrupted)
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(signals)
+		cancel()
+	}
+}
+
+// splitExtra cuts the command line at the first "--": what follows is the user's own server flags, passed on unchanged.
+func splitExtra(args []string) (own, extra []string) {
+	if i := slices.Index(args, "--"); i >= 0 {
+		return args[:i:i], args[i+1:]
+	}
+	return args, nil
+}
+
+// usageError is a mistake in the command line or in an input file.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// errNegative marks a verdict that is no; the verdict itself has been printed.
+var errNegative = errors.New("")
+
+func exitStatus(ctx context.Context, err error) int {
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case isInputError(err):
+		return exitUsage
+	case errors.Is(err, errNegative):
+		return exitNegative
+	case ctx.Err() != nil:
+		return exitInterrupted
+	}
+	return exitError
+}
+
+// version is the module's version, or the commit that was built.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return "commit " + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return "development build"
+}
+
+func newApp(stdout, stderr io.Writer, extra []string) *cli.App {
+	app := &cli.App{
+		Name:                      "kvtune",
+		Usage:                     "profile a vLLM server and its KV cache, say what binds, and plan its settings",
+		Version:                   version(),
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
+		Metadata:                  map[string]any{"extra": extra},
+		Commands: []*cli.Command{
+			workflowCommand(), profileCommand(), analyzeCommand(), fitCommand(), simulateCommand(), planCommand(),
+			verifyCommand(), serveCommand(),
+		},
+		ExitErrHandler: func(*cli.Context, error) {}, // run decides the status
+		CommandNotFound: func(c *cli.Context, name string) {
+			fmt.Fprintf(stderr, "kvtune: unknown command %q; `kvtune --help` lists the commands\n", name)
+		},
+		OnUsageError: onUsageError,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usagef("unknown command %q; `kvtune --help` lists the commands", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	for _, cmd := range app.Commands {
+		finish(cmd)
+	}
+	return app
+}
+
+// finish adds what every command has: --profile, strict arguments and errors that name the command.
+func finish(cmd *cli.Command) {
+	cmd.Flags = append(cmd.Flags, &cli.StringFlag{
+		Name: "profile", Usage: "write a profile of kvtune itself: `cpu|mem|trace`", Category: "kvtune",
+	})
+	cmd.OnUsageError = onUsageError
+	cmd.HideHelpCommand = true
+	action := cmd.Action
+	cmd.Action = func(c *cli.Context) error {
+		if c.Args().Present() {
+			return strayArgument(c)
+		}
+		stop, err := selfProfile(c.String("profile"))
+		if err != nil {
+			return err
+		}
+		defer stop()
+		if err := action(c); err != nil {
+			if err.Error() == "" {
+				return err
+			}
+			return fmt.Errorf("%s: %w", cmd.Name, err)
+		}
+		return nil
+	}
+}
+
+func onUsageError(c *cli.Context, err error, _ bool) error {
+	name := "kvtune"
+	if c.Command != nil && c.Command.Name != "" && c.Command.Name != "kvtune" {
+		name += " " + c.Command.Name
+	}
+	return usagef("%s; `%s --help` lists the flags", strings.TrimSpace(err.Error()), name)
+}
+
+// strayArgument explains an argument that is no flag. Flags behind it were not read, so nothing is done.
+func strayArgument(c *cli.Context) error {
+	var flags, words []string
+	rest := c.Args().Slice()
+	for i, a := range rest {
+		if strings.HasPrefix(a, "-") || (i > 0 && strings.HasPrefix(rest[i-1], "-")) {
+			flags = append(flags, a)
+		} else {
+			words = append(words, a)
+		}
+	}
+	if len(flags) > 0 {
+		return usagef("%s: unexpected argument %q; the flags behind it were not read. Remove it: kvtune %s ... %s",
+			c.Command.Name, words[0], c.Command.Name, strings.Join(flags, " "))
+	}
+	return usagef("%s: unexpected argument %q; this command takes flags only (`kvtune %s --help`)", c.Command.Name,
+		words[0], c.Command.Name)
+}
+
+func selfProfile(kind string) (stop func(), err error) {
+	modes := map[string]func(*profile.Profile){
+		"cpu": profile.CPUProfile, "mem": profile.MemProfile, "trace": profile.TraceProfile,
+	}
+	if kind == "" {
+		return func() {}, nil
+	}
+	mode, ok := modes[kind]
+	if !ok {
+		return nil, usagef("--profile %s: expected cpu, mem or trace", kind)
+	}
+	return profile.Start(mode, profile.ProfilePath("."), profile.NoShutdownHook, profile.Quiet).Stop, nil
+}

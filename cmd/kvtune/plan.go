@@ -1,0 +1,212 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/archive"
+	"kvtune/harness/load"
+	"kvtune/harness/vllmflags"
+	"kvtune/harness/workflow"
+	"kvtune/planner"
+	"kvtune/planner/cost"
+	"kvtune/planner/spec"
+)
+
+const catObjective = "Objective"
+
+// planFlags are what a plan is for, the same in plan, verify and workflow.
+func planFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)", Category: catObjective},
+		&cli.StringFlag{Name: "current", Usage: "the settings in use, as the `command` that starts the server: the baseline of every gain",
+			Category: catObjective},
+		&cli.StringSliceFlag{Name: "fix", Usage: "a setting that may not change: `flag=value` (repeat)", Category: catObjective},
+	}
+}
+
+// objective is what planFlags say.
+type objective struct {
+	slos           []harness.SLO
+	current, fixed harness.EngineArgs
+}
+
+func objectiveOf(c *cli.Context) (objective, error) {
+	var o objective
+	for _, text := range c.StringSlice("slo") {
+		slo, err := harness.ParseSLO(text)
+		if err != nil {
+			return o, usageError{fmt.Errorf("--slo: %w", err)}
+		}
+		o.slos = append(o.slos, slo)
+	}
+	if command := c.String("current"); command != "" {
+		_, args, _, err := vllmflags.ParseServeCommand(command)
+		if err != nil {
+			return o, usageError{fmt.Errorf("--current: %w", err)}
+		}
+		o.current = args
+	}
+	fixed, err := vllmflags.ParseFix(c.StringSlice("fix")...)
+	if err != nil {
+		return o, usageError{fmt.Errorf("--fix: %w", err)}
+	}
+	o.fixed = fixed
+	return o, nil
+}
+
+func planCommand() *cli.Command {
+	const catSweep = "Parameter sweep"
+	return &cli.Command{
+		Name:  "plan",
+		Usage: "plan a server's settings for a workload: simulate candidates, choose per strategy",
+		Description: "The workload is that of the profile, or the workload flags'. The cost model is --cost, or is fitted from the profile\n" +
+			"and what lies beside it; with neither it is the prior of --gpu and --model, and the intervals are wide.\n\nExamples:\n" +
+			"   kvtune plan --profiling-results results/profiling_results.json --generate-parameter-sweep\n" +
+			"   kvtune plan --trace mine.csv --rate 8 --slo 'p99 TTFT <= 500ms' --target-optimization throughput --gpu H200",
+		Flags: join(workloadFlags(), serverFlags(), planFlags(), []cli.Flag{
+			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder", Category: catEndpoint},
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow", Category: catEndpoint},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200", Category: catEndpoint},
+			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`; default: all five",
+				Category: catObjective},
+			&cli.BoolFlag{Name: "generate-parameter-sweep", Usage: "best settings for every cell of C, M, B and block size", Category: catSweep},
+			&cli.StringFlag{Name: "C-range", Usage: "`values`: 256,512,1024 or 256:2048:x2", Value: "256,512,1024,2048", Category: catSweep},
+			&cli.StringFlag{Name: "M-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
+			&cli.StringFlag{Name: "B-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
+			&cli.StringFlag{Name: "block-size-range", Usage: "`values`", Value: "8,16,32", Category: catSweep},
+			&cli.PathFlag{Name: "sweep-file", Usage: "write the sweep to `FILE` (CSV)", Value: "parameter_sweep.csv", Category: catSweep},
+			&cli.StringFlag{Name: "export", Usage: "print the first plan as `flags|yaml|helm|compose`", Category: catOutput},
+			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile, Category: catOutput},
+			&cli.BoolFlag{Name: "quick-test", Usage: "a small search"},
+		}),
+		Action: plan,
+	}
+}
+
+func plan(c *cli.Context) error {
+	objective, err := objectiveOf(c)
+	if err != nil {
+		return err
+	}
+	var strategies []planner.Strategy
+	if name := c.String("target-optimization"); name != "" {
+		s, err := strategyOf(name)
+		if err != nil {
+			return err
+		}
+		strategies = []planner.Strategy{s}
+	}
+	if format := c.String("export"); format != "" && !slices.Contains(planner.ExportFormats(), format) {
+		return usagef("--export %s: expected one of %s", format, strings.Join(planner.ExportFormats(), ", "))
+	}
+	grid, err := gridOf(c)
+	if err != nil {
+		return err
+	}
+	basis, err := basisOf(c)
+	if err != nil {
+		return err
+	}
+	scr := newScreen(c.App.ErrWriter)
+	defer scr.close()
+	scr.stage("planning")
+	opt := workflow.PlanOptions{
+		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies, Quick: c.Bool("quick-test"),
+	}
+	plans, err := basis.Plan(c.Context, opt)
+	if err != nil {
+		return err
+	}
+	files := []string{c.Path("output-file")}
+	if err := archive.WriteJSON(files[0], plans); err != nil {
+		return err
+	}
+	var sweep *planner.SweepResult
+	if c.Bool("generate-parameter-sweep") {
+		scr.stage("sweeping")
+		sweep, err = basis.Sweep(c.Context, opt, grid, func(done, total int) {
+			scr.progress(load.Progress{Ended: done, Total: total})
+		})
+		if err != nil {
+			return err
+		}
+		files = append(files, c.Path("sweep-file"))
+		if err := archive.WriteFile(files[1], sweep.WriteCSV); err != nil {
+			return err
+		}
+	}
+	scr.close()
+	return printPlans(c, plans, sweep, files)
+}
+
+// basisOf finds the workload, the server and the cost model that a plan rests on: the profile's, or the flags' on paper.
+func basisOf(c *cli.Context) (*workflow.Basis, error) {
+	cfg, err := configOf(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := check([]harness.Config{cfg}); err != nil {
+		return nil, err
+	}
+	model, gpu, err := shapes(c)
+	if err != nil {
+		return nil, err
+	}
+	var m *cost.Model
+	if file := c.Path("cost"); file != "" {
+		if m, err = cost.ReadFile(file); err != nil {
+			return nil, usageError{fmt.Errorf("--cost: %w", err)}
+		}
+	}
+	file := c.Path("profiling-results")
+	if file == "" {
+		if !c.IsSet("model") && cfg.MaxModelLen == 0 {
+			cfg.MaxModelLen = defaultMaxModelLen
+		}
+		basis, err := workflow.OnPaper(cfg, model, gpu, m)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		return basis, nil
+	}
+	runs, err := workflow.ReadRuns(file)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--profiling-results: %w", err)}
+	}
+	if name := runs[0].Result.Config.Model; name != "" && !c.IsSet("model") {
+		if model, err = spec.FindModel(name); err != nil {
+			return nil, usageError{fmt.Errorf("%s: %w", file, err)}
+		}
+	}
+	if m == nil {
+		if m, err = workflow.FitFrom(c.Context, model, gpu, runs); err != nil {
+			return nil, fmt.Errorf("fit: %w", err)
+		}
+	}
+	basis := workflow.BasisOf(runs[0].Result, model, gpu, m)
+	if describesWorkload(c) {
+		basis.Config = cfg
+	}
+	return basis, nil
+}
+
+// gridOf reads the ranges of the parameter sweep.
+func gridOf(c *cli.Context) (workflow.Grid, error) {
+	var grid workflow.Grid
+	for _, r := range []struct {
+		flag string
+		to   *[]int
+	}{{"C-range", &grid.C}, {"M-range", &grid.M}, {"B-range", &grid.B}, {"block-size-range", &grid.BlockSize}} {
+		values, err := planner.ParseRange(c.String(r.flag))
+		if err != nil {
+			return grid, usageError{fmt.Errorf("--%s: %w", r.flag, err)}
+		}
+		*r.to = values
+	}
+	return grid, nil
+}

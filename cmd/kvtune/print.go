@@ -1,0 +1,139 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/profile"
+	"kvtune/harness/workflow"
+	"kvtune/planner"
+	"kvtune/planner/report"
+)
+
+// What commands print on stdout: the verdict first, then tables, then the files that were written. What was measured has
+// been saved by then; the error returned is the command's status.
+
+// printRuns ends a command that measured or simulated runs.
+func printRuns(c *cli.Context, runs []report.Run, files []string) error {
+	in := report.Input{Runs: runs, Files: files}
+	for i := range runs {
+		if i > 0 {
+			in.Verdict += "; "
+		}
+		in.Verdict += report.RunVerdict(&runs[i])
+	}
+	if err := report.Text(c.App.Writer, in); err != nil {
+		return err
+	}
+	return partial(c, runs)
+}
+
+func reportRuns(outs ...*profile.Output) []report.Run {
+	runs := make([]report.Run, len(outs))
+	for i, o := range outs {
+		runs[i] = report.Run{Result: o.Result, Records: o.Records, Series: o.Series}
+	}
+	return runs
+}
+
+// partial is the error of a command whose runs were cut short.
+func partial(c *cli.Context, runs []report.Run) error {
+	for i := range runs {
+		if r := runs[i].Result; r.Partial {
+			return fmt.Errorf("%s is partial: %s", r.Name, r.Why)
+		}
+	}
+	return c.Context.Err()
+}
+
+// printAnalysis ends analyze.
+func printAnalysis(c *cli.Context, in report.Input) error {
+	if err := report.Text(c.App.Writer, in); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.App.Writer)
+	if err := report.BottleneckTable(c.App.Writer, in.Runs[0].Analysis); err != nil {
+		return err
+	}
+	return partial(c, in.Runs)
+}
+
+// printPlans ends plan.
+func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult, files []string) error {
+	w := c.App.Writer
+	if err := report.Text(w, report.Input{Verdict: plans.Verdict, Plans: plans, Files: files}); err != nil {
+		return err
+	}
+	if sweep != nil {
+		fmt.Fprintln(w)
+		if err := report.SweepTable(w, sweep); err != nil {
+			return err
+		}
+	}
+	if format := c.String("export"); format != "" && len(plans.Plans) > 0 {
+		text, err := planner.Export(&plans.Plans[0], format, plans.Version)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "\n%s", text)
+	}
+	if plans.Infeasible != nil {
+		return errNegative
+	}
+	return nil
+}
+
+// printVerified ends verify.
+func printVerified(c *cli.Context, plan *planner.Plan, run *profile.Output, files []string) error {
+	w := c.App.Writer
+	runs := reportRuns(run)
+	in := report.Input{Verdict: report.VerifiedVerdict(plan), Runs: runs, Files: files}
+	if err := report.Text(w, in); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := report.PredictedMeasured(w, plan); err != nil {
+		return err
+	}
+	if err := partial(c, runs); err != nil {
+		return err
+	}
+	for _, check := range plan.SLOs {
+		slo, err := harness.ParseSLO(check.SLO)
+		if err != nil {
+			return err
+		}
+		if met, known := slo.Met(run.Result.Metrics); known && !met {
+			fmt.Fprintf(w, "SLO MISSED: %s\n", check.SLO)
+			return errNegative
+		}
+	}
+	return nil
+}
+
+// printOutcome ends workflow: the page, the picture and the same on the terminal.
+func (s *setup) printOutcome(c *cli.Context, out *workflow.Outcome) error {
+	w := c.App.Writer
+	in := out.Report(s.Command)
+	if out.Cost != nil {
+		if err := workflow.WriteReport(s.Folder, in); err != nil {
+			return err
+		}
+	}
+	in.Files = s.files()
+	if err := report.Text(w, in); err != nil {
+		return err
+	}
+	if out.NotVerified != "" {
+		fmt.Fprintf(w, "\nnot verified: %s\n", out.NotVerified)
+	}
+	if out.Partial {
+		return fmt.Errorf("the workflow is partial: %s; the same command with --resume goes on", out.Why)
+	}
+	if out.Chosen < 0 {
+		return errNegative
+	}
+	return c.Context.Err()
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/profile"
+)
+
+func profileCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "profile",
+		Usage: "measure a workload on a server",
+		Description: "Without --endpoint or --launch the embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
+			"   kvtune profile --C 512 --M 32 --B 32 --profiling-type mixed\n" +
+			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace mine.csv --rate 8\n" +
+			"   kvtune profile --launch --model ./my-model --C 1024 --B 64 --max-num-batched-tokens 4096 -- --load-format dummy",
+		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
+			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)", Category: catWorkload},
+			&cli.BoolFlag{Name: "probes", Usage: "measure the probes that `kvtune fit` wants, too", Category: catWorkload},
+			outputDirFlag("results"),
+		}),
+		Action: profileAction,
+	}
+}
+
+func profileAction(c *cli.Context) error {
+	configs, err := configsOf(c, "profiling")
+	if err != nil {
+		return err
+	}
+	s, err := setupOf(c, configs[0].Model)
+	if err != nil {
+		return err
+	}
+	defer s.screen.close()
+	if err := check(configs); err != nil {
+		return err
+	}
+	if err := s.open(c.Path("output-dir")); err != nil {
+		return err
+	}
+	var runs []*profile.Output
+	for i, cfg := range configs {
+		var measured []*profile.Output
+		if i == 0 && c.Bool("probes") {
+			measured, err = s.ProfileWithProbes(c.Context, cfg, false)
+		} else {
+			s.screen.stage(cfg.Name + ": profiling")
+			measured = make([]*profile.Output, 1)
+			measured[0], err = s.Profile(c.Context, cfg)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", cfg.Name, err)
+		}
+		last := measured[len(measured)-1]
+		if runs = append(runs, last); last.Result.Partial {
+			break
+		}
+	}
+	s.screen.close()
+	return printRuns(c, reportRuns(runs...), s.files())
+}
+
+// configsOf reads --configs, or the one configuration that the flags describe, under the given name.
+func configsOf(c *cli.Context, name string) ([]harness.Config, error) {
+	cfg, err := configOf(c)
+	if err != nil {
+		return nil, err
+	}
+	if file := c.Path("configs"); file != "" {
+		return readConfigs(file, cfg)
+	}
+	if cfg.Name == "" || c.String("preset") == "" {
+		cfg.Name = name
+	}
+	return []harness.Config{cfg}, nil
+}
+
+// check refuses, before anything is started or written, what can be known to be impossible: a workload that does not fit
+// an explicit max_model_len, a trace that cannot be read.
+func check(configs []harness.Config) error {
+	for _, cfg := range configs {
+		if cfg.MaxModelLen == 0 && cfg.Trace == "" {
+			continue // scaled to the server's context
+		}
+		if _, err := profile.Workload(cfg, harness.ServerInfo{}); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
+		}
+	}
+	return nil
+}

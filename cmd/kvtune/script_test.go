@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"kvtune/harness/archive"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"kvtune": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: os.Getenv("KVTUNE_UPDATE") != "",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status": status, "records": records,
+		},
+	})
+}
+
+// status runs a command that must exit with the given status: status 2 kvtune profile --B 0. Like exec, it keeps stdout
+// and stderr for the lines that follow.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N command [args...]")
+	}
+	want, err := strconv.Atoi(args[0])
+	if err != nil {
+		ts.Fatalf("status %s: %v", args[0], err)
+	}
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("%v: exit status %d, want %d", args[1:], got, want)
+	}
+}
+
+// records waits until a requests file that is still being written holds at least N records: records FILE N.
+func records(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: records file N")
+	}
+	want, err := strconv.Atoi(args[1])
+	if err != nil {
+		ts.Fatalf("records %s: %v", args[1], err)
+	}
+	path := ts.MkAbs(args[0])
+	for range 600 {
+		for _, name := range []string{path + archive.PartialSuffix, path} {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				continue
+			}
+			if got, _, err := archive.ReadRequests(bytes.NewReader(data)); err == nil && len(got) >= want {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	ts.Fatalf("%s never held %d records", args[0], want)
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness/workflow"
+	"kvtune/planner/cost"
+	"kvtune/planner/engine"
+)
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "serve",
+		Usage: "run the embedded engine: a simulated vLLM server with vLLM's API and metrics",
+		Description: "Answers vLLM's paths with vLLM's scheduling; step times come from a hidden model of the GPU, or from --cost.\n" +
+			"It computes no model: tokens are pseudo-random.\n\nExample:\n" +
+			"   kvtune serve --model meta-llama/Llama-3.1-8B --gpu H200 --listen 127.0.0.1:8000",
+		Flags: join(serverFlags(), []cli.Flag{
+			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json", Value: defaultModel, Category: catWorkload},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200", Category: catEndpoint},
+			&cli.StringFlag{Name: "listen", Usage: "`address` to listen on", Value: "127.0.0.1:8000", Category: catEndpoint},
+			&cli.BoolFlag{Name: "allow-remote", Usage: "let --listen name an address that other machines reach", Category: catEndpoint},
+			&cli.PathFlag{Name: "cost", Usage: "step times from a fitted cost model `FILE` instead of the hidden model", Category: catEndpoint},
+			&cli.Float64Flag{Name: "speed", Usage: "run `N` times faster than real time", Value: 1, Category: catEndpoint},
+			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the hidden model", Value: 1, Category: catEndpoint},
+		}),
+		Action: serve,
+	}
+}
+
+func serve(c *cli.Context) error {
+	model, gpu, err := shapes(c)
+	if err != nil {
+		return err
+	}
+	args, err := argsOf(c)
+	if err != nil {
+		return err
+	}
+	if !c.IsSet("model") && !c.IsSet("max-model-len") {
+		args.MaxModelLen = defaultMaxModelLen
+	}
+	if err := args.Validate(); err != nil {
+		return usageError{err}
+	}
+	args, notes, err := workflow.Legal(args, workflow.EngineVersion, gpu)
+	if err != nil {
+		return usageError{err}
+	}
+	opt := engine.Options{Model: model, GPU: gpu, Args: args, Seed: c.Uint64("seed"), Speed: c.Float64("speed"),
+		NumGPUBlocks: args.NumGPUBlocksOverride, AllowRemote: c.Bool("allow-remote")}
+	if file := c.Path("cost"); file != "" {
+		if opt.Cost, err = cost.ReadFile(file); err != nil {
+			return usageError{fmt.Errorf("--cost: %w", err)}
+		}
+	}
+	eng, err := engine.New(opt)
+	if err != nil {
+		return usageError{err}
+	}
+	url, err := eng.Listen(c.String("listen"))
+	if err != nil {
+		return fmt.Errorf("--listen %s: %w", c.String("listen"), err)
+	}
+	fmt.Fprintf(c.App.Writer, "SIMULATED server at %s: %s on %s, vLLM %s's scheduler\n", url, model.Name, gpu.Name, workflow.EngineVersion)
+	for _, n := range notes {
+		fmt.Fprintf(c.App.Writer, "note: %s\n", n)
+	}
+	settings, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "settings: %s\n", settings)
+	<-c.Context.Done()
+	if err := eng.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "kvtune: serve:", err)
+	}
+	return nil // ^C is how a server ends
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/archive"
+	"kvtune/harness/vllm"
+	"kvtune/harness/workflow"
+	"kvtune/planner/spec"
+)
+
+// defaultModel and defaultMaxModelLen are what a run is about when --model is not given.
+const (
+	defaultModel       = "meta-llama/Llama-3.1-8B"
+	defaultMaxModelLen = 16384
+)
+
+// setup is a command's view of the world, made from its flags before anything is started or written.
+type setup struct {
+	workflow.Setup
+	screen *screen
+}
+
+// setupOf reads model, GPU and endpoint flags. A running endpoint is connected to, so that a wrong address fails before
+// anything is written.
+func setupOf(c *cli.Context, model string) (*setup, error) {
+	s := &setup{screen: newScreen(c.App.ErrWriter)}
+	s.Command, s.Tool = os.Args, "kvtune "+version()
+	s.OnStage, s.OnProgress = s.screen.stage, s.screen.progress
+	gpu, err := spec.FindGPU(c.String("gpu"))
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--gpu: %w", err)}
+	}
+	s.GPU, s.Vocab = gpu, c.Int("vocab")
+	var base harness.EngineArgs
+	if model == "" {
+		model, base.MaxModelLen = defaultModel, defaultMaxModelLen
+	}
+	endpoint, launch := c.String("endpoint"), c.Bool("launch")
+	if endpoint != "" && launch {
+		return nil, usagef("--endpoint and --launch exclude each other: measure a running server, or start one")
+	}
+	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(extraArgs(c)) > 0) {
+		return nil, usagef("--launch-arg and flags after -- are for servers that kvtune starts: add --launch")
+	}
+	if s.Model, err = spec.FindModel(model); err != nil {
+		return nil, usageError{fmt.Errorf("--model: %w", err)}
+	}
+	key, err := apiKey()
+	if err != nil {
+		return nil, err
+	}
+	opts := vllm.Options{APIKey: key}
+	switch {
+	case endpoint != "":
+		ctx, cancel := context.WithTimeout(c.Context, 10*time.Second)
+		defer cancel()
+		srv, err := vllm.Connect(ctx, endpoint, opts)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		s.Source = workflow.Running{URL: endpoint, Opts: opts}
+		if !c.IsSet("model") {
+			if m, err := spec.FindModel(srv.Info().Root); err == nil {
+				s.Model = m
+			}
+		}
+		if !c.IsSet("gpu") && srv.Info().GPU != "" {
+			if s.GPU, err = spec.FindGPU(srv.Info().GPU); err != nil {
+				return nil, usageError{err}
+			}
+		}
+	case launch:
+		argv := c.StringSlice("launch-arg")
+		if len(argv) == 0 {
+			argv = []string{"vllm", "serve"}
+		}
+		if !c.IsSet("model") {
+			return nil, usagef("--launch needs --model: the model to serve, a name or a folder with its config.json")
+		}
+		s.Source = &workflow.Launched{
+			Argv: argv, Model: c.String("model"), Extra: extraArgs(c), Opts: opts, OnProgress: s.screen.stage,
+			Device: workflow.DeviceOf(gpu),
+		}
+	default:
+		s.Source = workflow.Embedded{Model: s.Model, GPU: s.GPU, Base: base, Seed: c.Uint64("seed")}
+	}
+	return s, nil
+}
+
+// open makes the output folder. It is the first thing that a command writes.
+func (s *setup) open(dir string) error {
+	folder, err := archive.Create(dir)
+	if err != nil {
+		return usageError{fmt.Errorf("--output-dir: %w", err)}
+	}
+	s.Folder = folder
+	if l, ok := s.Source.(*workflow.Launched); ok {
+		l.LogDir = folder.Dir()
+	}
+	return nil
+}
+
+// extraArgs are the words after "--".
+func extraArgs(c *cli.Context) []string {
+	extra, _ := c.App.Metadata["extra"].([]string)
+	return extra
+}
+
+// apiKey comes from the environment, or from a file that the environment names, never from the command line, where
+// every process of the machine could read it.
+func apiKey() (string, error) {
+	if key := os.Getenv("VLLM_API_KEY"); key != "" {
+		return key, nil
+	}
+	file := os.Getenv("VLLM_API_KEY_FILE")
+	if file == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", usageError{fmt.Errorf("VLLM_API_KEY_FILE: %w", err)}
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// files lists what a command wrote.
+func (s *setup) files() []string {
+	if s.Folder == nil {
+		return nil
+	}
+	files := s.Folder.Files()
+	for i, f := range files {
+		files[i] = filepath.Join(s.Folder.Dir(), f)
+	}
+	return files
+}
+
+// isInputError reports errors that are the caller's to mend although they surface late: a workload that the server's
+// context cannot hold, a file of another format.
+func isInputError(err error) bool {
+	var field *harness.FieldError
+	return errors.As(err, &field)
+}
+
+// shapes reads --model and --gpu.
+func shapes(c *cli.Context) (spec.Model, spec.GPU, error) {
+	name := c.String("model")
+	if name == "" {
+		name = defaultModel
+	}
+	model, err := spec.FindModel(name)
+	if err != nil {
+		return spec.Model{}, spec.GPU{}, usageError{fmt.Errorf("--model: %w", err)}
+	}
+	gpu, err := spec.FindGPU(c.String("gpu"))
+	if err != nil {
+		return spec.Model{}, spec.GPU{}, usageError{fmt.Errorf("--gpu: %w", err)}
+	}
+	return model, gpu, nil
+}
+
+// readConfigs reads --configs: a field that a configuration leaves out has the value of the flags.
+func readConfigs(file string, base harness.Config) ([]harness.Config, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--configs: %w", err)}
+	}
+	defer f.Close()
+	configs, err := harness.ReadConfigs(f, base)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--configs %s: %w", file, err)}
+	}
+	return configs, nil
+}

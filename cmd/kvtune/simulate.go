@@ -1,0 +1,48 @@
+package main
+
+import (
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness/workflow"
+	"kvtune/planner/report"
+)
+
+func simulateCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "simulate",
+		Usage: "run one configuration in virtual time: no server, no GPU, the same files as a profile",
+		Description: "Step times come from a fitted cost model (--cost), or from the prior of --gpu and --model.\n\nExamples:\n" +
+			"   kvtune simulate --gpu H200 --model meta-llama/Llama-3.1-8B --C 1024 --M 16 --B 64 --rate 12 --num-requests 1000\n" +
+			"   kvtune simulate --cost kvtune_cost.json --trace AzureLLMInferenceTrace_conv.csv --max-num-batched-tokens 4096",
+		Flags: join(workloadFlags(), serverFlags(), []cli.Flag{
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow", Category: catEndpoint},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200", Category: catEndpoint},
+			outputDirFlag("results"),
+		}),
+		Action: simulate,
+	}
+}
+
+func simulate(c *cli.Context) error {
+	basis, err := basisOf(c)
+	if err != nil {
+		return err
+	}
+	basis.Config.Name = "simulation"
+	run, err := basis.Simulate(c.Context)
+	if err != nil {
+		return err
+	}
+	run.Result.Conditions.Command, run.Result.Conditions.Tool = os.Args, "kvtune "+version()
+	s := &setup{}
+	if err := s.open(c.Path("output-dir")); err != nil {
+		return err
+	}
+	if err := workflow.WriteRun(s.Folder, run); err != nil {
+		return err
+	}
+	run.Analysis = workflow.Analyze(c.Context, run, basis.Server)
+	return printRuns(c, []report.Run{*run}, s.files())
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/workflow"
+	"kvtune/planner"
+)
+
+func workflowCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "workflow",
+		Usage: "profile, analyse, fit, plan, verify and report, over one or several configurations",
+		Description: "Without --trace, --configs or workload flags it runs the three presets. Without --endpoint or --launch the\n" +
+			"embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
+			"   kvtune workflow --quick-test --target-optimization balanced --output-dir results\n" +
+			"   kvtune workflow --endpoint http://HOST:8000 --trace mine.csv --slo 'p99 TTFT <= 500ms'\n" +
+			"   kvtune workflow --launch --model ./my-model --configs configs.json -- --load-format dummy",
+		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), planFlags(), []cli.Flag{
+			&cli.PathFlag{Name: "configs", Usage: "the configurations in `FILE` (JSON)", Category: catWorkload},
+			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`", Value: "balanced",
+				Category: catObjective},
+			&cli.BoolFlag{Name: "quick-test", Usage: "small probes and a small search: minutes become seconds"},
+			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir", Category: catOutput},
+			outputDirFlag("results"),
+		}),
+		Action: workflowAction,
+	}
+}
+
+func workflowAction(c *cli.Context) error {
+	target, err := strategyOf(c.String("target-optimization"))
+	if err != nil {
+		return err
+	}
+	objective, err := objectiveOf(c)
+	if err != nil {
+		return err
+	}
+	configs, err := suiteOf(c)
+	if err != nil {
+		return err
+	}
+	s, err := setupOf(c, c.String("model"))
+	if err != nil {
+		return err
+	}
+	defer s.screen.close()
+	if err := check(configs); err != nil {
+		return err
+	}
+	if err := s.open(c.Path("output-dir")); err != nil {
+		return err
+	}
+	out, err := workflow.Run(c.Context, workflow.Options{
+		Setup: s.Setup, Configs: configs, Target: target, SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
+		Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
+	})
+	if err != nil {
+		return err
+	}
+	s.screen.close()
+	return s.printOutcome(c, out)
+}
+
+// suiteOf is what a workflow runs over: --configs, the workload that the flags describe, or the three presets.
+func suiteOf(c *cli.Context) ([]harness.Config, error) {
+	if describesWorkload(c) || c.Path("configs") != "" {
+		return configsOf(c, "workload")
+	}
+	var configs []harness.Config
+	for _, name := range harness.PresetNames() {
+		cfg, err := harness.Preset(name)
+		if err != nil {
+			return nil, err
+		}
+		flags, err := configOf(c)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Model, cfg.Seed = flags.Model, flags.Seed
+		cfg.EngineArgs = cfg.EngineArgs.Merge(flags.EngineArgs)
+		if c.Bool("quick-test") {
+			cfg.NumWarmup, cfg.NumMeasurements = 0, 1
+		}
+		if c.IsSet("num-warmup") {
+			cfg.NumWarmup = flags.NumWarmup
+		}
+		if c.IsSet("num-measurements") {
+			cfg.NumMeasurements = flags.NumMeasurements
+		}
+		if err := cfg.Validate(); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		configs = append(configs, cfg)
+	}
+	return configs, nil
+}
+
+func strategyOf(name string) (planner.Strategy, error) {
+	var names []string
+	for _, s := range planner.Strategies() {
+		if string(s) == name {
+			return s, nil
+		}
+		names = append(names, string(s))
+	}
+	return "", usagef("--target-optimization %s: expected one of %s", name, strings.Join(names, ", "))
+}
+
+// describesWorkload reports whether the flags say what to send, and not only how often or to which model.
+func describesWorkload(c *cli.Context) bool {
+	for _, f := range workloadFlags() {
+		switch name := f.Names()[0]; name {
+		case "model", "seed", "num-measurements", "num-warmup":
+		default:
+			if c.IsSet(name) {
+				return true
+			}
+		}
+	}
+	return false
+}

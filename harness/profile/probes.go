@@ -1,0 +1,127 @@
+package profile
+
+import (
+	"fmt"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/workload"
+)
+
+// Probes is the workload that isolates what a cost model needs, sized to the server: every probe is one or more waves,
+// so nothing of one probe runs beside another. Names: prefill_C (lone prompts of C tokens), decode_B_c (B requests
+// decode together at a context of c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped
+// into n running decodes).
+//
+// With quick set the design is the smallest that still separates the terms: about 15 s on an H200 with an 8B model
+// instead of 2 minutes.
+func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload {
+	p := prober{info: info, next: seed << 32, w: &workload.Workload{BlockSize: info.BlockSize}}
+	prefills, batches, contexts, mixes, repeats, tokens := []int{64, 256, 512, 1024, 2048, 4096, 8192},
+		[]int{1, 2, 4, 8, 16, 32, 64, 128, 256}, []int{64, 1024, 4096}, []int{8, 32, 96}, 5, 48
+	if quick {
+		prefills, batches, contexts, mixes, repeats, tokens = []int{64, 256, 1024, 4096}, []int{1, 8, 32, 96},
+			[]int{64, 2048}, []int{16, 64}, 3, 24
+	}
+	// The server's first requests pay for warm caches and lazy work; they are sent and not kept.
+	for range 2 {
+		p.alone(workload.Request{Probe: "warmup", Phase: workload.Warmup, OutputTokens: 4}, p.fresh(256))
+	}
+	for _, c := range prefills {
+		if !p.fits(1, c, 1) {
+			continue
+		}
+		for range repeats {
+			p.alone(workload.Request{Probe: fmt.Sprintf("prefill_%d", c), OutputTokens: 1}, p.fresh(c))
+		}
+	}
+	for _, c := range contexts {
+		for _, b := range batches {
+			if !p.fits(b, c, tokens) {
+				continue
+			}
+			p.wave++
+			for range b {
+				p.join(workload.Request{Probe: fmt.Sprintf("decode_B%d_c%d", b, c), OutputTokens: tokens}, p.fresh(c))
+			}
+		}
+	}
+	for _, blocks := range []int{32, 128} {
+		shared := blocks * info.BlockSize
+		if info.BlockSize == 0 || !p.fits(1, shared+513, 1) {
+			continue
+		}
+		prefix := p.fresh(shared)
+		name := fmt.Sprintf("prefix_M%d", blocks)
+		p.alone(workload.Request{Probe: name, Phase: workload.Prime, OutputTokens: 1}, prefix, p.fresh(512))
+		for range repeats {
+			p.alone(workload.Request{Probe: name, OutputTokens: 1}, prefix, p.fresh(512))
+		}
+	}
+	for _, n := range mixes {
+		const context, dropped = 1024, 4
+		run := tokens * 4
+		if !p.fits(n+dropped, context, run) {
+			continue
+		}
+		p.wave++
+		name := fmt.Sprintf("mixed%d", n)
+		for range n {
+			p.join(workload.Request{Probe: name, OutputTokens: run}, p.fresh(context))
+		}
+		for i := range dropped {
+			c := 512 << (i % 3)
+			if !p.fits(n+dropped, max(c, context), run) {
+				continue
+			}
+			// Late enough that all n decode, and far enough apart that one prompt is through before the next.
+			due := time.Duration(n)*25*time.Millisecond + time.Duration(i+1)*250*time.Millisecond
+			p.join(workload.Request{Probe: name, OutputTokens: 1, Due: due}, p.fresh(c))
+		}
+	}
+	return p.w
+}
+
+type prober struct {
+	info harness.ServerInfo
+	w    *workload.Workload
+	// next is the last segment ID given out.
+	next uint64
+	wave int
+}
+
+// fits reports whether b requests of a prompt and output length fit the context, the KV cache and the running limit.
+func (p *prober) fits(b, prompt, output int) bool {
+	if p.info.MaxModelLen > 0 && prompt+output > p.info.MaxModelLen {
+		return false
+	}
+	if s := p.info.Args.MaxNumSeqs; s > 0 && b > s {
+		return false
+	}
+	blocks := (p.info.NumGPUBlocks - 1) * 9 / 10
+	if p.info.NumGPUBlocks == 0 || p.info.BlockSize == 0 {
+		return true
+	}
+	return b*((prompt+output+p.info.BlockSize-1)/p.info.BlockSize) <= blocks
+}
+
+// alone sends a request in a wave of its own.
+func (p *prober) alone(r workload.Request, prompt ...workload.Segment) {
+	p.wave++
+	p.join(r, prompt...)
+}
+
+// join adds a request to the present wave.
+func (p *prober) join(r workload.Request, prompt ...workload.Segment) {
+	r.Index, r.After, r.Wave, r.Prompt = len(p.w.Requests), -1, p.wave, prompt
+	if len(prompt) > 1 {
+		r.SharedTokens = prompt[0].Tokens
+	}
+	p.w.Requests = append(p.w.Requests, r)
+}
+
+// fresh is a segment that no other request has.
+func (p *prober) fresh(tokens int) workload.Segment {
+	p.next++
+	return workload.Segment{ID: p.next, Tokens: tokens}
+}

@@ -1,0 +1,63 @@
+package workflow
+
+import (
+	"kvtune/planner"
+	"kvtune/planner/cost"
+	"kvtune/planner/report"
+)
+
+// Outcome is what a workflow found.
+type Outcome struct {
+	// Runs has one entry per configuration, in order; then one per verified plan.
+	Runs []report.Run
+	Cost *cost.Model
+	// Plans has one entry per configuration, in order.
+	Plans []*planner.Plans
+	// Chosen is the configuration whose plan gains most; -1 where nothing could be planned.
+	Chosen int
+	// NotVerified says why the chosen plan was not measured, "" when it was.
+	NotVerified string
+	// Partial is set when the workflow ended early; Why says how.
+	Partial bool
+	Why     string
+}
+
+// ChosenPlan is the plan of the target strategy for the chosen configuration, nil where there is none.
+func (o *Outcome) ChosenPlan() *planner.Plan {
+	if o.Chosen < 0 || len(o.Plans[o.Chosen].Plans) == 0 {
+		return nil
+	}
+	return &o.Plans[o.Chosen].Plans[0]
+}
+
+// Report is the outcome as a report shows it; command is the command line that repeats it.
+func (o *Outcome) Report(command []string) report.Input {
+	in := report.Input{Title: "kvtune workflow", Verdict: o.verdict(), Runs: o.Runs, Cost: o.Cost}
+	if len(command) > 0 {
+		in.Commands = append(in.Commands, report.ShellLine(command))
+	}
+	if o.Chosen >= 0 {
+		in.Plans = o.Plans[o.Chosen]
+	}
+	return in
+}
+
+// verdict is the outcome in one sentence.
+func (o *Outcome) verdict() string {
+	if plan := o.ChosenPlan(); plan != nil {
+		verdict := o.Runs[o.Chosen].Result.Name + ": " + o.Plans[o.Chosen].Verdict
+		if len(plan.Compared) > 0 {
+			verdict += "; " + report.VerifiedVerdict(plan)
+		}
+		return verdict
+	}
+	for _, p := range o.Plans {
+		if p.Verdict != "" {
+			return p.Verdict
+		}
+	}
+	if o.Why != "" {
+		return "nothing was planned: " + o.Why
+	}
+	return "nothing was planned"
+}

@@ -1,0 +1,177 @@
+package workflow
+
+import (
+	"context"
+
+	"kvtune/harness"
+	"kvtune/harness/profile"
+	"kvtune/harness/vllmflags"
+	"kvtune/harness/workload"
+	"kvtune/planner"
+	"kvtune/planner/analysis"
+	"kvtune/planner/cost"
+	"kvtune/planner/report"
+	"kvtune/planner/sim"
+	"kvtune/planner/spec"
+)
+
+// Basis is what a simulation or a plan rests on: a workload, the server as it is observed or assumed, and a model of
+// what its steps cost.
+type Basis struct {
+	Config harness.Config
+	Info   harness.ServerInfo
+	// Server has every setting resolved.
+	Server analysis.Server
+	Device vllmflags.Device
+	// Notes say what was replaced, one sentence each.
+	Notes []string
+}
+
+// BasisOf takes the server from a result: what the server itself states first, then what was asked of it, then vLLM's
+// defaults.
+func BasisOf(res *harness.Result, model spec.Model, gpu spec.GPU, m *cost.Model) *Basis {
+	info := res.Conditions.Server
+	args := res.Config.EngineArgs.Merge(info.Args)
+	args.SwapSpace = 0 // no vLLM that kvtune knows has it
+	args = args.Merge(harness.EngineArgs{
+		BlockSize: info.BlockSize, MaxModelLen: info.MaxModelLen, EnablePrefixCaching: info.EnablePrefixCaching,
+		GPUMemoryUtilization: info.GPUMemoryUtilization,
+	})
+	server := analysis.Server{
+		Args: vllmflags.Resolve(args, info.Version, DeviceOf(gpu)), NumGPUBlocks: info.NumGPUBlocks, GPU: &gpu, Model: &model,
+		Cost: m,
+	}
+	if gpu.CPU { // its KV space is set apart from everything else
+		server.GPU = nil
+	}
+	server.Release, _ = vllmflags.Release(info.Version)
+	return &Basis{Config: res.Config, Info: info, Device: DeviceOf(gpu), Server: server}
+}
+
+// OnPaper assumes a server of that model on that GPU with the configuration's settings, vLLM's defaults for the rest.
+// Without a cost model it takes the prior.
+func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) (*Basis, error) {
+	args := cfg.EngineArgs
+	if args.MaxModelLen == 0 {
+		args.MaxModelLen = model.MaxPosition
+	}
+	args, notes, err := Legal(args, EngineVersion, gpu)
+	if err != nil {
+		return nil, err
+	}
+	blocks := args.NumGPUBlocksOverride
+	if blocks == 0 {
+		mem, err := cost.Capacity(gpu, model, args)
+		if err != nil {
+			return nil, err
+		}
+		blocks = mem.Blocks
+	}
+	if m == nil {
+		m = cost.Prior(gpu, model, args)
+	}
+	return &Basis{
+		Config: cfg,
+		Info: harness.ServerInfo{
+			Kind: harness.KindSimulator, Version: EngineVersion, Model: model.Name, Root: model.Name, MaxModelLen: args.MaxModelLen,
+			BlockSize: args.BlockSize, NumGPUBlocks: blocks, EnablePrefixCaching: args.EnablePrefixCaching,
+			GPUMemoryUtilization: args.GPUMemoryUtilization, Args: args, GPU: gpu.Name,
+		},
+		Server: analysis.Server{Args: args, NumGPUBlocks: blocks, GPU: &gpu, Model: &model, Cost: m},
+		Device: DeviceOf(gpu),
+		Notes:  notes,
+	}, nil
+}
+
+// PlanOptions are what to plan for.
+type PlanOptions struct {
+	// Current is the baseline; zero: the basis's own settings.
+	Current, Fixed harness.EngineArgs
+	SLOs           []harness.SLO
+	// Strategies, nil for all.
+	Strategies []planner.Strategy
+	Quick      bool
+}
+
+// Plan makes plans for the basis's workload.
+func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, error) {
+	plans, err := planner.Make(ctx, b.request(opt))
+	if err != nil {
+		return nil, err
+	}
+	plans.Config = b.Config
+	return plans, nil
+}
+
+// Grid are the workload cells of a sweep: every combination.
+type Grid struct {
+	C, M, B, BlockSize []int
+}
+
+// Sweep plans every cell of a grid. A cell whose requests do not fit the server's context is scaled down and says so.
+func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell func(done, total int)) (*planner.SweepResult, error) {
+	req := b.request(opt)
+	// A cell is a batch that repeats: a few batches show all that a plan depends on.
+	req.Options = planner.Options{Budget: 20_000, Requests: 256, Replicas: 4}
+	return planner.Sweep(ctx, planner.SweepRequest{
+		Request: req, C: grid.C, M: grid.M, B: grid.B, BlockSize: grid.BlockSize, OnCell: onCell,
+		Cell: func(cell planner.Cell, seed uint64) (*workload.Workload, error) {
+			cfg := b.Config
+			cfg.C, cfg.M, cfg.B, cfg.BlockSize, cfg.Seed = cell.C, cell.M, cell.B, cell.BlockSize, seed
+			cfg.Trace, cfg.Rate, cfg.Concurrency, cfg.Clients, cfg.Users, cfg.Turns, cfg.NumRequests = "", "", 0, 0, 0, 0, 0
+			cfg.NumWarmup, cfg.NumMeasurements = 0, 2
+			info := b.Info
+			info.BlockSize = cell.BlockSize
+			return profile.Workload(cfg, info)
+		},
+	})
+}
+
+func (b *Basis) request(opt PlanOptions) planner.Request {
+	req := planner.Request{
+		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root, Current: b.Server.Args.Merge(opt.Current),
+		Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies, Seed: max(b.Config.Seed, 1), Workload: b.workload,
+	}
+	if opt.Quick {
+		req.Options = planner.Options{Budget: 60_000, Requests: 200, Replicas: 8}
+	}
+	return req
+}
+
+func (b *Basis) workload(seed uint64) (*workload.Workload, error) {
+	cfg := b.Config
+	cfg.Seed = seed
+	return profile.Workload(cfg, b.Info)
+}
+
+// Simulate runs the basis's workload in virtual time. The result is what a profile would be, of origin simulated.
+func (b *Basis) Simulate(ctx context.Context) (*report.Run, error) {
+	w, err := b.workload(b.Config.Seed)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := sim.FromArgs(b.Server.Args, b.Server.NumGPUBlocks)
+	if err != nil {
+		return nil, err
+	}
+	cfg.RequestLatency, cfg.TokenLatency = b.Server.Cost.RequestLatency, b.Server.Cost.TokenLatency
+	out, err := sim.Run(ctx, cfg, b.Server.Cost, w, sim.Options{Steps: true, Series: true})
+	if err != nil {
+		return nil, err
+	}
+	res := &harness.Result{
+		Schema: harness.ResultSchema, Name: b.Config.Name, Origin: harness.OriginSimulated, Config: b.Config,
+		Conditions: harness.Conditions{Server: b.Info, Seed: b.Config.Seed},
+		Metrics:    append(harness.Measure(out.Records), harness.Observe(b.Info, out.Counters, out.Series)...),
+		Counters:   out.Counters,
+		Warnings:   append(b.Notes, w.Notes...),
+	}
+	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
+		res.Conditions.Duration = d
+	}
+	return &report.Run{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series}, nil
+}
+
+func DeviceOf(gpu spec.GPU) vllmflags.Device {
+	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory}
+}
