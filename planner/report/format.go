@@ -23,7 +23,7 @@ func scaleFor(unit string, values ...float64) scale {
 	switch unit {
 	case "s":
 		switch {
-		case largest == 0 || largest >= 10:
+		case largest == 0 || largest >= 1:
 			return scale{"s", 1}
 		case largest >= 1e-3:
 			return scale{"ms", 1e-3}
@@ -56,8 +56,11 @@ func (s scale) number(m harness.Metric) string {
 
 func (s scale) digits(value, half float64) string {
 	v, h := value/s.per, math.Abs(half/s.per)
-	if v == 0 || v == math.Trunc(v) && math.Abs(v) < 1e4 && h == 0 {
-		return strconv.FormatFloat(v, 'f', -1, 64)
+	if v == 0 {
+		return "0"
+	}
+	if v == math.Trunc(v) && math.Abs(v) < 1e15 && h == 0 {
+		return grouped(strconv.FormatFloat(v, 'f', -1, 64))
 	}
 	significant := 3
 	exponent := int(math.Floor(math.Log10(math.Abs(v))))

@@ -42,10 +42,11 @@ type Input struct {
 }
 
 // palette is every colour of pictures and page. Series are told apart by the first six (Okabe and Ito's colours, which
-// people with any colour vision tell apart), by dashes and by name.
+// people with any colour vision tell apart), by dashes and by name. The page in the dark swaps ink and ground for night's.
 var palette = struct {
 	series                          [6]color.NRGBA
 	ink, faint, grid, alarm, ground color.NRGBA
+	night                           struct{ ink, faint, grid, ground color.NRGBA }
 }{
 	series: [...]color.NRGBA{
 		{0, 114, 178, 255},   // blue
@@ -56,10 +57,16 @@ var palette = struct {
 		{230, 159, 0, 255},   // orange
 	},
 	ink:    color.NRGBA{34, 34, 34, 255},
-	faint:  color.NRGBA{110, 110, 110, 255},
-	grid:   color.NRGBA{226, 226, 226, 255},
+	faint:  color.NRGBA{102, 102, 102, 255},
+	grid:   color.NRGBA{214, 214, 214, 255},
 	alarm:  color.NRGBA{176, 0, 32, 255},
 	ground: color.NRGBA{255, 255, 255, 255},
+	night: struct{ ink, faint, grid, ground color.NRGBA }{
+		ink:    color.NRGBA{230, 230, 230, 255},
+		faint:  color.NRGBA{165, 165, 165, 255},
+		grid:   color.NRGBA{70, 70, 70, 255},
+		ground: color.NRGBA{25, 25, 25, 255},
+	},
 }
 
 // Stamp is what marks every table, picture and page with figures of a simulated server.
@@ -172,8 +179,8 @@ func clean(s string, width int) string {
 	return s
 }
 
-// shellLine writes words as one command line that a POSIX shell splits back.
-func shellLine(words []string) string {
+// ShellLine writes words as one command line that a POSIX shell splits back.
+func ShellLine(words []string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
 		plain := w != "" && strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-") == ""

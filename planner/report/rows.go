@@ -47,6 +47,17 @@ var shown = [...]struct{ label, name, stat string }{
 	{"generator lag p99", harness.MetricSendLag, harness.StatP99},
 }
 
+// labelOf is the table's name for a metric that a plan predicts, "" where the table has none. What the load generator
+// did (counts of requests, its lag) is no prediction.
+func labelOf(name, stat string) string {
+	for _, s := range shown {
+		if s.name == name && s.stat == stat && name != harness.MetricRequests && name != harness.MetricSendLag {
+			return s.label
+		}
+	}
+	return ""
+}
+
 // rowsOf is the table of runs. A metric is one row in one unit, so that runs compare at a glance.
 func rowsOf(runs []Run) []row {
 	rows := []row{{label: "origin"}, {label: "workload C / M / B"}, {label: "type"}}

@@ -185,7 +185,7 @@ func planTable(b *bufio.Writer, ps *planner.Plans) {
 			wrap(b, "  ", "    ", detail)
 		}
 		if len(p.Launch) > 0 && p.Gain != nil {
-			fmt.Fprintln(b, "  $ "+clean(shellLine(p.Launch), 1<<20))
+			fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
 		}
 	}
 	for _, note := range ps.Notes {
@@ -275,7 +275,8 @@ func sloText(c planner.SLOCheck) string {
 	return text
 }
 
-// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad.
+// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad, for the
+// metrics of [RunTable].
 func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
 	b := bufio.NewWriter(w)
 	predictedMeasured(b, plan)
@@ -285,11 +286,19 @@ func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
 // comparison is a planner.Comparison as people read it.
 type comparison struct{ metric, unit, predicted, interval, measured, err, inside string }
 
-func comparisonsOf(p *planner.Plan) []comparison {
+// comparisonsOf are a plan's comparisons in order; those of the table of runs only unless all are asked for.
+func comparisonsOf(p *planner.Plan, all bool) []comparison {
 	var cs []comparison
 	for _, c := range p.Compared {
+		label := labelOf(c.Metric, c.Stat)
+		if label == "" && !all {
+			continue
+		}
+		if label == "" {
+			label = strings.TrimSpace(c.Metric + " " + c.Stat)
+		}
 		s := scaleFor(c.Unit, c.Predicted, c.Measured)
-		out := comparison{metric: strings.TrimSpace(c.Metric + " " + c.Stat), unit: s.unit,
+		out := comparison{metric: label, unit: s.unit,
 			predicted: s.digits(c.Predicted, 0), measured: s.digits(c.Measured, 0), err: "-", interval: "-", inside: "-"}
 		if m := p.Predicted.Get(c.Metric, c.Stat); m != nil {
 			out.predicted = s.number(*m)
@@ -331,7 +340,7 @@ func predictedMeasured(b *bufio.Writer, p *planner.Plan) {
 	}
 	line(comparison{"metric", "unit", "predicted", "95 % range", "measured", "error", "inside"})
 	fmt.Fprintln(b, strings.Repeat("-", width))
-	for _, c := range comparisonsOf(p) {
+	for _, c := range comparisonsOf(p, false) {
 		line(c)
 	}
 }

@@ -1,0 +1,110 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"kvtune/planner"
+	"kvtune/planner/analysis"
+	"kvtune/planner/cost"
+)
+
+// CostTable writes a cost model's coefficients with intervals and meaning.
+func CostTable(w io.Writer, m *cost.Model) error {
+	b := bufio.NewWriter(w)
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "coefficient\tvalue\t95 % interval\tunit\tmeaning")
+	for _, c := range m.Coefficients {
+		fmt.Fprintf(t, "%s\t%.3g\t%.3g to %.3g\t%s\t%s\n", c.Name, c.Value, c.Low, c.High, c.Unit, c.Meaning)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(b, "knee %d tokens, request latency %v, token latency %v\n", m.Knee, m.RequestLatency, m.TokenLatency)
+	return b.Flush()
+}
+
+// BottleneckTable writes the verdict on each of the four bottlenecks, and what is recommended.
+func BottleneckTable(w io.Writer, r *analysis.Report) error {
+	b := bufio.NewWriter(w)
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "bottleneck\tshare\tbinds above\tlimit\tbinds")
+	for _, k := range r.Bottlenecks {
+		binds := ""
+		if k.Binds {
+			binds = "yes"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", k.Kind, share(k.Share), share(k.Threshold), k.Limit, binds)
+	}
+	if r.Light != nil {
+		fmt.Fprintf(t, "light load\t%s\t\t\t\n", share(r.Light))
+	}
+	if r.Idle != nil {
+		fmt.Fprintf(t, "idle\t%s\t\t\t\n", share(r.Idle))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, k := range r.Bottlenecks {
+		wrap(b, string(k.Kind)+": ", "  ", k.Why)
+	}
+	for _, c := range r.Counterfactuals {
+		for _, g := range c.Gains {
+			wrap(b, "what if: ", "  ", c.Name+": "+gainText(g))
+		}
+	}
+	for _, rec := range r.Recommendations {
+		gain := "not simulated"
+		if rec.Gain != nil {
+			gain = gainText(*rec.Gain)
+		}
+		wrap(b, "try: ", "  ", fmt.Sprintf("--%s %s: %s (%s)", strings.ReplaceAll(rec.Flag, "_", "-"), rec.Value, rec.Why, gain))
+	}
+	for _, n := range r.Notes {
+		wrap(b, "note: ", "  ", n)
+	}
+	return b.Flush()
+}
+
+func share(v *float64) string {
+	if v == nil {
+		return notObserved
+	}
+	return percent(*v, false)
+}
+
+// SweepTable writes the best settings of every cell.
+func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
+	b := bufio.NewWriter(w)
+	fmt.Fprintln(b, "parameter sweep (PREDICTED: SIMULATED in virtual time): the best settings of every workload cell")
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "C\tM\tB\tblock_size\tstrategy\tthroughput\tTTFT p99\tE2EL mean\tchange")
+	for i := range sweep.Rows {
+		r := &sweep.Rows[i]
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%s", r.C, r.M, r.B, r.BlockSize, r.Strategy)
+		if r.Plan == nil {
+			fmt.Fprintf(t, "\t\t\t\t%s\n", clean(r.Why, 60))
+			continue
+		}
+		for _, c := range []int{0, 1, 3} {
+			cell := notObserved
+			if m := r.Plan.Predicted.Get(planned[c].name, planned[c].stat); m != nil && m.Value != nil {
+				s := scaleFor(m.Unit, *m.Value)
+				cell = s.number(*m) + " " + s.unit
+			}
+			fmt.Fprintf(t, "\t%s", cell)
+		}
+		change := "keep"
+		if len(r.Plan.Changed) > 0 {
+			change = changesText(r.Plan.Changed)
+		}
+		fmt.Fprintf(t, "\t%s\n", clean(change, 80))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return b.Flush()
+}
