@@ -14,7 +14,8 @@ import (
 // Client sends one request and reports every streamed event as it arrives. harness/vllm implements it over HTTP.
 type Client interface {
 	// Send sends r at once. It calls sent when the request has been handed to the network and event for every streamed
-	// event that carries tokens, in order, with the moment of arrival. It returns when the stream has ended.
+	// event that carries tokens, in order, with the moment of arrival; never two calls at once, and none after
+	// Send has returned. It returns when the stream has ended, or soon after ctx has.
 	// A Reply is valid even when err is not nil: it holds what arrived before.
 	Send(ctx context.Context, r *workload.Request, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
 }
