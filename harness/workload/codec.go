@@ -235,7 +235,7 @@ func (s *seconds) UnmarshalJSON(data []byte) error {
 // parseSeconds reads a decimal number of seconds, rounded to 1 ns. Plain decimals of up to 9 digits behind the point
 // are read without a detour over floating point.
 func parseSeconds(b []byte) (d time.Duration, ok bool) {
-	var n, scale int64 = 0, 1e9
+	var n, scale uint64 = 0, 1e9
 	digits, point, i := 0, false, 0
 	negative := len(b) > 0 && b[0] == '-'
 	if negative {
@@ -243,8 +243,8 @@ func parseSeconds(b []byte) (d time.Duration, ok bool) {
 	}
 	for ; i < len(b); i++ {
 		switch c := b[i]; {
-		case '0' <= c && c <= '9' && digits < 18 && (!point || scale > 1):
-			n, digits = n*10+int64(c-'0'), digits+1
+		case '0' <= c && c <= '9' && digits < 19 && (!point || scale > 1):
+			n, digits = n*10+uint64(c-'0'), digits+1
 			if point {
 				scale /= 10
 			}
@@ -257,10 +257,10 @@ func parseSeconds(b []byte) (d time.Duration, ok bool) {
 	if digits == 0 || n > maxSeconds*(1e9/scale) {
 		return 0, false
 	}
-	if n *= scale; negative {
-		n = -n
+	if d = time.Duration(n * scale); negative {
+		d = -d
 	}
-	return time.Duration(n), true
+	return d, true
 }
 
 func parseFloatSeconds(s string) (time.Duration, bool) {
