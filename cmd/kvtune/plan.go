@@ -159,7 +159,7 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	}
 	var m *cost.Model
 	if file := c.Path("cost"); file != "" {
-		if m, err = cost.ReadFile(file); err != nil {
+		if m, err = readCost(file); err != nil {
 			return nil, usageError{fmt.Errorf("--cost: %w", err)}
 		}
 	}

@@ -54,10 +54,7 @@ func printAnalysis(c *cli.Context, in report.Input) error {
 		return err
 	}
 	fmt.Fprintln(c.App.Writer)
-	if err := report.BottleneckTable(c.App.Writer, in.Runs[0].Analysis); err != nil {
-		return err
-	}
-	return partial(c, in.Runs)
+	return report.BottleneckTable(c.App.Writer, in.Runs[0].Analysis)
 }
 
 // printPlans ends plan.

@@ -8,7 +8,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness/workflow"
-	"kvtune/planner/cost"
 	"kvtune/planner/engine"
 )
 
@@ -52,9 +51,9 @@ func serve(c *cli.Context) error {
 		return usageError{err}
 	}
 	opt := engine.Options{Model: model, GPU: gpu, Args: args, Seed: c.Uint64("seed"), Speed: c.Float64("speed"),
-		NumGPUBlocks: args.NumGPUBlocksOverride, AllowRemote: c.Bool("allow-remote")}
+		NumGPUBlocks: args.NumGPUBlocksOverride, EnablePromptTokensDetails: true, AllowRemote: c.Bool("allow-remote")}
 	if file := c.Path("cost"); file != "" {
-		if opt.Cost, err = cost.ReadFile(file); err != nil {
+		if opt.Cost, err = readCost(file); err != nil {
 			return usageError{fmt.Errorf("--cost: %w", err)}
 		}
 	}

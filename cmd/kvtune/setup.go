@@ -15,6 +15,7 @@ import (
 	"kvtune/harness/archive"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workflow"
+	"kvtune/planner/cost"
 	"kvtune/planner/spec"
 )
 
@@ -181,4 +182,12 @@ func readConfigs(file string, base harness.Config) ([]harness.Config, error) {
 		return nil, usageError{fmt.Errorf("--configs %s: %w", file, err)}
 	}
 	return configs, nil
+}
+
+func readCost(file string) (*cost.Model, error) {
+	m := new(cost.Model)
+	if err := archive.ReadJSON(file, cost.Schema, m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }

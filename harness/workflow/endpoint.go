@@ -60,7 +60,8 @@ func (e Embedded) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint
 	if err != nil {
 		return nil, err
 	}
-	eng, err := engine.New(engine.Options{Model: e.Model, GPU: e.GPU, Args: legal, Seed: e.Seed, Cost: e.Cost})
+	eng, err := engine.New(engine.Options{Model: e.Model, GPU: e.GPU, Args: legal, Seed: e.Seed, Cost: e.Cost,
+		EnablePromptTokensDetails: true})
 	if err != nil {
 		return nil, err
 	}

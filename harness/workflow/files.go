@@ -163,7 +163,7 @@ func WriteRun(folder *archive.Folder, run *report.Run) error {
 func WriteReport(folder *archive.Folder, in report.Input) error {
 	return errors.Join(
 		WritePicture(folder, in),
-		//HTML folder.WriteFile(ReportFile, func(w io.Writer) error { return report.HTML(w, in) }),
+		folder.WriteFile(ReportFile, func(w io.Writer) error { return report.HTML(w, in) }),
 	)
 }
 

@@ -76,6 +76,7 @@ func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) 
 			Kind: harness.KindSimulator, Version: EngineVersion, Model: model.Name, Root: model.Name, MaxModelLen: args.MaxModelLen,
 			BlockSize: args.BlockSize, NumGPUBlocks: blocks, EnablePrefixCaching: args.EnablePrefixCaching,
 			GPUMemoryUtilization: args.GPUMemoryUtilization, Args: args, GPU: gpu.Name,
+			KVBytesPerToken: model.KVBytesPerToken(args.KVCacheDType, max(1, args.TensorParallelSize)),
 		},
 		Server: analysis.Server{Args: args, NumGPUBlocks: blocks, GPU: &gpu, Model: &model, Cost: m},
 		Device: DeviceOf(gpu),

@@ -232,16 +232,13 @@ func (opt *Options) verifyChosen(ctx context.Context, out *Outcome) error {
 			continue
 		}
 		plan := &out.Plans[i].Plans[0]
-		if plan.Keep {
-			plan.SetMeasured(out.Runs[i].Result) // the plan is the configuration that was just measured
-			continue
-		}
-		if !opt.Source.Restartable() {
+		if !plan.Keep && !opt.Source.Restartable() {
 			if i == out.Chosen {
 				out.NotVerified = ErrNotRestartable.Error()
 			}
 			continue
 		}
+		// Also a plan that changes nothing is measured anew: the model has seen the run that it was fitted on.
 		name := out.Runs[i].Result.Name
 		cfg := verification(out.Plans[i].Config, plan)
 		run := opt.resumed(cfg.Name, cfg)

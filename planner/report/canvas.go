@@ -3,9 +3,11 @@ package report
 import (
 	"bytes"
 	"fmt"
+	"html"
 	"image/color"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,8 +52,20 @@ func Picture(w io.Writer, in Input, format string) error {
 	return fmt.Errorf("picture format is %q: it must be png or svg", format)
 }
 
-// withFonts lets a viewer without the fonts that the text was measured with take others of the same widths.
+// svgText is a text as vgsvg writes it: weight, size in px, and what is drawn.
+var svgText = regexp.MustCompile(`<text ([^>]*font-weight:(\w+);[^>]*font-size:([0-9.]+)px[^>]*)>([^<]*)</text>`)
+
+// withFonts lets a viewer without the fonts that the text was measured with take others, squeezed to the same width.
 func withFonts(svg string) string {
+	svg = svgText.ReplaceAllStringFunc(svg, func(element string) string {
+		m := svgText.FindStringSubmatch(element)
+		size, err := strconv.ParseFloat(m[3], 64)
+		if err != nil || m[4] == "" {
+			return element
+		}
+		width := textStyle(vg.Length(size), m[2] == "bold", palette.ink).Width(html.UnescapeString(m[4]))
+		return fmt.Sprintf(`<text %s textLength="%.1f" lengthAdjust="spacingAndGlyphs">%s</text>`, m[1], width.Points(), m[4])
+	})
 	return strings.ReplaceAll(svg, "font-family:Liberation Sans", "font-family:'Liberation Sans',Arial,Helvetica,sans-serif")
 }
 

@@ -61,7 +61,8 @@ type planRow struct {
 
 type verified struct {
 	Name, Origin string
-	Rows         [][]string
+	// Rows are the metrics of the table of runs, All every metric that can be compared.
+	Rows, All [][]string
 }
 
 // conditions are the circumstances of one run, what failed in it and what the analysis says.
@@ -147,8 +148,11 @@ func (p *page) plans(ps *planner.Plans) {
 			continue
 		}
 		v := verified{Name: string(plan.Strategy), Origin: measuredOrigin(plan)}
+		for _, c := range comparisonsOf(plan, false) {
+			v.Rows = append(v.Rows, c.cells())
+		}
 		for _, c := range comparisonsOf(plan, true) {
-			v.Rows = append(v.Rows, []string{c.metric, c.unit, c.predicted, c.interval, c.measured, c.err, c.inside})
+			v.All = append(v.All, c.cells())
 		}
 		p.Verified = append(p.Verified, v)
 	}

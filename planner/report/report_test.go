@@ -1,10 +1,17 @@
 package report
 
 import (
+	"bytes"
 	"context"
+	"encoding/xml"
+	"fmt"
+	"image/png"
+	"io"
+	"strings"
 	"testing"
 
 	"kvtune/harness"
+	"kvtune/harness/stats"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner"
@@ -80,4 +87,174 @@ func demo(t testing.TB) Input {
 		in.Plans.Plans[0].SetMeasured(res)
 	}
 	return in
+}
+
+var hostile = `</text></svg><script src="https://evil.example/x.js">alert(1)</script>` + "\x1b[31m\x00\n'\"&<b>"
+
+func render(t *testing.T, in Input) (text, page, svg string, picture []byte) {
+	t.Helper()
+	var a, b, c, d bytes.Buffer
+	for _, err := range []error{Text(&a, in), HTML(&b, in), Picture(&c, in, "svg"), Picture(&d, in, "png")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a.String(), b.String(), c.String(), d.Bytes()
+}
+
+// Whatever a model, a configuration, an error or a verdict is called, it stays text.
+func TestHostileNames(t *testing.T) {
+	in := demo(t)
+	in.Title, in.Verdict = hostile, hostile
+	in.Files, in.Commands = []string{hostile}, []string{hostile}
+	for i := range in.Runs {
+		r := in.Runs[i].Result
+		r.Name, r.Warnings, r.Partial, r.Why = hostile, []string{hostile}, true, hostile
+		r.Conditions.Server.Model, r.Conditions.Host, r.Conditions.Salt, r.Config.Trace = hostile, hostile, hostile, hostile
+		in.Runs[i].Records[len(in.Runs[i].Records)-1].Error = hostile
+		in.Runs[i].Analysis.Verdict = hostile
+	}
+	in.Plans.Plans[0].Why, in.Plans.Plans[0].Launch = hostile, []string{"vllm", "serve", hostile}
+	text, page, svg, _ := render(t, in)
+	if strings.Contains(page, "<script") || strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") {
+		t.Error("markup of a name reached the page")
+	}
+	if strings.Count(page, "</svg>") != strings.Count(page, "<svg ") || strings.Contains(svg, "<script") ||
+		strings.Count(svg, "</svg>") != 1 {
+		t.Error("markup of a name reached a drawing")
+	}
+	for name, s := range map[string]string{"text": text, "svg": svg} {
+		if strings.ContainsAny(s, "\x1b\x00") {
+			t.Errorf("control characters of a name reached the %s", name)
+		}
+	}
+	var doc struct{}
+	if err := xml.Unmarshal([]byte(svg), &doc); err != nil {
+		t.Errorf("svg is not XML: %v", err)
+	}
+	if strings.Contains(page, "\x1b") || strings.Contains(page, "\x00") {
+		t.Error("control characters of a name reached the page")
+	}
+}
+
+// The page loads nothing: a policy that forbids it, no reference to anywhere, one title.
+func TestPageIsSelfContained(t *testing.T) {
+	_, page, _, _ := render(t, demo(t))
+	if n := strings.Count(page, "<title>"); n != 1 {
+		t.Errorf("%d titles", n)
+	}
+	policy := `<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">`
+	if !strings.Contains(page, policy) || strings.Index(page, policy) > strings.Index(page, "<style>") {
+		t.Error("the policy is missing or comes after what it governs")
+	}
+	for _, loads := range []string{"http://", "https://", "src=", "href=", "url(", "@import", "<script", "<link", "<iframe", "<img"} {
+		if strings.Contains(page, loads) {
+			t.Errorf("the page has %q", loads)
+		}
+	}
+	if strings.Contains(page, "ZgotmplZ") {
+		t.Error("the template refused a value")
+	}
+	verdict, table := strings.Index(page, "KEEP your settings"), strings.Index(page, "<table")
+	if verdict < 0 || verdict > table {
+		t.Error("the verdict does not come first")
+	}
+}
+
+// Everything of a simulated server says so, and nothing of a real one does.
+func TestStamp(t *testing.T) {
+	in := demo(t)
+	text, page, svg, _ := render(t, in)
+	if first, _, _ := strings.Cut(text, "\n"); !strings.Contains(first, "SIMULATED") {
+		t.Errorf("the first line does not say so: %q", first)
+	}
+	if !strings.Contains(page, `<div class="stamp"`) {
+		t.Error("the page has no stamp")
+	}
+	panels := len(panelsOf(in))
+	if n := strings.Count(svg, ">"+Stamp+"<"); n != panels+1 {
+		t.Errorf("%d stamps on a picture of %d charts", n, panels)
+	}
+	for _, part := range strings.Split(page, "<figure>")[1:] {
+		if !strings.Contains(part, ">"+Stamp+"</text>") {
+			t.Error("a chart of the page has no stamp")
+		}
+	}
+
+	in.Plans = nil
+	for i := range in.Runs {
+		in.Runs[i].Result.Origin = harness.OriginMeasured
+		in.Runs[i].Result.Conditions.Server.Kind = harness.KindVLLM
+	}
+	text, page, svg, _ = render(t, in)
+	for name, s := range map[string]string{"text": text, "svg": svg} {
+		if strings.Contains(s, "SIMULATED") {
+			t.Errorf("the %s of a real server says simulated", name)
+		}
+	}
+	if strings.Contains(page, `<div class="stamp"`) || strings.Contains(page, Stamp+"</text>") {
+		t.Error("the page of a real server is stamped")
+	}
+	in.Runs[1].Result.Origin = harness.OriginSimulated
+	if text, _, _, _ = render(t, in); !strings.Contains(text, Stamp) {
+		t.Error("one simulated run among real ones is not pointed out")
+	}
+}
+
+func TestPictureSize(t *testing.T) {
+	in := demo(t)
+	for n := range len(in.Runs) + 1 {
+		some := in
+		some.Runs = in.Runs[:n]
+		_, _, _, picture := render(t, some)
+		img, err := png.Decode(bytes.NewReader(picture))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size := img.Bounds().Size(); size.X != 1760 || size.Y != 1100 {
+			t.Errorf("%d runs: picture of %v", n, size)
+		}
+	}
+	if err := Picture(io.Discard, in, "gif"); err == nil {
+		t.Error("a gif was drawn")
+	}
+}
+
+func TestSameInputSameBytes(t *testing.T) {
+	in := demo(t)
+	text, page, svg, picture := render(t, in)
+	text2, page2, svg2, picture2 := render(t, in)
+	if text != text2 || page != page2 || svg != svg2 || !bytes.Equal(picture, picture2) {
+		t.Error("the same input gave other bytes")
+	}
+}
+
+// Runs of which nothing is known, more runs than colours and an empty input are reports too.
+func TestSparse(t *testing.T) {
+	var in Input
+	for i := range 9 {
+		in.Runs = append(in.Runs, Run{Result: &harness.Result{Name: fmt.Sprintf("run %d", i), Origin: harness.OriginMeasured}})
+	}
+	text, page, svg, _ := render(t, in)
+	for _, want := range []string{notObserved, "run 8", "not analysed"} {
+		if !strings.Contains(text, want) || !strings.Contains(page, want) {
+			t.Errorf("%q is missing", want)
+		}
+	}
+	if !strings.Contains(svg, "and 3 more, not drawn") || !strings.Contains(svg, "not observed: no request was answered") {
+		t.Error("the picture does not say what it leaves out")
+	}
+	render(t, Input{})
+}
+
+// What is drawn is what harness.Measure computes.
+func TestSamplesAreTheMetrics(t *testing.T) {
+	for _, r := range demo(t).Runs {
+		for _, name := range []string{harness.MetricTTFT, harness.MetricITL, harness.MetricTPOT, harness.MetricE2EL} {
+			want, _ := r.Result.Metrics.Value(name, harness.StatP99)
+			if got := stats.New(harness.Samples(r.Records, name)).Percentile(99); got != want {
+				t.Errorf("%s: p99 of the samples %g, of the metric %g", name, got, want)
+			}
+		}
+	}
 }

@@ -286,6 +286,10 @@ func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
 // comparison is a planner.Comparison as people read it.
 type comparison struct{ metric, unit, predicted, interval, measured, err, inside string }
 
+func (c comparison) cells() []string {
+	return []string{c.metric, c.unit, c.predicted, c.interval, c.measured, c.err, c.inside}
+}
+
 // comparisonsOf are a plan's comparisons in order; those of the table of runs only unless all are asked for.
 func comparisonsOf(p *planner.Plan, all bool) []comparison {
 	var cs []comparison

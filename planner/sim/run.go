@@ -42,8 +42,7 @@ func Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload
 		r.out.Steps = make([]harness.StepRecord, 0, len(w.Requests))
 	}
 	if opt.Series {
-		r.series = &series{gauge{name: "vllm:kv_cache_usage_perc"}, gauge{name: "vllm:num_requests_running"},
-			gauge{name: "vllm:num_requests_waiting"}}
+		r.series = &series{}
 	}
 	for i := range w.Requests {
 		r.out.Records[i] = workload.NewRecord(&w.Requests[i])

@@ -1,54 +1,60 @@
 package sim
 
 import (
-	"cmp"
-	"slices"
 	"time"
 
 	"kvtune/harness"
 )
 
-// seriesLimit is the largest number of samples kept of a gauge; when it is reached, about half of them go.
+// seriesLimit is the largest number of readings kept; when it is reached, about half of them go.
 const seriesLimit = 4096
 
-// gauge is one metric over time: a sample at every change, no two closer than spacing.
-type gauge struct {
-	name    string
-	samples []harness.Sample
+// reading is what vLLM's gauges say after a step.
+type reading struct {
+	at               time.Duration
+	usage            float64
+	running, waiting int
+}
+
+// series are the gauges over time: a reading at every change, no two closer than spacing. All gauges are noted together, as
+// one reading of /metrics gives them.
+type series struct {
+	readings []reading
 	spacing time.Duration
 }
 
-// add notes a value; the last one is kept however close it is.
-func (g *gauge) add(at time.Duration, v float64, last bool) {
-	if n := len(g.samples); n > 0 && (g.samples[n-1].Value == v || at-g.samples[n-1].T < g.spacing && !last) {
-		return
-	}
-	g.samples = append(g.samples, harness.Sample{T: at, Metric: g.name, Value: v})
-	if len(g.samples) < seriesLimit || last {
-		return
-	}
-	g.spacing = 2 * at / seriesLimit
-	kept := g.samples[:1]
-	for _, s := range g.samples[1:] {
-		if s.T-kept[len(kept)-1].T >= g.spacing {
-			kept = append(kept, s)
+// add notes the scheduler's state; the last one is kept however close it is.
+func (s *series) add(at time.Duration, from *Scheduler, last bool) {
+	now := reading{at, from.Usage(), from.Running(), from.Waiting()}
+	if n := len(s.readings); n > 0 {
+		prev := s.readings[n-1]
+		prev.at = at
+		if prev == now || at-s.readings[n-1].at < s.spacing && !last {
+			return
 		}
 	}
-	g.samples = kept
-}
-
-// series are the gauges that vLLM sets after every step.
-type series struct{ usage, running, waiting gauge }
-
-func (s *series) add(at time.Duration, from *Scheduler, last bool) {
-	s.usage.add(at, from.Usage(), last)
-	s.running.add(at, float64(from.Running()), last)
-	s.waiting.add(at, float64(from.Waiting()), last)
+	s.readings = append(s.readings, now)
+	if len(s.readings) < seriesLimit || last {
+		return
+	}
+	s.spacing = 2 * at / seriesLimit
+	kept := s.readings[:1]
+	for _, m := range s.readings[1:] {
+		if m.at-kept[len(kept)-1].at >= s.spacing {
+			kept = append(kept, m)
+		}
+	}
+	s.readings = kept
 }
 
 // samples are all gauges in order of time.
 func (s *series) samples() []harness.Sample {
-	all := slices.Concat(s.usage.samples, s.running.samples, s.waiting.samples)
-	slices.SortStableFunc(all, func(a, b harness.Sample) int { return cmp.Compare(a.T, b.T) })
+	all := make([]harness.Sample, 0, 3*len(s.readings))
+	for _, m := range s.readings {
+		all = append(all,
+			harness.Sample{T: m.at, Metric: "vllm:kv_cache_usage_perc", Value: m.usage},
+			harness.Sample{T: m.at, Metric: "vllm:num_requests_running", Value: float64(m.running)},
+			harness.Sample{T: m.at, Metric: "vllm:num_requests_waiting", Value: float64(m.waiting)})
+	}
 	return all
 }

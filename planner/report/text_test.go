@@ -1,0 +1,183 @@
+package report
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"kvtune/harness"
+	"kvtune/planner"
+	"kvtune/planner/analysis"
+)
+
+func value(v float64) *float64 { return &v }
+
+// fixed is a small input written by hand, so that its table can be read beside it.
+func fixed() Input {
+	metric := func(name, stat, unit string, v, half float64) harness.Metric {
+		return harness.Metric{Name: name, Stat: stat, Unit: unit, Value: value(v), Low: value(v - half), High: value(v + half)}
+	}
+	run := func(name string, scale float64) Run {
+		return Run{
+			Result: &harness.Result{
+				Name: name, Origin: harness.OriginMeasured, Config: harness.Config{C: 256, M: 16, B: 16, ProfilingType: harness.Decode},
+				Metrics: harness.Metrics{
+					metric(harness.MetricTTFT, harness.StatP50, "s", 0.01234*scale, 0.0004),
+					metric(harness.MetricTTFT, harness.StatP99, "s", 0.0456*scale, 0.012),
+					{Name: harness.MetricITL, Stat: harness.StatP50, Unit: "s", Note: "no request has two tokens"},
+					metric(harness.MetricTotalThroughput, "", "token/s", 45678*scale, 350),
+					{Name: harness.MetricKVUsage, Stat: harness.StatPeak, Unit: "ratio", Value: value(0.4567)},
+					{Name: harness.MetricMemoryDevice, Stat: harness.StatPeak, Unit: "B", Value: value(3 << 30)},
+					{Name: harness.MetricPreemptions, Unit: "request", Value: value(12345)},
+				},
+			},
+			Analysis: &analysis.Report{Binding: analysis.Memory, Limit: analysis.LimitKVCapacity,
+				Bottlenecks: []analysis.Bottleneck{{Kind: analysis.Memory, Binds: true, Share: value(0.633)}}},
+		}
+	}
+	yes := true
+	in := Input{
+		Verdict: "CHANGE max_num_seqs=64 (latency): e2el mean +12.0 % (+8.0 to +15.0 %) better than current",
+		Runs:    []Run{run("low-latency", 1), run("high-throughput", 40), run("memory-efficient", 3), run("a name that is far too long", 1)},
+		Files:   []string{"out/report.html"}, Commands: []string{"kvtune workflow --output-dir out"},
+		Plans: &planner.Plans{
+			Baseline: planner.Plan{Strategy: planner.Current, Predicted: harness.Metrics{metric(harness.MetricE2EL, harness.StatMean, "s", 2.5, 0.2)}},
+			Plans: []planner.Plan{{
+				Strategy: planner.Latency, Predicted: harness.Metrics{metric(harness.MetricE2EL, harness.StatMean, "s", 2.2, 0.2),
+					metric(harness.MetricTTFT, harness.StatP50, "s", 0.015, 0.002)},
+				Changed: []planner.Change{{Flag: "max_num_seqs", From: "256", To: "64", Modelled: true},
+					{Flag: "kv_offloading_size", To: "8"}},
+				Gain:    &analysis.Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Unit: "s", Before: 2.5, After: 2.2, Change: 0.12},
+				Binding: analysis.Compute, Limit: analysis.LimitArithmetic,
+				SLOs:     []planner.SLOCheck{{SLO: "p99 ttft <= 200ms", Value: value(0.3)}, {SLO: "p99 itl <= 50ms"}},
+				Launch:   []string{"vllm", "serve", "my model", "--max-num-seqs", "64"},
+				Measured: harness.Metrics{metric(harness.MetricTTFT, harness.StatP50, "s", 0.0125, 0.001)}, MeasuredOrigin: harness.OriginMeasured,
+				Compared: []planner.Comparison{{Metric: harness.MetricTTFT, Stat: harness.StatP50, Unit: "s", Predicted: 0.015,
+					Measured: 0.0125, Error: value(0.2), Inside: &yes}},
+			}},
+		},
+	}
+	in.Runs[1].Result.Partial, in.Runs[1].Result.Why = true, "interrupted"
+	return in
+}
+
+func TestTextGolden(t *testing.T) {
+	var b bytes.Buffer
+	if err := Text(&b, fixed()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", "text.golden")
+	if os.Getenv("KVTUNE_UPDATE") != "" {
+		if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); got != string(want) {
+		t.Errorf("the tables changed; `make golden` rewrites %s. Now:\n%s", path, got)
+	}
+}
+
+// Laws of the table: it fits a terminal, a value stands under a unit, and what is nil is "not observed".
+func TestTableLaws(t *testing.T) {
+	for name, in := range map[string]Input{"fixed": fixed(), "simulated": demo(t)} {
+		var b bytes.Buffer
+		if err := Text(&b, in); err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := strings.Cut(b.String(), "\n") // the verdict may be longer
+		for line := range strings.Lines(body) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > width && !strings.HasPrefix(line, "  $ ") {
+				t.Errorf("%s: line of %d columns: %q", name, n, line)
+			}
+		}
+		for _, r := range rowsOf(in.Runs) {
+			if len(r.cells) != len(in.Runs) {
+				t.Errorf("%s: row %q has %d cells for %d runs", name, r.label, len(r.cells), len(in.Runs))
+			}
+			for i, c := range r.cells {
+				if c.missing != (c.text == notObserved) && c.text != "not analysed" {
+					t.Errorf("%s: %s of run %d: missing %v but %q", name, r.label, i, c.missing, c.text)
+				}
+			}
+		}
+		for i, s := range shown {
+			row := rowsOf(in.Runs)[3+i]
+			known := false
+			for j, r := range in.Runs {
+				_, ok := r.Result.Metrics.Value(s.name, s.stat)
+				known = known || ok
+				if !ok && row.cells[j].text != notObserved {
+					t.Errorf("%s: %s was not observed, shown as %q", name, s.label, row.cells[j].text)
+				}
+			}
+			if known && row.unit == "" {
+				t.Errorf("%s: %s has no unit", name, s.label)
+			}
+		}
+	}
+}
+
+func TestDigits(t *testing.T) {
+	for _, c := range []struct {
+		unit        string
+		value, half float64
+		want        string
+	}{
+		{"s", 0.01234, 0, "12.3 ms"},
+		{"s", 0.01234, 0.0004, "12.3 ms"},
+		{"s", 0.01234, 0.004, "12 ms"},
+		{"s", 0.01234, 0.1, "12 ms"},
+		{"s", 0.01234567, 0.000001, "12.35 ms"},
+		{"s", 12.3456, 0, "12.3 s"},
+		{"s", 2e-6, 0, "2 us"},
+		{"s", 0, 0, "0 s"},
+		{"token/s", 45678, 350, "45,700 token/s"},
+		{"token/s", 45678.5, 5000, "46,000 token/s"},
+		{"token/s", 999.6, 0, "1000 token/s"},
+		{"request", 12345, 0, "12,345 request"},
+		{"ratio", 0.4567, 0, "45.7 %"},
+		{"ratio", -0.012, 0, "-1.20 %"},
+		{"B", 3 << 30, 0, "3 GiB"},
+		{"B", 5 << 20, 0, "5 MiB"},
+	} {
+		s := scaleFor(c.unit, c.value)
+		if got := s.digits(c.value, c.half) + " " + s.unit; got != c.want {
+			t.Errorf("%g %s with half width %g is %q, want %q", c.value, c.unit, c.half, got, c.want)
+		}
+	}
+}
+
+func TestVerdictLine(t *testing.T) {
+	for _, c := range []struct {
+		verdict string
+		origin  harness.Origin
+		partial bool
+		want    string
+	}{
+		{"keep", harness.OriginMeasured, false, "keep"},
+		{"keep", harness.OriginSimulated, false, "keep; SIMULATED"},
+		{"keep; predicted, SIMULATED", harness.OriginSimulated, false, "keep; predicted, SIMULATED"},
+		{"keep", harness.OriginSimulated, true, "keep; PARTIAL: the run ended early; SIMULATED"},
+		{"keep", "", false, "keep; SIMULATED"}, // an unknown origin is not a measurement
+		{"two\nlines", harness.OriginMeasured, false, "two?lines"},
+		{"", harness.OriginMeasured, false, "no verdict"},
+	} {
+		if got := VerdictLine(c.verdict, c.origin, c.partial); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
+func TestShellLine(t *testing.T) {
+	got := ShellLine([]string{"vllm", "serve", "my model", "--x=1", "it's", "", "$HOME"})
+	if want := `vllm serve 'my model' --x=1 'it'\''s' '' '$HOME'`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
