@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bytes"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"kvtune/harness"
 	"kvtune/planner"
@@ -122,7 +124,17 @@ func HTML(w io.Writer, in Input) error {
 				fmt.Sprintf("%.3g to %.3g", c.Low, c.High), c.Unit, c.Meaning})
 		}
 	}
-	return t.Execute(w, p)
+	var b bytes.Buffer
+	if err := t.Execute(&b, p); err != nil {
+		return err
+	}
+	_, err = w.Write(bytes.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' {
+			return '?'
+		}
+		return r
+	}, b.Bytes()))
+	return err
 }
 
 func (p *page) plans(ps *planner.Plans) {

@@ -21,30 +21,30 @@ type cell struct {
 	missing        bool
 }
 
-// shown are the metrics of the table of runs, in order.
-var shown = [...]struct{ label, name, stat string }{
-	{"TTFT p50", harness.MetricTTFT, harness.StatP50},
-	{"TTFT p99", harness.MetricTTFT, harness.StatP99},
-	{"ITL p50", harness.MetricITL, harness.StatP50},
-	{"ITL p99", harness.MetricITL, harness.StatP99},
-	{"TPOT mean", harness.MetricTPOT, harness.StatMean},
-	{"E2EL p50", harness.MetricE2EL, harness.StatP50},
-	{"E2EL p99", harness.MetricE2EL, harness.StatP99},
-	{"prefill latency p50", harness.MetricPrefillLatency, harness.StatP50},
-	{"decode latency p50", harness.MetricDecodeLatency, harness.StatP50},
-	{"throughput", harness.MetricRequestThroughput, ""},
-	{"throughput, output", harness.MetricOutputThroughput, ""},
-	{"throughput, total", harness.MetricTotalThroughput, ""},
-	{"KV usage mean", harness.MetricKVUsage, harness.StatMean},
-	{"KV usage peak", harness.MetricKVUsage, harness.StatPeak},
-	{"KV memory peak", harness.MetricMemoryDevice, harness.StatPeak},
-	{"host memory peak", harness.MetricMemoryHost, harness.StatPeak},
-	{"batch efficiency", harness.MetricBatchEfficiency, ""},
-	{"cache hit rate", harness.MetricCacheHitRate, ""},
-	{"preemptions", harness.MetricPreemptions, ""},
-	{"requests ok", harness.MetricRequests, harness.StatOK},
-	{"requests failed", harness.MetricRequests, harness.StatFail},
-	{"generator lag p99", harness.MetricSendLag, harness.StatP99},
+// shown are the metrics of the table of runs with their base units, in order.
+var shown = [...]struct{ label, name, stat, unit string }{
+	{"TTFT p50", harness.MetricTTFT, harness.StatP50, "s"},
+	{"TTFT p99", harness.MetricTTFT, harness.StatP99, "s"},
+	{"ITL p50", harness.MetricITL, harness.StatP50, "s"},
+	{"ITL p99", harness.MetricITL, harness.StatP99, "s"},
+	{"TPOT mean", harness.MetricTPOT, harness.StatMean, "s"},
+	{"E2EL p50", harness.MetricE2EL, harness.StatP50, "s"},
+	{"E2EL p99", harness.MetricE2EL, harness.StatP99, "s"},
+	{"prefill latency p50", harness.MetricPrefillLatency, harness.StatP50, "s"},
+	{"decode latency p50", harness.MetricDecodeLatency, harness.StatP50, "s"},
+	{"throughput", harness.MetricRequestThroughput, "", "request/s"},
+	{"throughput, output", harness.MetricOutputThroughput, "", "token/s"},
+	{"throughput, total", harness.MetricTotalThroughput, "", "token/s"},
+	{"KV usage mean", harness.MetricKVUsage, harness.StatMean, "ratio"},
+	{"KV usage peak", harness.MetricKVUsage, harness.StatPeak, "ratio"},
+	{"KV memory peak", harness.MetricMemoryDevice, harness.StatPeak, "B"},
+	{"host memory peak", harness.MetricMemoryHost, harness.StatPeak, "B"},
+	{"batch efficiency", harness.MetricBatchEfficiency, "", "ratio"},
+	{"cache hit rate", harness.MetricCacheHitRate, "", "ratio"},
+	{"preemptions", harness.MetricPreemptions, "", "request"},
+	{"requests ok", harness.MetricRequests, harness.StatOK, "request"},
+	{"requests failed", harness.MetricRequests, harness.StatFail, "request"},
+	{"generator lag p99", harness.MetricSendLag, harness.StatP99, "s"},
 }
 
 // labelOf is the table's name for a metric that a plan predicts, "" where the table has none. What the load generator
@@ -81,7 +81,7 @@ func rowsOf(runs []Run) []row {
 		}
 	}
 	for _, s := range shown {
-		rows = append(rows, metricRow(runs, s.label, s.name, s.stat))
+		rows = append(rows, metricRow(runs, s.label, s.name, s.stat, s.unit))
 	}
 	binds, limit := row{label: "what binds"}, row{label: "which limit"}
 	for _, r := range runs {
@@ -91,14 +91,12 @@ func rowsOf(runs []Run) []row {
 	return append(rows, binds, limit)
 }
 
-func metricRow(runs []Run, label, name, stat string) row {
+func metricRow(runs []Run, label, name, stat, unit string) row {
 	metrics := make([]harness.Metric, len(runs))
-	var unit string
 	var values []float64
 	for i, r := range runs {
 		if m := r.Result.Metrics.Get(name, stat); m != nil {
 			metrics[i] = *m
-			unit = m.Unit
 			if m.Value != nil {
 				values = append(values, *m.Value)
 			}

@@ -216,7 +216,7 @@ func planDetails(p *planner.Plan) []string {
 		ds = append(ds, text)
 	}
 	for _, c := range p.SLOs {
-		ds = append(ds, "SLO "+sloText(c))
+		ds = append(ds, "SLO "+sloText(c, p.Predicted))
 	}
 	if p.MaxRequestRate != nil {
 		ds = append(ds, fmt.Sprintf("SLOs hold up to %.3g request/s", *p.MaxRequestRate))
@@ -258,7 +258,8 @@ func changesText(changes []planner.Change) string {
 	return strings.Join(parts, ", ")
 }
 
-func sloText(c planner.SLOCheck) string {
+// sloText is one objective under a plan; its value has the unit of the metric that it names.
+func sloText(c planner.SLOCheck, predicted harness.Metrics) string {
 	text := c.SLO + ": "
 	switch {
 	case c.Value == nil:
@@ -268,7 +269,13 @@ func sloText(c planner.SLOCheck) string {
 	default:
 		text += "MISSED"
 	}
-	text += fmt.Sprintf(", predicted %.3g", *c.Value)
+	s := scale{per: 1}
+	if slo, err := harness.ParseSLO(c.SLO); err == nil {
+		if m := predicted.Get(slo.Metric, slo.Stat); m != nil {
+			s = scaleFor(m.Unit, *c.Value)
+		}
+	}
+	text += strings.TrimRight(", predicted "+s.digits(*c.Value, 0)+" "+s.unit, " ")
 	if c.Probability != nil {
 		text += fmt.Sprintf(", met in %s of the draws", percent(*c.Probability, false))
 	}
@@ -338,7 +345,7 @@ func measuredOrigin(p *planner.Plan) string {
 func predictedMeasured(b *bufio.Writer, p *planner.Plan) {
 	fmt.Fprintf(b, "plan %s: predicted beside measured (%s)\n", clean(string(p.Strategy), 20), measuredOrigin(p))
 	line := func(c comparison) {
-		s := pad(clean(c.metric, 24), 24) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  " +
+		s := pad(clean(c.metric, 22), 22) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  " +
 			padLeft(c.interval, 22) + " " + padLeft(c.measured, 12) + " " + padLeft(c.err, 9) + " " + padLeft(c.inside, 6)
 		fmt.Fprintln(b, strings.TrimRight(s, " "))
 	}
