@@ -209,6 +209,7 @@ func (p *plan) resolveOutput() error {
 	if p.output, err = ParseDist(text); err != nil {
 		return &FieldError{"output_len", text, distForms}
 	}
+	p.OutputLen = text
 	return nil
 }
 
@@ -301,7 +302,7 @@ func (s Spec) Build() (*Workload, error) {
 	}
 	b.measure()
 	if b.cut > 0 {
-		b.w.Notes = append(b.w.Notes, fmt.Sprintf("%d outputs of %s cut to fit max_model_len %d", b.cut, s.OutputLen, s.MaxModelLen))
+		b.w.Notes = append(b.w.Notes, fmt.Sprintf("%d outputs of %s cut to fit max_model_len %d", b.cut, p.OutputLen, s.MaxModelLen))
 	}
 	return b.w, nil
 }
