@@ -24,8 +24,9 @@ const (
 )
 
 // Release gives the minor number of the vLLM 0.x release whose tables hold for a version such as "0.32.0", "v0.26.0",
-// "0.32.0+cpu" or "0.26.0.dev1+g123": between [Oldest] and [Newest]. The warning is "" where that is the version itself,
-// and says what is assumed where it is older, newer or not readable. "" is the newest release, without a warning.
+// "0.32.0+cpu" or "0.26.0.dev1+g123": between [Oldest] and [Newest]. The warning is "" where that is the version
+// itself, and says what is assumed where it is older, newer or not readable. "" is the newest release, without a
+// warning.
 func Release(version string) (minor int, warning string) {
 	if version == "" {
 		return Newest, ""
@@ -103,8 +104,8 @@ type field struct {
 	since, until int
 	// readable integers may be written 8k (8000) or 8K (8192).
 	readable bool
-	// low and high bound numbers, below is a bound that they must not reach; high or below 0 is no limit. positive numbers
-	// must not be 0.
+	// low and high bound numbers, below is a bound that they must not reach; high or below 0 is no limit. positive
+	// numbers must not be 0.
 	low, high, below float64
 	positive         bool
 	// values are the legal ones of a string; nil where they depend on the release.
@@ -115,13 +116,14 @@ func (f field) in(minor int) bool {
 	return minor >= f.since && (f.until == 0 || minor <= f.until)
 }
 
-// fields is the table. gpu_memory_utilization, max_model_len, kv_cache_dtype, num_gpu_blocks_override, enforce_eager and
-// tensor_parallel_size are modelled through the size of the KV cache and the prior of the step times.
+// fields is the table. gpu_memory_utilization, max_model_len, kv_cache_dtype, num_gpu_blocks_override, enforce_eager
+// and tensor_parallel_size are modelled through the size of the KV cache and the prior of the step times.
 func fields() []field {
 	type args = harness.EngineArgs
 	return []field{
-		{Flag: Flag{Name: "max_num_batched_tokens", Legal: "at least max_num_seqs; at least max_model_len without chunked prefill",
-			Modelled: true}, at: func(a *args) any { return &a.MaxNumBatchedTokens }, readable: true, low: 1},
+		{Flag: Flag{Name: "max_num_batched_tokens", Modelled: true,
+			Legal: "at least max_num_seqs; at least max_model_len without chunked prefill"},
+			at: func(a *args) any { return &a.MaxNumBatchedTokens }, readable: true, low: 1},
 		{Flag: Flag{Name: "max_num_seqs", Legal: "1 to max_num_batched_tokens", Modelled: true},
 			at: func(a *args) any { return &a.MaxNumSeqs }, low: 1},
 		{Flag: Flag{Name: "block_size", Modelled: true}, at: func(a *args) any { return &a.BlockSize }, low: 1},
@@ -141,7 +143,8 @@ func fields() []field {
 			at: func(a *args) any { return &a.MaxModelLen }, readable: true, low: 1},
 		{Flag: Flag{Name: "num_gpu_blocks_override", Legal: "at least 1", Modelled: true},
 			at: func(a *args) any { return &a.NumGPUBlocksOverride }, low: 1},
-		{Flag: Flag{Name: "kv_cache_dtype", Legal: "auto, bfloat16, fp8, ...", Modelled: true}, at: func(a *args) any { return &a.KVCacheDType }},
+		{Flag: Flag{Name: "kv_cache_dtype", Legal: "auto, bfloat16, fp8, ...", Modelled: true},
+			at: func(a *args) any { return &a.KVCacheDType }},
 		{Flag: Flag{Name: "long_prefill_token_threshold", Legal: "0 (off) to max_model_len", Modelled: true},
 			at: func(a *args) any { return &a.LongPrefillTokenThreshold }},
 		{Flag: Flag{Name: "async_scheduling", Legal: "true, false (the CPU platform forces false)", Modelled: true},
@@ -150,7 +153,8 @@ func fields() []field {
 			at: func(a *args) any { return &a.Watermark }, since: 24, below: 1},
 		{Flag: Flag{Name: "stream_interval", Legal: "at least 1", Modelled: true},
 			at: func(a *args) any { return &a.StreamInterval }, low: 1},
-		{Flag: Flag{Name: "enforce_eager", Legal: "true, false", Modelled: true}, at: func(a *args) any { return &a.EnforceEager }},
+		{Flag: Flag{Name: "enforce_eager", Legal: "true, false", Modelled: true},
+			at: func(a *args) any { return &a.EnforceEager }},
 		{Flag: Flag{Name: "tensor_parallel_size", Legal: "at least 1", Modelled: true},
 			at: func(a *args) any { return &a.TensorParallelSize }, low: 1},
 	}
@@ -177,8 +181,8 @@ func cacheDTypes(minor int) []string {
 	return ds
 }
 
-// blockUnit is the number that a block size must be a multiple of: the FLASH_ATTN and TRITON_ATTN backends' 16 on a GPU;
-// on the CPU 1 at first, 16 from (at the latest) 0.26 and 32 from 0.29.
+// blockUnit is the number that a block size must be a multiple of: the FLASH_ATTN and TRITON_ATTN backends' 16 on a
+// GPU; on the CPU 1 at first, 16 from (at the latest) 0.26 and 32 from 0.29.
 func blockUnit(minor int, dev Device) int {
 	switch {
 	case !dev.CPU || minor > 20 && minor < 29:
@@ -232,8 +236,8 @@ func Get(args harness.EngineArgs, flag string) string {
 	return ""
 }
 
-// Set gives a flag a value as a command line has it: 8k is 8000 and 8K is 8192 where vLLM reads it so, booleans are true
-// or false. The error names the flag, the value and what is legal.
+// Set gives a flag a value as a command line has it: 8k is 8000 and 8K is 8192 where vLLM reads it so, booleans are
+// true or false. The error names the flag, the value and what is legal.
 func Set(args *harness.EngineArgs, flag, value string) error {
 	var names []string
 	for _, f := range fields() {

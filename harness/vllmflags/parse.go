@@ -10,8 +10,8 @@ import (
 	"kvtune/harness"
 )
 
-// ParseFix reads settings of the form flag=value ("max_num_seqs=64", "enable-chunked-prefill=false") into one set. A flag
-// given twice must have one value.
+// ParseFix reads settings of the form flag=value ("max_num_seqs=64", "enable-chunked-prefill=false") into one set. A
+// flag given twice must have one value.
 func ParseFix(fixes ...string) (harness.EngineArgs, error) {
 	var args harness.EngineArgs
 	for _, fix := range fixes {
@@ -32,11 +32,11 @@ func ParseFix(fixes ...string) (harness.EngineArgs, error) {
 }
 
 // ParseServeCommand reads a command line that starts vLLM: `vllm serve MODEL --flag value`, with anything before it
-// (environment, docker, srun), `python -m vllm.entrypoints.openai.api_server --model MODEL`, or a vllm-openai container
-// image followed by its arguments. Words are split as a POSIX shell does, without expansions; a backslash at the end of
-// a line joins lines. Flags are written --flag value, --flag=value, --no-flag, with dashes or underscores; of a flag given
-// twice the last counts, as in vLLM. Flags that are not of EngineArgs, and values that only the server can turn into a
-// number (max_model_len auto), are in rest, in order, as written.
+// (environment, docker, srun), `python -m vllm.entrypoints.openai.api_server --model MODEL`, or a vllm-openai
+// container image followed by its arguments. Words are split as a POSIX shell does, without expansions; a backslash
+// at the end of a line joins lines. Flags are written --flag value, --flag=value, --no-flag, with dashes or
+// underscores; of a flag given twice the last counts, as in vLLM. Flags that are not of EngineArgs, and values that
+// only the server can turn into a number (max_model_len auto), are in rest, in order, as written.
 func ParseServeCommand(command string) (model string, args harness.EngineArgs, rest []string, err error) {
 	words, err := split(command)
 	if err != nil {

@@ -56,10 +56,11 @@ func batchDefaults(minor int, dev Device, ranks int) (tokens, seqs int) {
 	return 2048, 256
 }
 
-// Resolve fills what is not set with vLLM's defaults and vLLM's own clamping of them: without chunked prefill the token
-// budget is at least max_model_len; it is at most max_num_seqs x max_model_len; the number of sequences is at most the
-// budget. max_num_batched_tokens and max_num_seqs are always set. What is set stays as it is, so that settings which vLLM
-// accepts come out as it would run them; see [Legalize] for the others. Without MaxModelLen its rules are left out.
+// Resolve fills what is not set with vLLM's defaults and vLLM's own clamping of them: without chunked prefill the
+// token budget is at least max_model_len; it is at most max_num_seqs x max_model_len; the number of sequences is at
+// most the budget. max_num_batched_tokens and max_num_seqs are always set. What is set stays as it is, so that
+// settings which vLLM accepts come out as it would run them; see [Legalize] for the others. Without MaxModelLen its
+// rules are left out.
 //
 // Source: vllm/engine/arg_utils.py _set_default_max_num_seqs_and_batched_tokens_args. One difference: where only
 // max_num_seqs is set and is above the default budget, vLLM refuses to start, and here the budget follows it.
@@ -133,9 +134,9 @@ func (r Replacement) String() string {
 }
 
 // Legalize replaces values that this release refuses on this device by the nearest that it accepts, and lists what it
-// replaced, in the order of the flags. What is not set stays so, unless a value that is set needs it. Rules that involve
-// max_model_len hold only where that is set. The error is about a value with no legal neighbour: a negative number, an
-// unknown policy or KV data type.
+// replaced, in the order of the flags. What is not set stays so, unless a value that is set needs it. Rules that
+// involve max_model_len hold only where that is set. The error is about a value with no legal neighbour: a negative
+// number, an unknown policy or KV data type.
 func Legalize(args harness.EngineArgs, version string, dev Device) (harness.EngineArgs, []Replacement, error) {
 	minor, _ := Release(version)
 	var reps []Replacement
@@ -228,9 +229,9 @@ func check(args harness.EngineArgs, minor int) error {
 	return nil
 }
 
-// Argv is the argument vector, after `vllm serve MODEL`, that sets what args set: legal values only ([Legalize]), in a
-// fixed order, --max-num-batched-tokens and --max-num-seqs always together, because a default that does not fit the other
-// value stops vLLM. [ParseServeCommand] reads it back.
+// Argv is the argument vector, after `vllm serve MODEL`, that sets what args set: legal values only ([Legalize]), in
+// a fixed order, --max-num-batched-tokens and --max-num-seqs always together, because a default that does not fit the
+// other value stops vLLM. [ParseServeCommand] reads it back.
 func Argv(args harness.EngineArgs, version string, dev Device) ([]string, []Replacement, error) {
 	args, reps, err := Legalize(args, version, dev)
 	if err != nil {

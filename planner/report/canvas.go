@@ -30,8 +30,8 @@ const (
 	pictureDPI    = 110
 )
 
-// Picture draws latency distributions, throughput, KV usage over time and the roofline into one picture of 1,760 x 1,100
-// pixels. format is "png" or "svg".
+// Picture draws latency distributions, throughput, KV usage over time and the roofline into one picture of 1,760 x
+// 1,100 pixels. format is "png" or "svg".
 func Picture(w io.Writer, in Input, format string) error {
 	switch format {
 	case "png":
@@ -64,9 +64,11 @@ func withFonts(svg string) string {
 			return element
 		}
 		width := textStyle(vg.Length(size), m[2] == "bold", palette.ink).Width(html.UnescapeString(m[4]))
-		return fmt.Sprintf(`<text %s textLength="%.1f" lengthAdjust="spacingAndGlyphs">%s</text>`, m[1], width.Points(), m[4])
+		return fmt.Sprintf(`<text %s textLength="%.1f" lengthAdjust="spacingAndGlyphs">%s</text>`,
+			m[1], width.Points(), m[4])
 	})
-	return strings.ReplaceAll(svg, "font-family:Liberation Sans", "font-family:'Liberation Sans',Arial,Helvetica,sans-serif")
+	const ours = "font-family:Liberation Sans"
+	return strings.ReplaceAll(svg, ours, "font-family:'Liberation Sans',Arial,Helvetica,sans-serif")
 }
 
 func drawPicture(c draw.Canvas, in Input) {

@@ -61,7 +61,8 @@ func BottleneckTable(w io.Writer, r *analysis.Report) error {
 		if rec.Gain != nil {
 			gain = gainText(*rec.Gain)
 		}
-		wrap(b, "try: ", "  ", fmt.Sprintf("--%s %s: %s (%s)", strings.ReplaceAll(rec.Flag, "_", "-"), rec.Value, rec.Why, gain))
+		flag := strings.ReplaceAll(rec.Flag, "_", "-")
+		wrap(b, "try: ", "  ", fmt.Sprintf("--%s %s: %s (%s)", flag, rec.Value, rec.Why, gain))
 	}
 	for _, n := range r.Notes {
 		wrap(b, "note: ", "  ", n)

@@ -47,10 +47,10 @@ type htmlCell struct {
 
 // chart is a panel as an element of the page.
 type chart struct {
-	Title, Says, Missing string
-	SVG                  template.HTML
-	Head                 []string
-	Rows                 [][]string
+	Title, Missing string
+	SVG            template.HTML
+	Head           []string
+	Rows           [][]string
 }
 
 type planRow struct {
@@ -75,9 +75,9 @@ type conditions struct {
 	Binds  [][]string
 }
 
-// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then the table of runs, the
-// charts with their figures, what binds, the plans, predicted beside measured, conditions and the commands to repeat. All
-// text of the input is escaped; the page's policy forbids scripts and loading.
+// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then the table of runs,
+// the charts with their figures, what binds, the plans, predicted beside measured, conditions and the commands to
+// repeat. All text of the input is escaped; the page's policy forbids scripts and loading.
 func HTML(w io.Writer, in Input) error {
 	t, err := template.New("page").Parse(pageSource)
 	if err != nil {
@@ -109,7 +109,7 @@ func HTML(w io.Writer, in Input) error {
 				return err
 			}
 			// The element is drawn here; every text in it was escaped when it was drawn.
-			p.Charts = append(p.Charts, chart{panel.title, panel.says, panel.missing, template.HTML(svg), panel.head, panel.rows})
+			p.Charts = append(p.Charts, chart{panel.title, panel.missing, template.HTML(svg), panel.head, panel.rows})
 		}
 	}
 	for _, r := range in.Runs {
@@ -144,7 +144,9 @@ func (p *page) plans(ps *planner.Plans) {
 		p.PlanHead = append(p.PlanHead, c.label+", "+scales[i].unit)
 	}
 	for _, plan := range all {
-		row := planRow{Name: string(plan.Strategy), Details: planDetails(plan), Why: plan.Why, BindingWhy: plan.BindingWhy}
+		row := planRow{
+			Name: string(plan.Strategy), Details: planDetails(plan), Why: plan.Why, BindingWhy: plan.BindingWhy,
+		}
 		for i, c := range planned {
 			cell := htmlCell{Text: notObserved, Missing: true}
 			if m := plan.Predicted.Get(c.name, c.stat); m != nil {
@@ -225,8 +227,8 @@ func conditionsOf(r Run) conditions {
 			for i, m := range b.Evidence {
 				evidence[i] = m.String()
 			}
-			c.Binds = append(c.Binds, []string{string(b.Kind), binds, share(b.Share), share(b.Threshold), b.Limit, b.Why,
-				strings.Join(evidence, "; ")})
+			c.Binds = append(c.Binds, []string{string(b.Kind), binds, share(b.Share), share(b.Threshold), b.Limit,
+				b.Why, strings.Join(evidence, "; ")})
 		}
 	}
 	return c
@@ -237,6 +239,7 @@ func stylesheet() template.CSS {
 	rgb := func(c color.NRGBA) string { return fmt.Sprintf("rgb(%d,%d,%d)", c.R, c.G, c.B) }
 	return template.CSS(fmt.Sprintf(":root{--ink:%s;--faint:%s;--grid:%s;--ground:%s;--alarm:%s;--paper:%s}\n"+
 		"@media(prefers-color-scheme:dark){:root{--ink:%s;--faint:%s;--grid:%s;--ground:%s}}",
-		rgb(palette.ink), rgb(palette.faint), rgb(palette.grid), rgb(palette.ground), rgb(palette.alarm), rgb(palette.ground),
+		rgb(palette.ink), rgb(palette.faint), rgb(palette.grid), rgb(palette.ground), rgb(palette.alarm),
+		rgb(palette.ground),
 		rgb(palette.night.ink), rgb(palette.night.faint), rgb(palette.night.grid), rgb(palette.night.ground)))
 }

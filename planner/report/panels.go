@@ -99,8 +99,8 @@ func latencyPanel(runs []Run, title, metric, missing string) panel {
 	if best == worst {
 		p.says = fmt.Sprintf("half within %s, 99 %% within %s", seconds(samples[best].Percentile(50)), p99(best))
 	} else {
-		p.says = fmt.Sprintf("99 %% within %s (%s) to %s (%s)", p99(best), clean(runs[best].Result.Name, 18), p99(worst),
-			clean(runs[worst].Result.Name, 18))
+		p.says = fmt.Sprintf("99 %% within %s (%s) to %s (%s)", p99(best), clean(runs[best].Result.Name, 18),
+			p99(worst), clean(runs[worst].Result.Name, 18))
 	}
 	p.plots = []*plot.Plot{chart}
 	return p
@@ -147,7 +147,9 @@ func throughputPerRun(runs []Run) panel {
 	for i, r := range runs {
 		names[i] = clean(r.Result.Name, max(6, 48/len(runs)))
 		row := []string{clean(r.Result.Name, 40)}
-		for _, name := range []string{harness.MetricTotalThroughput, harness.MetricOutputThroughput, harness.MetricRequestThroughput} {
+		for _, name := range []string{
+			harness.MetricTotalThroughput, harness.MetricOutputThroughput, harness.MetricRequestThroughput,
+		} {
 			text := notObserved
 			if m := r.Result.Metrics.Get(name, ""); m != nil && m.Value != nil {
 				text = scaleFor(m.Unit).number(*m) + " " + m.Unit
@@ -171,7 +173,8 @@ func throughputPerRun(runs []Run) panel {
 		bar(chart, i, value(i, harness.MetricOutputThroughput), c)
 		if m.Low != nil && m.High != nil {
 			errs.XYs = append(errs.XYs, plotter.XY{X: float64(i), Y: *m.Value})
-			errs.YErrors = append(errs.YErrors, struct{ Low, High float64 }{max(0, *m.Value-max(0, *m.Low)), max(0, *m.High-*m.Value)})
+			down, up := *m.Value-max(0, *m.Low), *m.High-*m.Value
+			errs.YErrors = append(errs.YErrors, struct{ Low, High float64 }{max(0, down), max(0, up)})
 			highest = max(highest, *m.High)
 		}
 	}
@@ -244,7 +247,10 @@ func throughputOverTime(r Run) panel {
 
 // usagePanel draws KV usage, and requests running and waiting, over time.
 func usagePanel(runs []Run) panel {
-	p := panel{title: "KV cache and requests over time", head: []string{"run", "KV usage peak", "running peak", "waiting peak"}}
+	p := panel{
+		title: "KV cache and requests over time",
+		head:  []string{"run", "KV usage peak", "running peak", "waiting peak"},
+	}
 	cache, requests := newPlot("KV in use, %"), newPlot("requests")
 	p.xLabel = "time from the run's start, s"
 	highest, end := 0.0, 0.0
@@ -292,13 +298,14 @@ func usagePanel(runs []Run) panel {
 	cache.X.Min, cache.X.Max, requests.X.Min, requests.X.Max = 0, max(end, 1e-9), 0, max(end, 1e-9)
 	cache.Y.Min, cache.Y.Max = 0, min(100, max(1, peaks[fullest]*1.1))
 	requests.Y.Min, requests.Y.Max = 0, max(1, highest*1.1)
-	p.says = fmt.Sprintf("fullest: %s, %.3g %%; waiting is dotted", clean(runs[fullest].Result.Name, 18), peaks[fullest])
+	p.says = fmt.Sprintf("fullest: %s, %.3g %%; waiting is dotted", clean(runs[fullest].Result.Name, 18),
+		peaks[fullest])
 	p.plots = []*plot.Plot{cache, requests}
 	return p
 }
 
-// gauge is one of the server's gauges over time, thinned to the largest value in each part of the run; from the analysis
-// where the run has no samples.
+// gauge is one of the server's gauges over time, thinned to the largest value in each part of the run; from the
+// analysis where the run has no samples.
 func gauge(r Run, metric string, per float64) plotter.XYs {
 	var all plotter.XYs
 	for _, s := range r.Series {
@@ -335,7 +342,10 @@ func gauge(r Run, metric string, per float64) plotter.XYs {
 
 // rooflinePanel places engine steps under the device's two ceilings.
 func rooflinePanel(in Input, runs []Run) panel {
-	p := panel{title: "Roofline", head: []string{"run", "steps drawn", "memory-bound side", "median of the nearer ceiling"}}
+	p := panel{
+		title: "Roofline",
+		head:  []string{"run", "steps drawn", "memory-bound side", "median of the nearer ceiling"},
+	}
 	flops, bandwidth := 1.0, 1.0
 	chart := newPlot("share of peak arithmetic")
 	p.xLabel = "arithmetic intensity / the device's balance"
@@ -372,7 +382,8 @@ func rooflinePanel(in Input, runs []Run) panel {
 			row[3] = percent(stats.New(reached).Percentile(50), false)
 			c := palette.series[i]
 			c.A = 120
-			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: draw.GlyphStyle{Color: c, Radius: 2.6, Shape: draw.CircleGlyph{}}})
+			dot := draw.GlyphStyle{Color: c, Radius: 2.6, Shape: draw.CircleGlyph{}}
+			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: dot})
 		}
 		left, drawn = left+runLeft, drawn+len(xys)
 		p.rows = append(p.rows, row)
@@ -381,13 +392,14 @@ func rooflinePanel(in Input, runs []Run) panel {
 		p.missing = "no cost model, or no engine step"
 		return p
 	}
-	line(chart, plotter.XYs{{X: low, Y: low * bandwidth}, {X: ridge, Y: flops}, {X: high, Y: flops}}, palette.ink, false)
+	ceiling := plotter.XYs{{X: low, Y: low * bandwidth}, {X: ridge, Y: flops}, {X: high, Y: flops}}
+	line(chart, ceiling, palette.ink, false)
 	logAxis(&chart.X, low, high)
 	logAxis(&chart.Y, bottom, flops*2)
-	p.says = fmt.Sprintf("%s of the steps (dots) on the memory side of the ridge", percent(float64(left)/float64(drawn), false))
+	memorySide := percent(float64(left)/float64(drawn), false)
+	p.says = memorySide + " of the steps (dots) on the memory side of the ridge"
 	if bandwidth != 1 {
-		p.says = fmt.Sprintf("%.3g TB/s and %.0f Tflop/s; %s of steps on the memory side", bandwidth, flops,
-			percent(float64(left)/float64(drawn), false))
+		p.says = fmt.Sprintf("%.3g TB/s and %.0f Tflop/s; %s of steps on the memory side", bandwidth, flops, memorySide)
 	}
 	p.plots = []*plot.Plot{chart}
 	return p

@@ -1,7 +1,7 @@
 // Package report turns results into what people look at: tables for a terminal ([Text] and its parts), one picture
-// ([Picture]) and one self-contained page ([HTML]). Every one of them says "SIMULATED" where a figure does not come from
-// a real server, shows each metric with its unit, and says "not observed" where there is none. The same input gives the
-// same bytes.
+// ([Picture]) and one self-contained page ([HTML]). Every one of them says "SIMULATED" where a figure does not come
+// from a real server, shows each metric with its unit, and says "not observed" where there is none. The same input
+// gives the same bytes.
 package report
 
 import (
@@ -41,8 +41,9 @@ type Input struct {
 	Commands []string
 }
 
-// palette is every colour of pictures and page. Series are told apart by the first six (Okabe and Ito's colours, which
-// people with any colour vision tell apart), by dashes and by name. The page in the dark swaps ink and ground for night's.
+// palette is every colour of pictures and page. Series are told apart by the first six (Okabe and Ito's colours,
+// which people with any colour vision tell apart), by dashes and by name. The page in the dark swaps ink and ground
+// for night's.
 var palette = struct {
 	series                          [6]color.NRGBA
 	ink, faint, grid, alarm, ground color.NRGBA
@@ -104,8 +105,8 @@ func (in *Input) warnings() []string {
 			if why == "" {
 				why = "the run ended early"
 			}
-			ws = append(ws, fmt.Sprintf("PARTIAL: %s: %s. Its figures cover only what was measured until then.", res.Name,
-				strings.TrimSuffix(why, ".")))
+			ws = append(ws, fmt.Sprintf("PARTIAL: %s: %s. Its figures cover only what was measured until then.",
+				res.Name, strings.TrimSuffix(why, ".")))
 		}
 	}
 	for _, r := range in.Runs {
@@ -181,9 +182,10 @@ func clean(s string, width int) string {
 
 // ShellLine writes words as one command line that a POSIX shell splits back.
 func ShellLine(words []string) string {
+	const plainRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-"
 	quoted := make([]string, len(words))
 	for i, w := range words {
-		plain := w != "" && strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-") == ""
+		plain := w != "" && strings.Trim(w, plainRunes) == ""
 		if !plain {
 			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
 		}

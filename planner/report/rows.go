@@ -105,7 +105,9 @@ func metricRow(runs []Run, label, name, stat, unit string) row {
 	s := scaleFor(unit, values...)
 	out := row{label: label, unit: s.unit}
 	for _, m := range metrics {
-		out.cells = append(out.cells, cell{text: s.number(m), interval: s.interval(m), note: m.Note, missing: m.Value == nil})
+		out.cells = append(out.cells, cell{
+			text: s.number(m), interval: s.interval(m), note: m.Note, missing: m.Value == nil,
+		})
 	}
 	return out
 }

@@ -170,7 +170,8 @@ func planTable(b *bufio.Writer, ps *planner.Plans) {
 		head += " " + padLeft(c.label, column)
 		units += " " + padLeft(scales[i].unit, column)
 	}
-	fmt.Fprintf(b, "%s\n%s\n%s\n", head, strings.TrimRight(units, " "), strings.Repeat("-", utf8.RuneCountInString(head)))
+	rule := strings.Repeat("-", utf8.RuneCountInString(head))
+	fmt.Fprintf(b, "%s\n%s\n%s\n", head, strings.TrimRight(units, " "), rule)
 	for _, p := range all {
 		line := pad(clean(string(p.Strategy), names), names)
 		for i, c := range planned {
@@ -282,8 +283,8 @@ func sloText(c planner.SLOCheck, predicted harness.Metrics) string {
 	return text
 }
 
-// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad, for the
-// metrics of [RunTable].
+// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad,
+// for the metrics of [RunTable].
 func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
 	b := bufio.NewWriter(w)
 	predictedMeasured(b, plan)
@@ -345,9 +346,9 @@ func measuredOrigin(p *planner.Plan) string {
 func predictedMeasured(b *bufio.Writer, p *planner.Plan) {
 	fmt.Fprintf(b, "plan %s: predicted beside measured (%s)\n", clean(string(p.Strategy), 20), measuredOrigin(p))
 	line := func(c comparison) {
-		s := pad(clean(c.metric, 22), 22) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  " +
-			padLeft(c.interval, 22) + " " + padLeft(c.measured, 12) + " " + padLeft(c.err, 9) + " " + padLeft(c.inside, 6)
-		fmt.Fprintln(b, strings.TrimRight(s, " "))
+		s := pad(clean(c.metric, 22), 22) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  "
+		s += padLeft(c.interval, 22) + " " + padLeft(c.measured, 12) + " " + padLeft(c.err, 9) + " " + padLeft(c.inside, 6)
+		fmt.Fprintln(b, s)
 	}
 	line(comparison{"metric", "unit", "predicted", "95 % range", "measured", "error", "inside"})
 	fmt.Fprintln(b, strings.Repeat("-", width))

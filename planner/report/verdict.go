@@ -60,6 +60,6 @@ func CostVerdict(m *cost.Model) string {
 	if m.Errors == nil {
 		return of + ": the prior alone, nothing measured"
 	}
-	return fmt.Sprintf("%s from %d observations: step times off by %.1f %% (median) and %.1f %% (mean), cross-validated; the prior "+
-		"alone by %.1f %%", of, m.Errors.Observations, m.Errors.Median*100, m.Errors.Mean*100, m.Errors.Prior*100)
+	return fmt.Sprintf("%s from %d observations: step times off by %.1f %% (median) and %.1f %% (mean), cross-validated; "+
+		"the prior alone by %.1f %%", of, m.Errors.Observations, m.Errors.Median*100, m.Errors.Mean*100, m.Errors.Prior*100)
 }
