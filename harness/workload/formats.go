@@ -42,7 +42,7 @@ func readMooncake(s *source) ([]row, error) {
 		}
 		return row{
 			at: time.Duration(math.Round(*q.Timestamp * 1e6)), prompt: *q.Input, output: *q.Output, hashes: q.HashIDs,
-			hashBlock: mooncakeBlock, end: -1,
+			hashBlock: mooncakeBlock, end: unknown,
 		}, nil
 	})
 }
@@ -61,14 +61,14 @@ func readRequests(s *source) ([]row, error) {
 		}
 		x := row{
 			index: r.Index, at: r.Start(), prompt: r.PromptTokens, output: r.OutputTokens, shared: r.SharedPrefixTokens,
-			session: r.Session, turn: r.Turn, think: r.Think, end: -1, phase: r.Phase, probe: r.Probe, class: r.Class,
+			session: r.Session, turn: r.Turn, think: r.Think, end: unknown, phase: r.Phase, probe: r.Probe, class: r.Class,
 			priority: r.Priority, lora: r.LoRA,
 		}
 		if r.AskedTokens > 0 { // a request that failed half-way is asked for again in full
 			x.output = r.AskedTokens
 		}
 		if len(r.Tokens) > 0 {
-			x.end = r.End()
+			x.end = max(0, r.End())
 		}
 		if r.HashBlock > 0 {
 			x.hashes, x.hashBlock = r.PrefixHashes, r.HashBlock
@@ -238,7 +238,7 @@ func readCSV(s *source, timeNames, inputNames, outputNames, sessionNames []strin
 		}
 		line, _ := r.FieldPos(0)
 		s.line = before + line
-		x := row{end: -1, index: len(rows)}
+		x := row{end: unknown, index: len(rows)}
 		if x.at, err = clock.parse(fields[at]); err != nil {
 			return nil, s.fail("%s: %w", names[at], err)
 		}
@@ -337,8 +337,11 @@ func (c *clock) parse(s string) (time.Duration, error) {
 	if !(math.Abs(f)*float64(c.unit) <= float64(maxOffset)) {
 		return 0, fmt.Errorf("%q is out of range: %w", s, errTime)
 	}
-	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return time.Duration(n * c.unit), nil // a float would lose the last digits
+	// A float of a Unix time would lose the last digits.
+	whole, fraction, _ := strings.Cut(s, ".")
+	n, err := strconv.ParseInt(whole, 10, 64)
+	if part, e := strconv.ParseUint(fraction, 10, 64); err == nil && n >= 0 && (e == nil || fraction == "") {
+		return time.Duration(n*c.unit) + time.Duration(math.Round(float64(part)/math.Pow10(len(fraction))*float64(c.unit))), nil
 	}
 	return time.Duration(math.Round(f * float64(c.unit))), nil
 }

@@ -74,7 +74,7 @@ type row struct {
 	session string
 	turn    int
 	think   time.Duration
-	end     time.Duration // of the last token, by the same origin as at; below 0 is unknown
+	end     time.Duration // of the last token, by the same origin as at; or unknown
 
 	phase    Phase
 	probe    string
@@ -82,6 +82,9 @@ type row struct {
 	priority int
 	lora     string
 }
+
+// unknown is the end of a request of which the trace does not say it.
+const unknown time.Duration = -1
 
 // ReadTrace reads a trace file, as it is or compressed with zstd, and makes the workload that replays it. The format is
 // told by the first line; see [Formats]. name is for errors, which give the line and what was expected.
@@ -256,13 +259,19 @@ func (t *trace) workload() (*Workload, error) {
 		}
 	}
 	w := &Workload{Concurrency: t.opt.Concurrency, Clients: t.opt.Clients, Requests: make([]Request, 0, len(t.rows))}
-	var origin time.Duration // the first wave keeps its times, the others count from their first request
+	var origin time.Duration // the first wave keeps its times
+	end := unknown
 	for i := range t.rows {
 		x := &t.rows[i]
 		if i > 0 && !sameWave(x, &t.rows[i-1]) {
+			// The wave began when the one before had ended; where that is not known, with its first request.
 			t.wave++
-			origin = x.at
+			if origin = end; end < 0 || end > x.at {
+				origin = x.at
+			}
+			end = unknown
 		}
+		end = max(end, x.end)
 		t.add(w, x, scale, origin)
 		if w.Requests[i].SharedTokens > 0 {
 			w.BlockSize = cmp.Or(t.opt.BlockSize, x.hashBlock)
@@ -425,7 +434,7 @@ func (t *trace) turnBefore(w *Workload, x *row) *Request {
 // closed loop there are no times.
 func (t *trace) follow(r *Request, x *row, before *Request, scale float64) {
 	think, known := x.think, x.think > 0
-	if end := t.rows[before.Index].end; !known && end >= 0 {
+	if end := t.rows[before.Index].end; !known && end != unknown {
 		think, known = max(0, x.at-end), true
 	}
 	if known || t.opt.Concurrency > 0 {
