@@ -123,22 +123,24 @@ func plan(c *cli.Context) error {
 		return err
 	}
 	files := []string{c.Path("output-file")}
-	if err := archive.WriteJSON(files[0], plans); err != nil {
-		return err
-	}
 	var sweep *planner.SweepResult
 	if c.Bool("generate-parameter-sweep") {
 		scr.stage("sweeping")
-		sweep, err = basis.Sweep(c.Context, opt, grid, func(done, total int) {
+		var notes []string
+		sweep, notes, err = basis.Sweep(c.Context, opt, grid, func(done, total int) {
 			scr.progress(load.Progress{Ended: done, Total: total})
 		})
 		if err != nil {
 			return err
 		}
+		plans.Notes = append(plans.Notes, notes...)
 		files = append(files, c.Path("sweep-file"))
 		if err := archive.WriteFile(files[1], sweep.WriteCSV); err != nil {
 			return err
 		}
+	}
+	if err := archive.WriteJSON(files[0], plans); err != nil {
+		return err
 	}
 	scr.close()
 	return printPlans(c, plans, sweep, files)

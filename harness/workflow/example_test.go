@@ -27,7 +27,7 @@ func Example() {
 	}
 	basis := workflow.BasisOf(run.Result, model, gpu, nil) // nil: the prior's step times
 	plans, _ := basis.Plan(ctx, workflow.PlanOptions{Quick: true})
-	sweep, _ := basis.Sweep(ctx, workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}},
+	sweep, _, _ := basis.Sweep(ctx, workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}},
 		workflow.Grid{C: []int{64, 128}, M: []int{0, 4}, B: []int{8}, BlockSize: []int{16}}, nil)
 	second := cfg
 	second.Name, second.B = "chat-16", 16

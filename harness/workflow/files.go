@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,21 +19,21 @@ import (
 	"kvtune/planner/spec"
 )
 
-// ReadRun reads a run back from its files.
+// ReadRun reads a run back from its files. A result alone is enough; requests and series that are not there are empty.
 func ReadRun(folder *archive.Folder, name string) (*profile.Output, error) {
 	result, err := folder.Result(name)
 	if err != nil {
 		return nil, err
 	}
 	records, partial, err := folder.ReadRequests(name)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	if partial && !result.Partial {
 		result.Partial, result.Why = true, "the requests file is cut short"
 	}
 	series, _, err := folder.ReadSeries(name)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return &profile.Output{Result: result, Records: records, Series: series}, nil
@@ -141,9 +142,15 @@ func fitRuns(outs []*profile.Output, model spec.Model, gpu spec.GPU) []fit.Run {
 	return runs
 }
 
-// FitFrom fits from runs that were measured or read back.
+// FitFrom fits from runs that were measured or read back. Runs without requests leave the prior.
 func FitFrom(ctx context.Context, model spec.Model, gpu spec.GPU, outs []*profile.Output) (*cost.Model, error) {
-	return Fit(ctx, model, gpu, fitRuns(outs, model, gpu))
+	runs := fitRuns(outs, model, gpu)
+	for _, r := range runs {
+		if len(r.Records) > 0 {
+			return Fit(ctx, model, gpu, runs)
+		}
+	}
+	return cost.Prior(gpu, model, runs[0].Args), nil
 }
 
 // WriteRun keeps a simulated run: the same files as a profile's, and its steps.

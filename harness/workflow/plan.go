@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"context"
+	"slices"
 
 	"kvtune/harness"
 	"kvtune/harness/profile"
@@ -109,13 +110,30 @@ type Grid struct {
 	C, M, B, BlockSize []int
 }
 
-// Sweep plans every cell of a grid. A cell whose requests do not fit the server's context is scaled down and says so.
-func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell func(done, total int)) (*planner.SweepResult, error) {
+// Sweep plans every cell of a grid for the settings that move a batch: the token budget and the number of sequences. A
+// cell whose requests do not fit the server's context is scaled down and says so. Block sizes that the server's vLLM
+// refuses become the nearest legal ones; the notes say which.
+func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell func(done, total int)) (
+	sweep *planner.SweepResult, notes []string, err error) {
+	var blockSizes []int
+	for _, size := range grid.BlockSize {
+		legal, reps, err := vllmflags.Legalize(harness.EngineArgs{BlockSize: size}, b.Info.Version, b.Device)
+		if err != nil {
+			return nil, nil, err
+		}
+		notes = append(notes, replacementNotes(reps)...)
+		if !slices.Contains(blockSizes, legal.BlockSize) {
+			blockSizes = append(blockSizes, legal.BlockSize)
+		}
+	}
 	req := b.request(opt)
-	// A cell is a batch that repeats: a few batches show all that a plan depends on.
-	req.Options = planner.Options{Budget: 20_000, Requests: 256, Replicas: 4}
-	return planner.Sweep(ctx, planner.SweepRequest{
-		Request: req, C: grid.C, M: grid.M, B: grid.B, BlockSize: grid.BlockSize, OnCell: onCell,
+	// A cell is a batch that repeats: two batches show all that a plan depends on.
+	req.Options = planner.Options{Budget: 5_000, Requests: 256, Replicas: 3, Axes: []planner.Axis{
+		{Flag: "max_num_batched_tokens", Values: []string{"1024", "2048", "4096", "8192", "16384"}},
+		{Flag: "max_num_seqs", Values: []string{"16", "64", "256", "1024"}},
+	}}
+	sweep, err = planner.Sweep(ctx, planner.SweepRequest{
+		Request: req, C: grid.C, M: grid.M, B: grid.B, BlockSize: blockSizes, OnCell: onCell,
 		Cell: func(cell planner.Cell, seed uint64) (*workload.Workload, error) {
 			cfg := b.Config
 			cfg.C, cfg.M, cfg.B, cfg.BlockSize, cfg.Seed = cell.C, cell.M, cell.B, cell.BlockSize, seed
@@ -126,6 +144,7 @@ func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell fu
 			return profile.Workload(cfg, info)
 		},
 	})
+	return sweep, notes, err
 }
 
 func (b *Basis) request(opt PlanOptions) planner.Request {

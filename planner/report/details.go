@@ -77,15 +77,27 @@ func share(v *float64) string {
 	return percent(*v, false)
 }
 
-// SweepTable writes the best settings of every cell.
+// sweepRows is how many rows of a sweep a terminal gets.
+const sweepRows = 24
+
+// SweepTable writes the best settings of the first cells for the first target; the CSV has them all.
 func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintln(b, "parameter sweep (PREDICTED: SIMULATED in virtual time): the best settings of every workload cell")
+	if len(sweep.Rows) == 0 {
+		return nil
+	}
+	target, shown, left := sweep.Rows[0].Strategy, 0, 0
+	fmt.Fprintf(b, "parameter sweep for %s (PREDICTED: SIMULATED in virtual time)\n", target)
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "C\tM\tB\tblock_size\tstrategy\tthroughput\tTTFT p99\tE2EL mean\tchange")
+	fmt.Fprintln(t, "C\tM\tB\tblock_size\tthroughput\tTTFT p99\tE2EL mean\tchange")
 	for i := range sweep.Rows {
 		r := &sweep.Rows[i]
-		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%s", r.C, r.M, r.B, r.BlockSize, r.Strategy)
+		if r.Strategy != target || shown == sweepRows {
+			left++
+			continue
+		}
+		shown++
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d", r.C, r.M, r.B, r.BlockSize)
 		if r.Plan == nil {
 			fmt.Fprintf(t, "\t\t\t\t%s\n", clean(r.Why, 60))
 			continue
@@ -106,6 +118,9 @@ func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if left > 0 {
+		fmt.Fprintf(b, "%d more rows (other cells and targets) are in the CSV file\n", left)
 	}
 	return b.Flush()
 }
