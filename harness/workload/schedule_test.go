@@ -77,7 +77,7 @@ func random(rng *rand.Rand) *Workload {
 // The rules of the schedule, each checked on its own over random workloads.
 func TestScheduleLaws(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
-	for trial := range 3000 {
+	for trial := range 1000 {
 		w := random(rng)
 		if err := w.Validate(); err != nil {
 			t.Fatal(err)
