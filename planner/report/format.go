@@ -12,6 +12,8 @@ import (
 type scale struct {
 	unit string
 	per  float64
+	// least is the number of significant digits that no interval takes away; 0 is 2.
+	least int
 }
 
 // scaleFor picks the unit in which the largest of values reads best.
@@ -24,20 +26,20 @@ func scaleFor(unit string, values ...float64) scale {
 	case "s":
 		switch {
 		case largest == 0 || largest >= 1:
-			return scale{"s", 1}
+			return scale{unit: "s", per: 1}
 		case largest >= 1e-3:
-			return scale{"ms", 1e-3}
+			return scale{unit: "ms", per: 1e-3}
 		}
-		return scale{"us", 1e-6}
+		return scale{unit: "us", per: 1e-6}
 	case "B":
 		if largest >= 1<<30 || largest == 0 {
-			return scale{"GiB", 1 << 30}
+			return scale{unit: "GiB", per: 1 << 30}
 		}
-		return scale{"MiB", 1 << 20}
+		return scale{unit: "MiB", per: 1 << 20}
 	case "ratio":
-		return scale{"%", 0.01}
+		return scale{unit: "%", per: 0.01}
 	}
-	return scale{unit, 1}
+	return scale{unit: unit, per: 1}
 }
 
 // number writes a metric's value in a unit, with as many digits as its interval bears out: the last digit is the first
@@ -65,7 +67,7 @@ func (s scale) digits(value, half float64) string {
 	significant := 3
 	exponent := int(math.Floor(math.Log10(math.Abs(v))))
 	if h > 0 {
-		significant = min(4, max(2, exponent-int(math.Floor(math.Log10(h)))+1))
+		significant = min(4, max(2, s.least, exponent-int(math.Floor(math.Log10(h)))+1))
 	}
 	decimals := significant - 1 - exponent
 	if decimals < 0 {

@@ -129,7 +129,7 @@ func HTML(w io.Writer, in Input) error {
 		return err
 	}
 	_, err = w.Write(bytes.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
 			return '?'
 		}
 		return r

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"gonum.org/v1/plot"
@@ -138,14 +139,14 @@ func throughputPerRun(runs []Run) panel {
 	chart := newPlot("token/s")
 	best, seen := 0, false
 	value := func(i int, name string) float64 { v, _ := runs[i].Result.Metrics.Value(name, ""); return v }
-	highest := 0.0
+	highest, reach := 0.0, 0.0
 	names := make([]string, len(runs))
 	var errs struct {
 		plotter.XYs
 		plotter.YErrors
 	}
 	for i, r := range runs {
-		names[i] = clean(r.Result.Name, max(6, 48/len(runs)))
+		names[i] = twoLines(clean(r.Result.Name, 40), max(6, 44/len(runs)-1))
 		row := []string{clean(r.Result.Name, 40)}
 		for _, name := range []string{
 			harness.MetricTotalThroughput, harness.MetricOutputThroughput, harness.MetricRequestThroughput,
@@ -175,12 +176,16 @@ func throughputPerRun(runs []Run) panel {
 			errs.XYs = append(errs.XYs, plotter.XY{X: float64(i), Y: *m.Value})
 			down, up := *m.Value-max(0, *m.Low), *m.High-*m.Value
 			errs.YErrors = append(errs.YErrors, struct{ Low, High float64 }{max(0, down), max(0, up)})
-			highest = max(highest, *m.High)
+			reach = max(reach, *m.High)
 		}
 	}
 	if !seen {
 		p.missing = "no request was answered"
 		return p
+	}
+	top := min(max(1.1*highest, 1.05*reach), 1.6*highest) // a wide interval must not flatten the bars: it is cut
+	for i := range errs.YErrors {
+		errs.YErrors[i].High = min(errs.YErrors[i].High, top-errs.XYs[i].Y)
 	}
 	if bars, err := plotter.NewYErrorBars(errs); err == nil {
 		bars.Color, bars.Width = palette.ink, 1.2
@@ -189,10 +194,21 @@ func throughputPerRun(runs []Run) panel {
 	chart.NominalX(names...)
 	chart.Y.Padding = 3
 	chart.X.Min, chart.X.Max = -0.6, float64(len(runs))-0.4
-	chart.Y.Min, chart.Y.Max = 0, highest*1.1
+	chart.Y.Min, chart.Y.Max = 0, top
 	p.says = fmt.Sprintf("most: %s; dark: output, pale: prompt too; bars: 95 %%", clean(runs[best].Result.Name, 22))
 	p.plots = []*plot.Plot{chart}
 	return p
+}
+
+// twoLines breaks a name that is longer than limit behind its last "-" or "_" within it.
+func twoLines(name string, limit int) string {
+	if len([]rune(name)) <= limit {
+		return name
+	}
+	if at := strings.LastIndexAny(name[:min(len(name), limit)], "-_ "); at > 0 {
+		return name[:at+1] + "\n" + clean(name[at+1:], limit)
+	}
+	return clean(name, limit)
 }
 
 func bar(chart *plot.Plot, at int, value float64, c color.Color) {
@@ -340,7 +356,8 @@ func gauge(r Run, metric string, per float64) plotter.XYs {
 	return thin
 }
 
-// rooflinePanel places engine steps under the device's two ceilings.
+// rooflinePanel places engine steps under the device's two ceilings. Steps that had to be rebuilt from the arrival of
+// tokens scatter, even above the ceilings: tokens that were held up arrive together.
 func rooflinePanel(in Input, runs []Run) panel {
 	p := panel{
 		title: "Roofline",
@@ -357,12 +374,15 @@ func rooflinePanel(in Input, runs []Run) panel {
 	ridge := flops / bandwidth
 	low, high := ridge/10, ridge*10
 	bottom := flops / 10
-	left, drawn := 0, 0
+	left, drawn, rebuilt := 0, 0, ""
 	for i, r := range runs {
 		var xys plotter.XYs
 		var reached []float64
 		runLeft := 0
 		if r.Analysis != nil && r.Analysis.Roofline != nil {
+			if len(r.Steps) == 0 {
+				rebuilt = "; steps rebuilt"
+			}
 			for _, pt := range r.Analysis.Roofline.Points {
 				if !(pt.Compute > 0 && pt.Memory > 0 && pt.Elapsed > 0) {
 					continue
@@ -399,7 +419,7 @@ func rooflinePanel(in Input, runs []Run) panel {
 	memorySide := percent(float64(left)/float64(drawn), false)
 	p.says = memorySide + " of the steps (dots) on the memory side of the ridge"
 	if bandwidth != 1 {
-		p.says = fmt.Sprintf("%.3g TB/s and %.0f Tflop/s; %s of steps on the memory side", bandwidth, flops, memorySide)
+		p.says = fmt.Sprintf("%.3g TB/s, %.0f Tflop/s; %s on the memory side%s", bandwidth, flops, memorySide, rebuilt)
 	}
 	p.plots = []*plot.Plot{chart}
 	return p

@@ -152,6 +152,10 @@ func TestPageIsSelfContained(t *testing.T) {
 			t.Errorf("the page has %q", loads)
 		}
 	}
+	texts, styled := strings.Count(page, "<text "), strings.Count(page, "\tstyle=\"font-family:'Liberation Sans'")
+	if texts == 0 || styled != texts || strings.Count(page, " textLength=") != texts {
+		t.Errorf("of %d texts in drawings %d have a style, %d a width", texts, styled, strings.Count(page, " textLength="))
+	}
 	if strings.Contains(page, "ZgotmplZ") {
 		t.Error("the template refused a value")
 	}

@@ -103,6 +103,7 @@ func metricRow(runs []Run, label, name, stat, unit string) row {
 		}
 	}
 	s := scaleFor(unit, values...)
+	s.least = 3 // a p50 with an interval must not look larger than a p99 without one
 	out := row{label: label, unit: s.unit}
 	for _, m := range metrics {
 		out.cells = append(out.cells, cell{
