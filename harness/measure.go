@@ -154,6 +154,7 @@ func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 		return min(int(float64(at-from)/float64(duration)*parts), parts-1)
 	}
 	var total [len(names)]float64
+	var begun [parts]bool
 	for _, r := range ok {
 		// A server that does not stream exact counts may report more tokens than its events carry: the rest is put where
 		// the request ends, so that the parts add up to the total.
@@ -165,6 +166,7 @@ func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 		}
 		share[1][part(r.End())] += float64(rest)
 		share[2][part(r.Sent+r.Tokens[0].At)] += float64(r.PromptTokens)
+		begun[part(r.Sent)] = true
 		share[0][part(r.End())]++
 		total[0]++
 		total[1] += float64(r.OutputTokens)
@@ -173,9 +175,13 @@ func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 	var ms Metrics
 	for i, n := range names {
 		m := observed(n[0], "", n[1], total[i]/duration.Seconds(), len(ok))
-		if len(ok) < 2*parts {
+		switch {
+		case len(ok) < 2*parts:
 			m.Note = "too few requests for an interval"
-		} else {
+		case slices.Contains(begun[:parts-2], false):
+			// Parts of a burst differ because it is one, not by chance.
+			m.Note = "no interval: requests came in bursts, not steadily"
+		default:
 			rates := make([]float64, parts)
 			for k := range rates {
 				amount := share[i][k]

@@ -68,6 +68,9 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 		return nil, err
 	}
 	able := slices.DeleteFunc(slices.Clone(left), func(c *candidate) bool { return !p.obeys(c) })
+	if len(able) == 0 {
+		return nil, errors.New("no candidate is left: the server cannot have the pinned settings")
+	}
 	final := p.finalists(able, keep)
 	if err := p.replicate(ctx, final); err != nil {
 		return nil, err

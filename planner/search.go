@@ -353,22 +353,24 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	return left, nil
 }
 
-// half keeps the better half: the strategies take turns in naming their best.
+// half keeps the better half of those that have every pinned value, at least one, and the baselines: the strategies take
+// turns in naming their best.
 func (p *planning) half(all, keep []*candidate) []*candidate {
+	able := slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !p.obeys(c) })
 	var rankings [][]*candidate
 	for _, s := range p.req.Strategies {
-		r := slices.Clone(all)
+		r := slices.Clone(able)
 		slices.SortStableFunc(r, func(a, b *candidate) int { return compare(s, a, b) })
 		rankings = append(rankings, r)
 	}
 	chosen := map[*candidate]bool{}
-	for _, c := range keep {
-		chosen[c] = true
-	}
-	for i := 0; len(chosen) < (len(all)+1)/2 && i < len(all); i++ {
+	for i := 0; len(chosen) < (len(able)+1)/2; i++ {
 		for _, r := range rankings {
 			chosen[r[i]] = true
 		}
+	}
+	for _, c := range keep {
+		chosen[c] = true
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !chosen[c] })
 }

@@ -96,7 +96,11 @@ func Sweep(ctx context.Context, req SweepRequest) (*SweepResult, error) {
 func sweepCell(ctx context.Context, req SweepRequest, cell Cell) []SweepRow {
 	r := req.Request
 	r.Workload = func(seed uint64) (*workload.Workload, error) { return req.Cell(cell, seed) }
+	// The cell's block size is given, for the baseline as for every candidate.
 	r.Fixed.BlockSize = cell.BlockSize
+	if r.Current != (harness.EngineArgs{}) {
+		r.Current.BlockSize = cell.BlockSize
+	}
 	rows := make([]SweepRow, len(r.Strategies))
 	for i, s := range r.Strategies {
 		rows[i] = SweepRow{Cell: cell, Strategy: s}

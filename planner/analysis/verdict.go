@@ -369,6 +369,9 @@ func (s *study) roofline() *Roofline {
 	for i := 0; i < len(s.spans); i += stride {
 		sp := &s.spans[i]
 		compute, memory := s.model.Roofline(sp.step)
+		if elapsed := sp.length.Seconds() / max(sp.count, 1e-9); elapsed < max(compute, memory).Seconds() {
+			continue // rebuilt from arrivals that the client saw bunched: no device is that fast
+		}
 		r.Points = append(r.Points, RooflinePoint{Tokens: sp.step.Tokens(), Compute: compute.Seconds(),
 			Memory:  memory.Seconds(),
 			Elapsed: sp.length.Seconds() / max(sp.count, 1e-9)})

@@ -20,7 +20,7 @@ type reading struct {
 // one reading of /metrics gives them.
 type series struct {
 	readings []reading
-	spacing time.Duration
+	spacing  time.Duration
 }
 
 // add notes the scheduler's state; the last one is kept however close it is.
