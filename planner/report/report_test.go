@@ -91,15 +91,15 @@ func demo(t testing.TB) Input {
 
 var hostile = `</text></svg><script src="https://evil.example/x.js">alert(1)</script>` + "\x1b[31m\x00\n'\"&<b>"
 
-func render(t *testing.T, in Input) (text, page, svg string, picture []byte) {
+func render(t *testing.T, in Input) (text, page, svg string) {
 	t.Helper()
-	var a, b, c, d bytes.Buffer
-	for _, err := range []error{Text(&a, in), HTML(&b, in), Picture(&c, in, "svg"), Picture(&d, in, "png")} {
+	var a, b, c bytes.Buffer
+	for _, err := range []error{Text(&a, in), HTML(&b, in), Picture(&c, in, "svg")} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return a.String(), b.String(), c.String(), d.Bytes()
+	return a.String(), b.String(), c.String()
 }
 
 // Whatever a model, a configuration, an error or a verdict is called, it stays text.
@@ -115,7 +115,7 @@ func TestHostileNames(t *testing.T) {
 		in.Runs[i].Analysis.Verdict = hostile
 	}
 	in.Plans.Plans[0].Why, in.Plans.Plans[0].Launch = hostile, []string{"vllm", "serve", hostile}
-	text, page, svg, _ := render(t, in)
+	text, page, svg := render(t, in)
 	if strings.Contains(page, "<script") || strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") {
 		t.Error("markup of a name reached the page")
 	}
@@ -139,7 +139,7 @@ func TestHostileNames(t *testing.T) {
 
 // The page loads nothing: a policy that forbids it, no reference to anywhere, one title.
 func TestPageIsSelfContained(t *testing.T) {
-	_, page, _, _ := render(t, demo(t))
+	_, page, _ := render(t, demo(t))
 	if n := strings.Count(page, "<title>"); n != 1 {
 		t.Errorf("%d titles", n)
 	}
@@ -168,7 +168,7 @@ func TestPageIsSelfContained(t *testing.T) {
 // Everything of a simulated server says so, and nothing of a real one does.
 func TestStamp(t *testing.T) {
 	in := demo(t)
-	text, page, svg, _ := render(t, in)
+	text, page, svg := render(t, in)
 	if first, _, _ := strings.Cut(text, "\n"); !strings.Contains(first, "SIMULATED") {
 		t.Errorf("the first line does not say so: %q", first)
 	}
@@ -190,7 +190,7 @@ func TestStamp(t *testing.T) {
 		in.Runs[i].Result.Origin = harness.OriginMeasured
 		in.Runs[i].Result.Conditions.Server.Kind = harness.KindVLLM
 	}
-	text, page, svg, _ = render(t, in)
+	text, page, svg = render(t, in)
 	for name, s := range map[string]string{"text": text, "svg": svg} {
 		if strings.Contains(s, "SIMULATED") {
 			t.Errorf("the %s of a real server says simulated", name)
@@ -200,24 +200,28 @@ func TestStamp(t *testing.T) {
 		t.Error("the page of a real server is stamped")
 	}
 	in.Runs[1].Result.Origin = harness.OriginSimulated
-	if text, _, _, _ = render(t, in); !strings.Contains(text, Stamp) {
+	if text, _, _ = render(t, in); !strings.Contains(text, Stamp) {
 		t.Error("one simulated run among real ones is not pointed out")
 	}
 }
 
 func TestPictureSize(t *testing.T) {
 	in := demo(t)
-	for n := range len(in.Runs) + 1 {
-		some := in
-		some.Runs = in.Runs[:n]
-		_, _, _, picture := render(t, some)
-		img, err := png.Decode(bytes.NewReader(picture))
-		if err != nil {
+	var pictures [2]bytes.Buffer
+	for i := range pictures {
+		if err := Picture(&pictures[i], in, "png"); err != nil {
 			t.Fatal(err)
 		}
-		if size := img.Bounds().Size(); size.X != 1760 || size.Y != 1100 {
-			t.Errorf("%d runs: picture of %v", n, size)
-		}
+	}
+	if !bytes.Equal(pictures[0].Bytes(), pictures[1].Bytes()) {
+		t.Error("the same input gave another picture")
+	}
+	img, err := png.Decode(&pictures[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := img.Bounds().Size(); size.X != 1760 || size.Y != 1100 {
+		t.Errorf("picture of %v", size)
 	}
 	if err := Picture(io.Discard, in, "gif"); err == nil {
 		t.Error("a gif was drawn")
@@ -225,10 +229,9 @@ func TestPictureSize(t *testing.T) {
 }
 
 func TestSameInputSameBytes(t *testing.T) {
-	in := demo(t)
-	text, page, svg, picture := render(t, in)
-	text2, page2, svg2, picture2 := render(t, in)
-	if text != text2 || page != page2 || svg != svg2 || !bytes.Equal(picture, picture2) {
+	text, page, svg := render(t, demo(t))
+	text2, page2, svg2 := render(t, demo(t))
+	if text != text2 || page != page2 || svg != svg2 {
 		t.Error("the same input gave other bytes")
 	}
 }
@@ -239,7 +242,7 @@ func TestSparse(t *testing.T) {
 	for i := range 9 {
 		in.Runs = append(in.Runs, Run{Result: &harness.Result{Name: fmt.Sprintf("run %d", i), Origin: harness.OriginMeasured}})
 	}
-	text, page, svg, _ := render(t, in)
+	text, page, svg := render(t, in)
 	for _, want := range []string{notObserved, "run 8", "not analysed"} {
 		if !strings.Contains(text, want) || !strings.Contains(page, want) {
 			t.Errorf("%q is missing", want)
@@ -249,6 +252,11 @@ func TestSparse(t *testing.T) {
 		t.Error("the picture does not say what it leaves out")
 	}
 	render(t, Input{})
+	one := demo(t)
+	one.Runs = one.Runs[:1] // throughput over time instead of per run
+	if _, page, _ = render(t, one); !strings.Contains(page, "Throughput over time") {
+		t.Error("one run has no throughput over time")
+	}
 }
 
 // What is drawn is what harness.Measure computes.
