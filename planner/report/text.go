@@ -185,7 +185,7 @@ func planTable(b *bufio.Writer, ps *planner.Plans) {
 		for _, detail := range planDetails(p) {
 			wrap(b, "  ", "    ", detail)
 		}
-		if len(p.Launch) > 0 && p.Gain != nil {
+		if len(p.Launch) > 0 && p.Strategy != planner.Current && p.Strategy != planner.Default {
 			fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
 		}
 	}
