@@ -9,9 +9,9 @@ import (
 )
 
 // Probes is the workload that isolates what a cost model needs, sized to the server: every probe is one or more waves,
-// so nothing of one probe runs beside another. Names: prefill_C (lone prompts of C tokens), decode_B_c (B requests
-// decode together at a context of c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped
-// into n running decodes).
+// so nothing of one probe runs beside another. A probe that the server's context, KV cache or max_num_seqs cannot hold
+// is left out. Their names: prefill_C (lone prompts of C tokens), decode_B_c (B requests decode together at a context of
+// c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped into n running decodes).
 //
 // With quick set the design is the smallest that still separates the terms: about 15 s on an H200 with an 8B model
 // instead of 2 minutes.
@@ -24,8 +24,13 @@ func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload
 			[]int{64, 2048}, []int{16, 64}, 3, 24
 	}
 	// The server's first requests pay for warm caches and lazy work; they are sent and not kept.
-	for range 2 {
-		p.alone(workload.Request{Probe: "warmup", Phase: workload.Warmup, OutputTokens: 4}, p.fresh(256))
+	for _, c := range []int{256, 64, 16} {
+		if p.fits(1, c, 4) {
+			for range 2 {
+				p.alone(workload.Request{Probe: "warmup", Phase: workload.Warmup, OutputTokens: 4}, p.fresh(c))
+			}
+			break
+		}
 	}
 	for _, c := range prefills {
 		if !p.fits(1, c, 1) {

@@ -9,8 +9,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"kvtune/harness"
@@ -63,28 +64,48 @@ func sampleEvery(info harness.ServerInfo) time.Duration {
 }
 
 // Run sends the workload and measures. When the run ends early - the server died, ctx was cancelled - the output holds
-// what was measured, marked partial, and Run returns it with a nil error unless nothing at all was measured.
+// what was measured, its result is marked partial and says why, and the error is nil. Errors are a workload that cannot
+// be scheduled, and files that cannot be written; the output is there beside the latter once something was sent.
+//
+// While it runs the part opt.Name is "running" in the folder's manifest, and its requests grow in a file that a killed
+// process leaves readable.
 func Run(ctx context.Context, opt Options) (*Output, error) {
-	info := opt.Server.Info()
-	info.KVBytesPerToken = opt.KVBytesPerToken
-	host, err := telemetry.Host()
-	if err != nil {
-		host = "" // an unknown machine is no reason not to measure
+	if err := opt.Workload.Validate(); err != nil {
+		return nil, err
 	}
-	salt := newSalt()
-	client := opt.Server.Client(vllm.ClientOptions{Salt: salt, Vocab: opt.Vocab})
 	var writer *archive.RequestWriter
 	if opt.Folder != nil {
+		if err := opt.Folder.SetPart(opt.Name, archive.Running); err != nil {
+			return nil, err
+		}
+		var err error
 		if writer, err = opt.Folder.Requests(opt.Name); err != nil {
 			return nil, err
 		}
 	}
+	salt := newSalt()
+	run, seen, series, err := opt.send(ctx, salt, writer)
+	if run == nil {
+		return nil, err
+	}
+	out := &Output{Result: opt.result(run, seen, series, salt), Records: run.Records, Series: series}
+	if opt.Folder == nil || err != nil {
+		return out, err
+	}
+	return out, opt.keep(out)
+}
+
+// send sends the workload under watch. Its error is the writer's, or load.Do's with a nil run.
+func (opt *Options) send(ctx context.Context, salt string, writer *archive.RequestWriter) (
+	*load.Run, vllm.Watched, []harness.Sample, error) {
+	info := opt.Server.Info()
 	started := time.Now()
 	watch := opt.Server.Watch(ctx, sampleEvery(info), started)
 	machine := telemetry.Watch(sampleEvery(info), started)
 	var writeErr error
 	run, err := load.Do(ctx, load.Options{
-		Client: client, Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: opt.OnProgress,
+		Client:   opt.Server.Client(vllm.ClientOptions{Salt: salt, Vocab: opt.Vocab}),
+		Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: opt.OnProgress,
 		OnRecord: func(r workload.Record) {
 			if writer != nil && writeErr == nil {
 				writeErr = writer.Append(r)
@@ -96,39 +117,37 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 	if writer != nil {
 		writeErr = errors.Join(writeErr, writer.Close())
 	}
-	if err != nil {
-		return nil, errors.Join(err, writeErr)
-	}
+	return run, seen, series, errors.Join(err, writeErr)
+}
 
-	out := &Output{Records: run.Records, Series: series}
+// result is what a run gave.
+func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sample, salt string) *harness.Result {
+	info := opt.Server.Info()
+	info.KVBytesPerToken = opt.KVBytesPerToken
+	host, err := telemetry.Host()
+	if err != nil {
+		host = "" // an unknown machine is no reason not to measure
+	}
 	res := &harness.Result{
 		Schema: harness.ResultSchema, Name: opt.Name, Origin: harness.OriginMeasured, Config: opt.Config,
+		Partial: run.Interrupted, Why: run.Why,
 		Conditions: harness.Conditions{
-			Started: run.Started, Server: info, Host: host, Tool: opt.Tool, Command: opt.Command, Seed: opt.Config.Seed, Salt: salt,
+			Started: run.Started, Server: info, Host: host, Tool: opt.Tool, Command: opt.Command, Seed: opt.Config.Seed,
+			Salt: salt,
 		},
+		Metrics:  append(harness.Measure(run.Records), harness.Observe(info, seen.Delta, measured(series, run.Records))...),
 		Counters: seen.Delta,
-		Warnings: slices.Concat(opt.Notes, opt.Workload.Notes),
 	}
 	if info.Simulated() {
 		res.Origin = harness.OriginSimulated
 	}
-	out.Result = res
-	res.Metrics = harness.Measure(run.Records)
-	res.Metrics = append(res.Metrics, harness.Observe(info, seen.Delta, series)...)
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d
 	}
 	if lag, ok := res.Metrics.Value(harness.MetricSendLag, harness.StatP99); ok {
 		res.Conditions.SendLag99 = &lag
-		if lag > 5e-3 {
-			res.Warnings = append(res.Warnings, fmt.Sprintf("generator-limited: requests were sent up to %.1f ms late (p99); latencies "+
-				"from the due moment include it", lag*1e3))
-		}
 	}
-	res.Warnings = append(res.Warnings, checkHits(opt.Workload, run, seen.Delta)...)
-	if run.Interrupted {
-		res.Partial, res.Why = true, run.Why
-	}
+	res.Warnings = slices.Concat(opt.Notes, opt.Workload.Notes, opt.doubts(res, run, seen))
 	if ok, _ := res.Metrics.Value(harness.MetricRequests, harness.StatOK); ok == 0 && !res.Partial {
 		res.Partial, res.Why = true, "no request succeeded"
 		for _, r := range run.Records {
@@ -138,26 +157,42 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 			}
 		}
 	}
-	if opt.Folder == nil {
-		return out, nil
+	return res
+}
+
+// measured are the samples of the server's gauges and counters while measured requests were out, and all others: before
+// and after, and while blocks are primed, the server is not under the load in question.
+func measured(series []harness.Sample, records []workload.Record) []harness.Sample {
+	from, to := time.Duration(math.MaxInt64), time.Duration(0)
+	for i := range records {
+		if r := &records[i]; r.Phase == workload.Measured {
+			from, to = min(from, r.Sent), max(to, r.End())
+		}
 	}
+	return slices.DeleteFunc(slices.Clone(series), func(s harness.Sample) bool {
+		return strings.HasPrefix(s.Metric, "vllm:") && (s.T < from || s.T > to)
+	})
+}
+
+// keep writes the files of a run.
+func (opt *Options) keep(out *Output) error {
 	state := archive.Done
-	if res.Partial {
+	if out.Result.Partial {
 		state = archive.Partial
 	}
-	err = errors.Join(writeErr,
-		opt.Folder.WriteSeries(opt.Name, series),
-		opt.Folder.WriteHistograms(opt.Name, run.Started, Histograms(run.Records)),
-		opt.Folder.WriteResult(res),
+	err := errors.Join(
+		opt.Folder.WriteSeries(opt.Name, out.Series),
+		opt.Folder.WriteHistograms(opt.Name, out.Result.Conditions.Started, Histograms(out.Records)),
+		opt.Folder.WriteResult(out.Result),
 	)
-	if err == nil {
-		err = opt.Folder.SetPart(opt.Name, state)
+	if err != nil {
+		return err
 	}
-	return out, err
+	return opt.Folder.SetPart(opt.Name, state)
 }
 
 // Histograms are the latencies of the measured requests that succeeded, one interval per tag: TTFT and E2E from the
-// moment from which the user waits, ITL per gap, TPOT per request.
+// moment from which the user waits, ITL per gap between events, TPOT per request.
 func Histograms(records []workload.Record) []hist.Interval {
 	tags := []hist.Tag{hist.TTFT, hist.ITL, hist.TPOT, hist.E2E}
 	out := make([]hist.Interval, len(tags))
@@ -186,32 +221,6 @@ func Histograms(records []workload.Record) []hist.Interval {
 		out[i].Length = end
 	}
 	return out
-}
-
-// checkHits compares the prefix-cache hits that the workload must have with what the server counted.
-func checkHits(w *workload.Workload, run *load.Run, delta map[string]float64) []string {
-	hits, ok := delta["vllm:prefix_cache_hits_total"]
-	if !ok || w.BlockSize == 0 || run.Interrupted {
-		return nil
-	}
-	expected, primed := 0, false
-	for i := range w.Requests {
-		r := &w.Requests[i]
-		switch {
-		case r.Session != "":
-			return nil // conversations also hit what was generated: no fixed number is due
-		case r.Phase == workload.Prime:
-			primed = true
-		default:
-			expected += r.SharedTokens / w.BlockSize * w.BlockSize
-		}
-	}
-	// Without priming (a trace) whoever comes first computes, and who that is depends on timing.
-	if primed && int(hits) != expected {
-		return []string{fmt.Sprintf("the server counted %d prefix-cache hit tokens, the workload should have had %d: blocks were "+
-			"evicted, prefix caching is off, or others use the server", int(hits), expected)}
-	}
-	return nil
 }
 
 // newSalt keeps the prefixes of earlier runs out of this one.

@@ -8,16 +8,21 @@ import (
 	"kvtune/harness/workload"
 )
 
-// Workload makes what a configuration describes, for a server. The block size is the server's. A workload that does not
-// fit the server's context is scaled down, M first and then C, and says so in its Notes - unless the configuration sets
-// max_model_len itself: then it is an error.
+// Workload makes what a configuration describes, for a server. The block size is the server's; where the configuration
+// wishes for another one and has M blocks, the Notes say so. A workload that does not fit the server's context is scaled
+// down, M first and then C, and says so in its Notes - unless the configuration sets max_model_len itself: then it is a
+// [*harness.FieldError].
 func Workload(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, error) {
 	limit := info.MaxModelLen
 	if cfg.MaxModelLen > 0 && (limit == 0 || cfg.MaxModelLen < limit) {
 		limit = cfg.MaxModelLen
 	}
-	if info.BlockSize > 0 {
-		cfg.BlockSize = info.BlockSize
+	var notes []string
+	if wish := cfg.BlockSize; info.BlockSize > 0 {
+		if cfg.BlockSize = info.BlockSize; cfg.M > 0 && wish > 0 && wish != info.BlockSize && cfg.Trace == "" {
+			notes = append(notes, fmt.Sprintf("M counts blocks of %d tokens, the server's block_size, not of %d as asked for",
+				info.BlockSize, wish))
+		}
 	}
 	if cfg.Trace != "" {
 		return readTrace(cfg, limit)
@@ -26,9 +31,10 @@ func Workload(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, 
 	if err != nil {
 		return nil, err
 	}
-	var notes []string
 	if cfg.MaxModelLen == 0 && limit > 0 {
-		spec, notes = spec.Fit(limit)
+		var scaled []string
+		spec, scaled = spec.Fit(limit)
+		notes = append(notes, scaled...)
 	}
 	spec.MaxModelLen = limit
 	w, err := spec.Build()

@@ -1,0 +1,75 @@
+package profile
+
+import (
+	"fmt"
+
+	"kvtune/harness"
+	"kvtune/harness/load"
+	"kvtune/harness/vllm"
+	"kvtune/harness/workload"
+)
+
+// maxLag is the lateness of the generator (p99) above which a run is called generator-limited: it is what a token takes
+// on a fast server.
+const maxLag = 5e-3
+
+// doubts are what a reader must know before believing a run's numbers, one sentence each.
+func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched) []string {
+	var doubts []string
+	add := func(format string, args ...any) { doubts = append(doubts, fmt.Sprintf(format, args...)) }
+	if lag := res.Conditions.SendLag99; lag != nil && *lag > maxLag {
+		add("generator-limited: requests were sent up to %.1f ms late (p99); latencies from the due moment include it", *lag*1e3)
+	}
+	if seen.Err != nil && !run.Interrupted {
+		add("the server's metrics could not be read at the end of the run (%v): counters end at the last reading", seen.Err)
+	}
+	if n := foreign(run.Records, seen.Delta); n > 0 {
+		add("contaminated: the server processed %d prompt tokens that are not ours; others used it during the run", n)
+	}
+	counted, due, ok := hits(opt.Workload, run, seen.Delta)
+	if info := res.Conditions.Server; ok && counted != due {
+		why := "blocks were evicted, or others use the server"
+		if n := seen.Delta["vllm:num_preemptions_total"]; n > 0 {
+			why = fmt.Sprintf("%.0f requests were preempted, and looked their prompts up again", n)
+		}
+		if on := info.EnablePrefixCaching; on != nil && !*on {
+			why = "prefix caching is off"
+		}
+		add("the server counted %d prefix-cache hit tokens, the workload should have had %d: %s", counted, due, why)
+	}
+	return doubts
+}
+
+// foreign are the prompt tokens that the server counted and that no request of the run accounts for; 0 when it does not
+// count any. vLLM counts a prompt when its first token is out, so that a request that failed or was cut off may be among
+// what was counted, and is taken to be.
+func foreign(records []workload.Record, delta vllm.Counters) int {
+	ours := 0
+	for i := range records {
+		ours += records[i].PromptTokens
+	}
+	return max(0, int(delta["vllm:prompt_tokens_total"])-ours)
+}
+
+// hits are the prefix-cache hit tokens that the server counted, and those that the workload must have; ok is false where
+// no fixed number is due.
+func hits(w *workload.Workload, run *load.Run, delta vllm.Counters) (counted, due int, ok bool) {
+	total, ok := delta["vllm:prefix_cache_hits_total"]
+	if !ok || w.BlockSize == 0 || run.OK < len(w.Requests) {
+		return 0, 0, false
+	}
+	primed := false
+	for i := range w.Requests {
+		r := &w.Requests[i]
+		switch {
+		case r.Session != "":
+			return 0, 0, false // conversations also hit what was generated
+		case r.Phase == workload.Prime:
+			primed = true
+		default:
+			due += r.SharedTokens / w.BlockSize * w.BlockSize
+		}
+	}
+	// Without priming (a trace) whoever comes first computes, and who that is depends on timing.
+	return int(total), due, primed
+}
