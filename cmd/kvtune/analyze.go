@@ -39,7 +39,7 @@ func analyze(c *cli.Context) error {
 		if s, err = setupOf(c, configs[0].Model); err != nil {
 			return err
 		}
-		if err := check(configs); err != nil {
+		if err := check(s.GPU, configs...); err != nil {
 			return err
 		}
 		if err := s.open(c.Path("output-dir")); err != nil {

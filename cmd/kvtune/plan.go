@@ -152,11 +152,11 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := check([]harness.Config{cfg}); err != nil {
-		return nil, err
-	}
 	model, gpu, err := shapes(c)
 	if err != nil {
+		return nil, err
+	}
+	if err := check(gpu, cfg); err != nil {
 		return nil, err
 	}
 	var m *cost.Model

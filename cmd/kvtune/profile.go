@@ -7,6 +7,9 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/profile"
+	"kvtune/harness/vllmflags"
+	"kvtune/harness/workflow"
+	"kvtune/planner/spec"
 )
 
 func profileCommand() *cli.Command {
@@ -36,7 +39,7 @@ func profileAction(c *cli.Context) error {
 		return err
 	}
 	defer s.screen.close()
-	if err := check(configs); err != nil {
+	if err := check(s.GPU, configs...); err != nil {
 		return err
 	}
 	if err := s.open(c.Path("output-dir")); err != nil {
@@ -80,13 +83,18 @@ func configsOf(c *cli.Context, name string) ([]harness.Config, error) {
 }
 
 // check refuses, before anything is started or written, what can be known to be impossible: a workload that does not fit
-// an explicit max_model_len, a trace that cannot be read.
-func check(configs []harness.Config) error {
+// an explicit max_model_len, a trace that cannot be read. Where no block size is given it is the device's default.
+func check(gpu spec.GPU, configs ...harness.Config) error {
+	assumed := vllmflags.Defaults("", workflow.DeviceOf(gpu)).BlockSize
 	for _, cfg := range configs {
 		if cfg.MaxModelLen == 0 && cfg.Trace == "" {
 			continue // scaled to the server's context
 		}
-		if _, err := profile.Workload(cfg, harness.ServerInfo{}); err != nil {
+		var info harness.ServerInfo
+		if cfg.BlockSize == 0 {
+			info.BlockSize = assumed
+		}
+		if _, err := profile.Workload(cfg, info); err != nil {
 			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
 		}
 	}

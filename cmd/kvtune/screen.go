@@ -47,6 +47,15 @@ func (s *screen) stage(title string) {
 	}
 }
 
+// detail says what the present stage is at, on a terminal only: a server's log has hundreds of lines.
+func (s *screen) detail(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bars != nil && text != "" {
+		fmt.Fprintf(s.w, "\r\033[K%.*s", 100, s.title+": "+text)
+	}
+}
+
 // progress moves the bar of the present stage.
 func (s *screen) progress(p load.Progress) {
 	s.mu.Lock()

@@ -89,7 +89,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 			return nil, usagef("--launch needs --model: the model to serve, a name or a folder with its config.json")
 		}
 		s.Source = &workflow.Launched{
-			Argv: argv, Model: c.String("model"), Extra: extraArgs(c), Opts: opts, OnProgress: s.screen.stage,
+			Argv: argv, Model: c.String("model"), Extra: extraArgs(c), Opts: opts, OnProgress: s.screen.detail,
 			Device: workflow.DeviceOf(gpu),
 		}
 	default:

@@ -50,7 +50,7 @@ func workflowAction(c *cli.Context) error {
 		return err
 	}
 	defer s.screen.close()
-	if err := check(configs); err != nil {
+	if err := check(s.GPU, configs...); err != nil {
 		return err
 	}
 	if err := s.open(c.Path("output-dir")); err != nil {

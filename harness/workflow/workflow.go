@@ -16,6 +16,7 @@ import (
 	"kvtune/harness/archive"
 	"kvtune/harness/load"
 	"kvtune/harness/profile"
+	"kvtune/harness/vllmflags"
 	"kvtune/planner"
 	"kvtune/planner/analysis"
 	"kvtune/planner/report"
@@ -240,11 +241,13 @@ func (opt *Options) verifyChosen(ctx context.Context, out *Outcome) error {
 		}
 		// Also a plan that changes nothing is measured anew: the model has seen the run that it was fitted on.
 		name := out.Runs[i].Result.Name
-		cfg := verification(out.Plans[i].Config, plan)
+		cfg, err := opt.verification(out.Plans[i].Config, plan)
+		if err != nil {
+			return err
+		}
 		run := opt.resumed(cfg.Name, cfg)
 		if run == nil {
 			opt.stage("%s: verifying the plan", name)
-			var err error
 			if run, err = opt.Profile(ctx, cfg); err != nil {
 				return fmt.Errorf("%s: verify: %w", name, err)
 			}
@@ -265,16 +268,30 @@ func (opt *Options) verifyChosen(ctx context.Context, out *Outcome) error {
 var ErrNotRestartable = errors.New("the running server keeps its settings; start one with the planned flags and point " +
 	"`kvtune verify --endpoint` at it, or use --launch")
 
-// verification is the configuration that measures a plan: the workload it was made for under the plan's settings.
-func verification(cfg harness.Config, plan *planner.Plan) harness.Config {
-	cfg.EngineArgs, cfg.Name = plan.Args, cfg.Name+"_verify"
-	return cfg
+// verification is the configuration that measures a plan: the workload it was made for, and those of the plan's settings
+// that are not vLLM's defaults, so that flags which the user passes on unchanged stay free.
+func (s *Setup) verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
+	device := DeviceOf(s.GPU)
+	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, "", device)
+	cfg.EngineArgs, cfg.Name = harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, cfg.Name+"_verify"
+	for _, f := range vllmflags.Known("", device) {
+		if v := vllmflags.Get(plan.Args, f.Name); v != vllmflags.Get(defaults, f.Name) {
+			if err := vllmflags.Set(&cfg.EngineArgs, f.Name, v); err != nil {
+				return cfg, fmt.Errorf("plan %s: %w", plan.Strategy, err)
+			}
+		}
+	}
+	return cfg, nil
 }
 
 // Verify measures a plan on a server started with its settings and puts the figures into the plan. A running server is
 // measured when it has the planned settings as far as it states them; else the error is [ErrNotRestartable].
 func (s *Setup) Verify(ctx context.Context, cfg harness.Config, plan *planner.Plan) (*profile.Output, error) {
-	ep, err := s.Source.Start(ctx, plan.Args)
+	cfg, err := s.verification(cfg, plan)
+	if err != nil {
+		return nil, err
+	}
+	ep, err := s.Source.Start(ctx, cfg.EngineArgs)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +300,7 @@ func (s *Setup) Verify(ctx context.Context, cfg harness.Config, plan *planner.Pl
 			(!info.Args.Equal(harness.EngineArgs{}) && !info.Args.Equal(plan.Args))) {
 		return nil, errors.Join(ErrNotRestartable, ep.Close())
 	}
-	run, err := s.Measure(ctx, ep, verification(cfg, plan))
+	run, err := s.Measure(ctx, ep, cfg)
 	if err = errors.Join(err, ep.Close()); err != nil {
 		return nil, err
 	}
