@@ -10,7 +10,7 @@ import (
 // check verifies what must hold between any two calls: every block is held as often as its count says, the free queue
 // has exactly the blocks nobody holds, and the index finds exactly the registered blocks.
 func (s *Scheduler) check() error {
-	refs := make([]int32, len(s.pool.blocks))
+	refs := make([]int32, s.cfg.NumGPUBlocks)
 	live := 0
 	for slot := range s.requests {
 		r := &s.requests[slot]
@@ -38,27 +38,27 @@ func (s *Scheduler) check() error {
 	if live != len(s.slots) || live != len(s.running)+s.waiting.n {
 		return fmt.Errorf("%d requests live, %d are known, %d run, %d wait", live, len(s.slots), len(s.running), s.waiting.n)
 	}
-	free, end := 0, s.pool.end()
-	for b, prev := s.pool.blocks[end].next, end; b != end; prev, b = b, s.pool.blocks[b].next {
-		if s.pool.blocks[b].prev != prev || b == 0 {
-			return fmt.Errorf("the free queue is broken at block %d", b)
-		}
-		if free++; free > s.pool.free {
-			return fmt.Errorf("the free queue has more than %d blocks", s.pool.free)
-		}
-		refs[b] -= 1 << 20
+	free := s.pool.queued()
+	if len(free) != s.pool.free {
+		return fmt.Errorf("the free queue has %d blocks, not %d", len(free), s.pool.free)
 	}
-	if free != s.pool.free {
-		return fmt.Errorf("the free queue has %d blocks, not %d", free, s.pool.free)
+	for _, b := range free {
+		refs[b] -= 1 << 20
 	}
 	registered := 0
 	for b := 1; b < s.cfg.NumGPUBlocks; b++ {
-		x := &s.pool.blocks[b]
 		if refs[b] == -1<<20 {
 			refs[b] = 0 // in the free queue
 		} else if refs[b] <= 0 {
 			return fmt.Errorf("block %d is held %d times but in no queue", b, refs[b])
 		}
+		if b >= len(s.pool.blocks) {
+			if refs[b] != 0 {
+				return fmt.Errorf("block %d is held and was never used", b)
+			}
+			continue
+		}
+		x := &s.pool.blocks[b]
 		if refs[b] != x.ref {
 			return fmt.Errorf("block %d is held %d times, counted %d", b, refs[b], x.ref)
 		}

@@ -2,23 +2,31 @@ package sim
 
 import "math/bits"
 
-// block is one KV block. Links are block numbers; the pool's last element is the ends of the free queue.
+// block is one KV block.
 type block struct {
 	hash       uint64
-	prev, next int32 // in the free queue; -1 when not in it
+	prev, next int32 // in the queue of freed blocks
 	twin       int32 // the next block with the same hash, in order of registration; 0 is none
 	ref        int32 // requests that hold it
 	indexed    bool  // findable under hash, until evicted
 }
 
 // pool is vLLM's BlockPool: reference counts, the free queue and the index from content hash to block.
-// Block 0 is the null block; it is never free and never held.
+//
+// The free queue has three parts, taken from in this order: stack, the blocks that were never used, and the queue. A new
+// pool is all never used, so it costs nothing to make, however large the cache.
 //
 // Source: vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), vLLM 0.24 to 0.33.
 type pool struct {
+	// blocks are those that were ever used, by number; the others up to size follow in ascending order. Block 0 is the
+	// null block: never free and never held, its links are the ends of the queue.
 	blocks []block
+	size   int
 	free   int
-	// fifo is the order before vLLM 0.24: every freed block goes to the tail, hashed or not.
+	// stack holds freed blocks without a hash, the last of them used next. They cannot be hit, so they leave in no other
+	// way.
+	stack []int32
+	// fifo is the order before vLLM 0.24: every freed block goes to the tail of the queue, hashed or not.
 	fifo bool
 	// index is an open-addressing table of first blocks, 0 is empty; made at the first registration, since many runs
 	// share nothing.
@@ -26,49 +34,46 @@ type pool struct {
 	shift int
 }
 
+// newPool makes a pool of n blocks, the null block included.
 func newPool(n int, fifo bool) pool {
-	p := pool{blocks: make([]block, n+1), free: n - 1, fifo: fifo}
-	for i := range p.blocks {
-		p.blocks[i].prev, p.blocks[i].next = int32(i-1), int32(i+1)
-	}
-	end := int32(n)
-	p.blocks[0].prev, p.blocks[0].next = -1, -1
-	first, last := int32(1), end-1
-	p.blocks[end].next, p.blocks[end].prev = first, last
-	p.blocks[first].prev, p.blocks[last].next = end, end
-	return p
+	return pool{blocks: make([]block, 1), size: n, free: n - 1, fifo: fifo}
 }
 
-func (p *pool) end() int32 { return int32(len(p.blocks) - 1) }
-
+// unlink takes a block out of the queue.
 func (p *pool) unlink(b int32) {
 	x := &p.blocks[b]
 	p.blocks[x.prev].next, p.blocks[x.next].prev = x.next, x.prev
-	x.prev, x.next = -1, -1
 	p.free--
 }
 
-// link puts b between the neighbours prev and next.
-func (p *pool) link(b, prev, next int32) {
-	x := &p.blocks[b]
-	x.prev, x.next = prev, next
-	p.blocks[prev].next, p.blocks[next].prev = b, b
+// pushBack puts a block at the tail of the queue.
+func (p *pool) pushBack(b int32) {
+	last := p.blocks[0].prev
+	p.blocks[b].prev, p.blocks[b].next = last, 0
+	p.blocks[last].next, p.blocks[0].prev = b, b
 	p.free++
 }
-
-func (p *pool) pushFront(b int32) { p.link(b, p.end(), p.blocks[p.end()].next) }
-func (p *pool) pushBack(b int32)  { p.link(b, p.blocks[p.end()].prev, p.end()) }
 
 // take removes the head of the free queue for a new holder. Content that it still had is evicted here, lazily.
 // The caller has checked that a block is free.
 func (p *pool) take() int32 {
-	b := p.blocks[p.end()].next
-	p.unlink(b)
-	x := &p.blocks[b]
-	if x.indexed {
-		p.forget(b)
+	var b int32
+	switch n := len(p.stack); {
+	case n > 0:
+		b, p.stack = p.stack[n-1], p.stack[:n-1]
+		p.free--
+	case len(p.blocks) < p.size:
+		b, p.blocks = int32(len(p.blocks)), append(p.blocks, block{})
+		p.free--
+	default:
+		b = p.blocks[0].next
+		p.unlink(b)
+		if p.blocks[b].indexed {
+			p.forget(b)
+			p.blocks[b].indexed = false
+		}
 	}
-	x.indexed, x.ref = false, 1
+	p.blocks[b].ref = 1
 	return b
 }
 
@@ -80,14 +85,14 @@ func (p *pool) touch(b int32) {
 	p.blocks[b].ref++
 }
 
-// release gives back a request's blocks. The first full of them are full and hashed (none without
-// prefix caching). Later blocks are evicted before earlier
-// ones; blocks without a hash are reused first, the last of them at once.
+// release gives back a request's blocks. The first full of them are full and hashed (none without prefix caching). Later
+// blocks are evicted before earlier ones; blocks without a hash are reused first, the last of them at once.
 func (p *pool) release(held []int32, full int) {
 	if !p.fifo {
 		for _, b := range held[full:] {
 			p.blocks[b].ref--
-			p.pushFront(b)
+			p.stack = append(p.stack, b)
+			p.free++
 		}
 		held = held[:full]
 	}
@@ -120,7 +125,7 @@ func (p *pool) find(hash uint64) int32 {
 // register makes a full block findable. Equal content may be held twice: vLLM does not merge blocks.
 func (p *pool) register(b int32, hash uint64) {
 	if p.index == nil {
-		n := bits.Len(uint(2 * len(p.blocks)))
+		n := bits.Len(uint(2 * p.size))
 		p.index, p.shift = make([]int32, 1<<n), 64-n
 	}
 	x := &p.blocks[b]

@@ -3,13 +3,32 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
 
+// queued is the free queue, the block that is used next first. It ends early where links do not fit.
+func (p *pool) queued() []int32 {
+	var all []int32
+	for _, b := range slices.Backward(p.stack) {
+		all = append(all, b)
+	}
+	for b := len(p.blocks); b < p.size; b++ {
+		all = append(all, int32(b))
+	}
+	for prev, b := int32(0), p.blocks[0].next; b != 0; prev, b = b, p.blocks[b].next {
+		if p.blocks[b].prev != prev || len(all) > p.size {
+			break
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
 func (p *pool) order() string {
 	s := ""
-	for b := p.blocks[p.end()].next; b != p.end(); b = p.blocks[b].next {
+	for _, b := range p.queued() {
 		s += fmt.Sprint(b)
 	}
 	return s
@@ -41,6 +60,9 @@ func TestIndexAgainstAMap(t *testing.T) {
 	const n = 600
 	rng := rand.New(rand.NewPCG(1, 1))
 	p := newPool(n, false)
+	for range n - 1 {
+		p.take()
+	}
 	model := map[uint64][]int32{}
 	for range 50_000 {
 		b := int32(1 + rng.IntN(n-1))
