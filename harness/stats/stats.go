@@ -8,6 +8,7 @@ package stats
 import (
 	"math"
 	"slices"
+	"sort"
 
 	"gonum.org/v1/gonum/stat"
 	"gonum.org/v1/gonum/stat/distuv"
@@ -98,15 +99,8 @@ func (s Sample) PercentileInterval(p, level float64, independent int) Interval {
 	b := distuv.Binomial{N: float64(independent), P: p / 100}
 	tail := (1 - level) / 2
 	// low is the largest rank l (from 1) with P(X <= l-1) <= tail; high the smallest u with P(X >= u) <= tail.
-	low, high := 0, independent+1
-	centre := int(p / 100 * float64(independent))
-	spread := int(8*math.Sqrt(float64(independent))) + 2 // far outside any usual level: a bound for the search
-	for l := max(1, centre-spread); l <= independent && b.CDF(float64(l-1)) <= tail; l++ {
-		low = l
-	}
-	for u := min(independent, centre+spread); u >= 1 && 1-b.CDF(float64(u-1)) <= tail; u-- {
-		high = u
-	}
+	low := sort.Search(independent, func(l int) bool { return b.CDF(float64(l)) > tail })
+	high := 1 + sort.Search(independent, func(u int) bool { return 1-b.CDF(float64(u)) <= tail })
 	iv := Interval{math.Inf(-1), math.Inf(1)}
 	// The interpolated percentile may lie between the largest values while the bound is the largest: keep it inside.
 	if low >= 1 {
