@@ -80,7 +80,7 @@ func intervals() []Interval {
 		{TTFT, 0, time.Second, recorder(1, 1000)},
 		{ITL, 0, time.Second, recorder(2, 50)},
 		{TTFT, 1001 * time.Millisecond, 999 * time.Millisecond, over},
-		{STEP, 2 * time.Second, 123456 * time.Microsecond, New()},
+		{E2E, 2 * time.Second, 123456 * time.Microsecond, New()},
 		{"", 3 * time.Second, time.Second, recorder(4, 1)},
 	}
 }

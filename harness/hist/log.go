@@ -23,7 +23,6 @@ const (
 	ITL  Tag = "ITL"
 	TPOT Tag = "TPOT"
 	E2E  Tag = "E2E"
-	STEP Tag = "STEP"
 )
 
 // Interval is what one series held during one stretch of a run.
