@@ -78,8 +78,9 @@ type Model struct {
 	// Knots are the k of the seqs terms, ascending from 0. Knee is in tokens.
 	Knots []int
 	Knee  int
-	// RequestLatency is the time from sending a request to the scheduler seeing it, plus that from the first token's
-	// step to the client; TokenLatency is what each later token takes from its step to the client.
+	// RequestLatency is the time from sending a request until the scheduler sees it, TokenLatency that from the end of a
+	// step until its tokens are at the client, the first token's too. Requests show only the sum of both (what a first
+	// token takes besides its steps); [Fit] takes TokenLatency from the prior and puts the rest into RequestLatency.
 	RequestLatency, TokenLatency time.Duration
 	// FittedOn names the runs behind a fitted model; Range is what their steps covered; Errors how well it held.
 	FittedOn []string

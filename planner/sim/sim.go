@@ -30,8 +30,9 @@ type Config struct {
 	// free queue (24), how prefix queries are counted (27), the threshold of a lone request (31), outputs that leave
 	// max_model_len (32), a request that preempts itself under the priority policy (33).
 	Release int
-	// RequestLatency is what the API server adds before the scheduler sees a request, plus what it takes to deliver the
-	// first token; TokenLatency is added to every streamed event.
+	// RequestLatency is the time from the send until the scheduler sees a request; TokenLatency that from the end of a
+	// step until its tokens are at the client, the first token's too. A request that meets an idle engine gets its first
+	// token after RequestLatency, its step and TokenLatency.
 	RequestLatency, TokenLatency time.Duration
 }
 
