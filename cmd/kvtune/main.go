@@ -36,9 +36,10 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := interruptible(stderr)
 	defer stop()
-	args, extra := splitExtra(args)
-	app := newApp(stdout, stderr, extra)
-	err := app.RunContext(ctx, args)
+	own, extra := splitExtra(args)
+	app := newApp(stdout, stderr)
+	app.Metadata = map[string]any{"command": args, "extra": extra}
+	err := app.RunContext(ctx, own)
 	if err == nil {
 		return exitDone
 	}
@@ -125,7 +126,7 @@ func version() string {
 	return "development build"
 }
 
-func newApp(stdout, stderr io.Writer, extra []string) *cli.App {
+func newApp(stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:                      "kvtune",
 		Usage:                     "profile a vLLM server and its KV cache, say what binds, and plan its settings",
@@ -134,7 +135,6 @@ func newApp(stdout, stderr io.Writer, extra []string) *cli.App {
 		DisableSliceFlagSeparator: true,
 		Writer:                    stdout,
 		ErrWriter:                 stderr,
-		Metadata:                  map[string]any{"extra": extra},
 		Commands: []*cli.Command{
 			workflowCommand(), profileCommand(), analyzeCommand(), fitCommand(), simulateCommand(), planCommand(),
 			verifyCommand(), serveCommand(),

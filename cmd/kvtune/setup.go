@@ -35,7 +35,7 @@ type setup struct {
 // anything is written.
 func setupOf(c *cli.Context, model string) (*setup, error) {
 	s := &setup{screen: newScreen(c.App.ErrWriter)}
-	s.Command, s.Tool = os.Args, "kvtune "+version()
+	s.Command, s.Tool = words(c, "command"), "kvtune "+version()
 	s.OnStage, s.OnProgress = s.screen.stage, s.screen.progress
 	gpu, err := spec.FindGPU(c.String("gpu"))
 	if err != nil {
@@ -50,7 +50,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 	if endpoint != "" && launch {
 		return nil, usagef("--endpoint and --launch exclude each other: measure a running server, or start one")
 	}
-	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(extraArgs(c)) > 0) {
+	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(words(c, "extra")) > 0) {
 		return nil, usagef("--launch-arg and flags after -- are for servers that kvtune starts: add --launch")
 	}
 	if s.Model, err = spec.FindModel(model); err != nil {
@@ -89,7 +89,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 			return nil, usagef("--launch needs --model: the model to serve, a name or a folder with its config.json")
 		}
 		s.Source = &workflow.Launched{
-			Argv: argv, Model: c.String("model"), Extra: extraArgs(c), Opts: opts, OnProgress: s.screen.detail,
+			Argv: argv, Model: c.String("model"), Extra: words(c, "extra"), Opts: opts, OnProgress: s.screen.detail,
 			Device: workflow.DeviceOf(gpu),
 		}
 	default:
@@ -111,10 +111,10 @@ func (s *setup) open(dir string) error {
 	return nil
 }
 
-// extraArgs are the words after "--".
-func extraArgs(c *cli.Context) []string {
-	extra, _ := c.App.Metadata["extra"].([]string)
-	return extra
+// words are the command line ("command"), or what stands behind "--" in it ("extra").
+func words(c *cli.Context, which string) []string {
+	list, _ := c.App.Metadata[which].([]string)
+	return list
 }
 
 // apiKey comes from the environment, or from a file that the environment names, never from the command line, where

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness/workflow"
@@ -35,7 +33,7 @@ func simulate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	run.Result.Conditions.Command, run.Result.Conditions.Tool = os.Args, "kvtune "+version()
+	run.Result.Conditions.Command, run.Result.Conditions.Tool = words(c, "command"), "kvtune "+version()
 	s := &setup{}
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err

@@ -170,11 +170,10 @@ func (b *Basis) Simulate(ctx context.Context) (*report.Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := sim.FromArgs(b.Server.Args, b.Server.NumGPUBlocks)
+	cfg, err := b.Server.Config(b.Server.Args)
 	if err != nil {
 		return nil, err
 	}
-	cfg.RequestLatency, cfg.TokenLatency = b.Server.Cost.RequestLatency, b.Server.Cost.TokenLatency
 	out, err := sim.Run(ctx, cfg, b.Server.Cost, w, sim.Options{Steps: true, Series: true})
 	if err != nil {
 		return nil, err
@@ -192,6 +191,7 @@ func (b *Basis) Simulate(ctx context.Context) (*report.Run, error) {
 	return &report.Run{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series}, nil
 }
 
+// DeviceOf is what vLLM's defaults and legal values depend on.
 func DeviceOf(gpu spec.GPU) vllmflags.Device {
-	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory}
+	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory, CPU: gpu.CPU}
 }
