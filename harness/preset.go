@@ -12,9 +12,9 @@ func DefaultConfig() Config {
 // PresetNames are the presets, in the order in which help lists them.
 func PresetNames() []string { return []string{"low-latency", "high-throughput", "memory-efficient"} }
 
-// Preset returns a preset: [DefaultConfig] with the preset's workload and server settings under its name. The values
-// are those that the names have always stood for: what a vLLM version refuses of them (block_size 8, swap_space) is replaced and
-// reported when the flags are made, by package vllmflags. An unknown name is a [*FieldError].
+// Preset returns a preset: [DefaultConfig] with the preset's workload and server settings under its name. What a vLLM
+// version refuses of them (block_size 8, swap_space) is replaced and reported when the flags are made, by package
+// vllmflags. An unknown name is a [*FieldError].
 func Preset(name string) (Config, error) {
 	c := DefaultConfig()
 	c.Name = name

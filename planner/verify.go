@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 
 	"kvtune/harness"
 )
@@ -51,15 +49,10 @@ func ReadPlans(r io.Reader) (*Plans, error) {
 	if err := json.NewDecoder(r).Decode(&plans); err != nil {
 		return nil, fmt.Errorf("plans: %w; expected the JSON that `kvtune plan` writes", err)
 	}
-	kind, version, _ := strings.Cut(plans.Schema, "/")
-	major, err := strconv.Atoi(version)
-	switch {
-	case kind != "kvtune.plans" || err != nil || major < 1:
-		return nil, fmt.Errorf("plans: the schema is %q, expected %s; give the file that `kvtune plan` writes", plans.Schema,
-			Schema)
-	case major > 1:
-		return nil, fmt.Errorf("plans: the schema is %s and this kvtune reads %s: use a newer kvtune", plans.Schema, Schema)
-	case len(plans.Plans) == 0 && plans.Infeasible == nil:
+	if err := harness.CheckSchema(plans.Schema, Schema); err != nil {
+		return nil, fmt.Errorf("plans: %w; give the file that `kvtune plan` writes", err)
+	}
+	if len(plans.Plans) == 0 && plans.Infeasible == nil {
 		return nil, errors.New("plans: the file holds no plan")
 	}
 	return &plans, nil

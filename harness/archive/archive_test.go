@@ -164,7 +164,7 @@ func TestOpenRefuses(t *testing.T) {
 		{filepath.Join(dir, "nothing"), "does not exist"},
 		{dir, "is not a kvtune archive: it has no manifest.json and no file that ends in one of _results.json"},
 		{write(t, filepath.Join(dir, "notes.txt"), "hello"), "is not a file of a kvtune archive"},
-		{newer, "schema kvtune.archive/2 is newer than this kvtune reads (up to kvtune.archive/1): update kvtune"},
+		{newer, "schema kvtune.archive/2 is newer than this kvtune reads (up to kvtune.archive/1): use a newer kvtune"},
 		{other, `no "schema" in it`},
 		{os.DevNull, "neither a folder nor a file"},
 	} {
@@ -179,7 +179,7 @@ func TestReadJSONRefuses(t *testing.T) {
 		{"", "empty file"},
 		{`{"schema": "kvtune.result/1", "name": "a`, "cut short"},
 		{"{\n\"schema\": \"kvtune.result/1\",\n oops}", "line 3"},
-		{`{"schema": "kvtune.plans/1"}`, "a file of kind kvtune.plans: expected kvtune.result"},
+		{`{"schema": "kvtune.plans/1"}`, "a file of kind kvtune.plans: expected kvtune.result/1"},
 		{`{"schema": "kvtune.result/9"}`, "newer than this kvtune reads"},
 		{`{"schema": "kvtune.result"}`, "not of the form kind/version"},
 		{`{"schema": "kvtune.result/0"}`, "not of the form kind/version"},
@@ -188,13 +188,13 @@ func TestReadJSONRefuses(t *testing.T) {
 		{`{"schema": "kvtune.result/1", "name": 5}`, `"name" is a number, expected a string`},
 	} {
 		var r harness.Result
-		if err := DecodeJSON([]byte(c.text), harness.ResultSchema, &r); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := decodeJSON([]byte(c.text), harness.ResultSchema, &r); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.text, err, c.want)
 		}
 	}
 	var r harness.Result
 	minor := `{"schema": "kvtune.result/1.4", "name": "x", "a_field_of_tomorrow": {"deep": [1]}}`
-	if err := DecodeJSON([]byte(minor), harness.ResultSchema, &r); err != nil || r.Name != "x" {
+	if err := decodeJSON([]byte(minor), harness.ResultSchema, &r); err != nil || r.Name != "x" {
 		t.Errorf("newer minor version with unknown fields: %v", err)
 	}
 }
@@ -204,7 +204,7 @@ func FuzzDecodeJSON(f *testing.F) {
 	f.Add([]byte(`{"schema": "/"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var r harness.Result
-		if DecodeJSON(data, harness.ResultSchema, &r) == nil && !strings.HasPrefix(r.Schema, "kvtune.result/") {
+		if decodeJSON(data, harness.ResultSchema, &r) == nil && !strings.HasPrefix(r.Schema, "kvtune.result/") {
 			t.Fatalf("accepted schema %q", r.Schema)
 		}
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"kvtune/harness"
@@ -19,14 +18,14 @@ func ReadJSON(path, schema string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := DecodeJSON(data, schema, v); err != nil {
+	if err := decodeJSON(data, schema, v); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
 
-// DecodeJSON is [ReadJSON] on bytes.
-func DecodeJSON(data []byte, schema string, v any) error {
+// decodeJSON is [ReadJSON] on bytes.
+func decodeJSON(data []byte, schema string, v any) error {
 	var head struct {
 		Schema *string `json:"schema"`
 	}
@@ -36,7 +35,7 @@ func DecodeJSON(data []byte, schema string, v any) error {
 	if head.Schema == nil {
 		return fmt.Errorf("no \"schema\" in it: expected a file of kind %s", schema)
 	}
-	if err := checkSchema(*head.Schema, schema); err != nil {
+	if err := harness.CheckSchema(*head.Schema, schema); err != nil {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
@@ -66,32 +65,6 @@ func jsonError(data []byte, err error) error {
 func lineAt(data []byte, offset int64) int {
 	return 1 + strings.Count(string(data[:min(int(offset), len(data))]), "\n")
 }
-
-// checkSchema compares "kind/major" strings.
-func checkSchema(got, want string) error {
-	kind, major, ok := splitSchema(got)
-	wantKind, wantMajor, _ := splitSchema(want)
-	switch {
-	case !ok:
-		return fmt.Errorf("schema %q is not of the form kind/version: expected %s", got, want)
-	case kind != wantKind:
-		return fmt.Errorf("a file of kind %s: expected %s", kind, wantKind)
-	case major > wantMajor:
-		return fmt.Errorf("schema %s is newer than this kvtune reads (up to %s): update kvtune", got, want)
-	}
-	return nil
-}
-
-// splitSchema takes "kvtune.result/1" and "kvtune.result/1.2" apart.
-func splitSchema(s string) (kind string, major int, ok bool) {
-	kind, version, found := strings.Cut(s, "/")
-	digits, _, _ := strings.Cut(version, ".")
-	major, err := strconv.Atoi(digits)
-	return kind, major, found && kind != "" && err == nil && major >= 1
-}
-
-// ResultName is the name of the part whose result a file holds, by the file's name.
-func ResultName(file string) (name string, ok bool) { return strings.CutSuffix(file, ResultSuffix) }
 
 // WriteResult writes `<r.Name>_results.json`, with the schema of this version.
 func (f *Folder) WriteResult(r *harness.Result) error {

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"kvtune/harness"
 )
 
 // Schema is the schema of `<name>_cost.json` that this version writes.
@@ -73,13 +74,10 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 func seconds(s float64) time.Duration { return time.Duration(math.Round(s * 1e9)) }
 
 func (w *wire) check() error {
-	name, version, _ := strings.Cut(w.Schema, "/")
-	major, err := strconv.Atoi(version)
+	if err := harness.CheckSchema(w.Schema, Schema); err != nil {
+		return fmt.Errorf("not a cost model: %w", err)
+	}
 	switch {
-	case name != "kvtune.cost" || err != nil:
-		return fmt.Errorf("schema is %q, expected %q: this is not a cost model file", w.Schema, Schema)
-	case major != 1:
-		return fmt.Errorf("schema is %q, this version reads %q: use a newer kvtune or fit again", w.Schema, Schema)
 	case w.Kind != KindPrior && w.Kind != KindFitted:
 		return fmt.Errorf("kind is %q, expected %q or %q", w.Kind, KindPrior, KindFitted)
 	case w.Knee < 1:

@@ -246,7 +246,7 @@ func TestJSONRefuses(t *testing.T) {
 	}
 	for _, c := range []struct{ old, new, want string }{
 		{`"kvtune.cost/1"`, `"kvtune.cost/2"`, "newer kvtune"},
-		{`"kvtune.cost/1"`, `"kvtune.result/1"`, "not a cost model file"},
+		{`"kvtune.cost/1"`, `"kvtune.result/1"`, "expected kvtune.cost/1"},
 		{`"prior"`, `"guess"`, "kind"},
 		{`"decode_context"`, `"decode_kv"`, "expected, in order"},
 		{`"knots_seqs":[0,8`, `"knots_seqs":[0,0`, "ascending"},
