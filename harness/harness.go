@@ -62,7 +62,7 @@ func (ms Metrics) Value(name, stat string) (v float64, ok bool) {
 type Sample struct {
 	// T is from the run's start.
 	T time.Duration
-	// Metric is the name: a vLLM metric without its labels ("vllm:kv_cache_usage_perc"), or a host one ("host_cpu").
+	// Metric is the name: a vLLM metric without its labels ([SeriesKVUsage]), or one of the host's ([SeriesHostCPU]).
 	Metric string
 	Value  float64
 }

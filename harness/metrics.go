@@ -98,11 +98,26 @@ const (
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
-// SeriesHostCPU (ratio of all cores, 0..1) and SeriesHostMemory (bytes in use) are the host's series in
-// [Sample].Metric.
+// Names in [Sample].Metric. The first three are vLLM's gauges under its own names (vllm/v1/metrics/loggers.py), the
+// others the host's.
 const (
-	SeriesHostCPU    = "host_cpu"
-	SeriesHostMemory = "host_memory"
+	SeriesRunning = "vllm:num_requests_running" // request
+	SeriesWaiting = "vllm:num_requests_waiting" // request
+	SeriesKVUsage = "vllm:kv_cache_usage_perc"  // ratio, 0..1
+
+	SeriesHostCPU    = "host_cpu"    // ratio of all cores, 0..1
+	SeriesHostMemory = "host_memory" // bytes in use
+)
+
+// Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).
+const (
+	CounterPromptTokens     = "vllm:prompt_tokens_total"
+	CounterGenerationTokens = "vllm:generation_tokens_total"
+	CounterPrefixQueries    = "vllm:prefix_cache_queries_total" // prompt tokens looked up
+	CounterPrefixHits       = "vllm:prefix_cache_hits_total"    // prompt tokens found
+	CounterPreemptions      = "vllm:num_preemptions_total"
+	CounterQueueTimeSum     = "vllm:request_queue_time_seconds_sum"
+	CounterQueueTimeCount   = "vllm:request_queue_time_seconds_count"
 )
 
 // Statistics in [Metric].Stat.
@@ -198,14 +213,14 @@ func tInterval(s stats.Sample) stats.Interval { return s.MeanInterval(level) }
 // do not hold is "not observed", with the reason.
 func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metrics {
 	ms := Metrics{hitRate(counters)}
-	ms = append(ms, gauge(MetricKVUsage, "ratio", values(series, "vllm:kv_cache_usage_perc"))...)
-	if v, ok := counters["vllm:num_preemptions_total"]; ok {
+	ms = append(ms, gauge(MetricKVUsage, "ratio", values(series, SeriesKVUsage))...)
+	if v, ok := counters[CounterPreemptions]; ok {
 		ms = append(ms, observed(MetricPreemptions, "", "request", v, 0))
 	} else {
 		ms = append(ms, absent(MetricPreemptions, "", "request", "the server does not export vllm:num_preemptions_total"))
 	}
-	sum, okSum := counters["vllm:request_queue_time_seconds_sum"]
-	count, okCount := counters["vllm:request_queue_time_seconds_count"]
+	sum, okSum := counters[CounterQueueTimeSum]
+	count, okCount := counters[CounterQueueTimeCount]
 	switch {
 	case !okSum || !okCount:
 		ms = append(ms, absent(MetricQueueTime, StatMean, "s", "the server does not export vllm:request_queue_time_seconds"))
@@ -214,9 +229,9 @@ func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metr
 	default:
 		ms = append(ms, observed(MetricQueueTime, StatMean, "s", sum/count, int(count)))
 	}
-	ms = append(ms, gauge(MetricRunning, "request", values(series, "vllm:num_requests_running"))...)
-	ms = append(ms, gauge(MetricWaiting, "request", values(series, "vllm:num_requests_waiting"))...)
-	ms = append(ms, deviceMemory(info, values(series, "vllm:kv_cache_usage_perc"))...)
+	ms = append(ms, gauge(MetricRunning, "request", values(series, SeriesRunning))...)
+	ms = append(ms, gauge(MetricWaiting, "request", values(series, SeriesWaiting))...)
+	ms = append(ms, deviceMemory(info, values(series, SeriesKVUsage))...)
 	if host := values(series, SeriesHostMemory); len(host) > 0 {
 		ms = append(ms, observed(MetricMemoryHost, StatPeak, "B", slices.Max(host), len(host)))
 	} else {
@@ -226,8 +241,8 @@ func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metr
 }
 
 func hitRate(counters map[string]float64) Metric {
-	hits, okHits := counters["vllm:prefix_cache_hits_total"]
-	queries, okQueries := counters["vllm:prefix_cache_queries_total"]
+	hits, okHits := counters[CounterPrefixHits]
+	queries, okQueries := counters[CounterPrefixQueries]
 	switch {
 	case !okHits || !okQueries:
 		return absent(MetricCacheHitRate, "", "ratio",
@@ -273,7 +288,7 @@ func deviceMemory(info ServerInfo, usage []float64) Metrics {
 func batchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	waiting := make(map[time.Duration]float64)
 	for _, s := range series {
-		if s.Metric == "vllm:num_requests_waiting" {
+		if s.Metric == SeriesWaiting {
 			waiting[s.T] = s.Value
 		}
 	}
@@ -281,7 +296,7 @@ func batchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	n := 0
 	for _, s := range series {
 		w, ok := waiting[s.T]
-		if s.Metric != "vllm:num_requests_running" || !ok {
+		if s.Metric != SeriesRunning || !ok {
 			continue
 		}
 		demand := s.Value + w

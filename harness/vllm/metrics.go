@@ -176,7 +176,7 @@ func features(f metricFamilies, adapters []string) []harness.Feature {
 	if d, ok := set("cache_dtype"); ok && d != "auto" {
 		add("kv cache dtype "+d, modelled, "")
 	}
-	if engines := f.values("vllm:num_requests_running", "engine"); len(engines) > 1 {
+	if engines := f.values(harness.SeriesRunning, "engine"); len(engines) > 1 {
 		add("several engines", measuredOnly, strconv.Itoa(len(engines))+" data-parallel engines, summed in every counter")
 	}
 	if f["vllm:spec_decode_num_drafts_total"] != nil {

@@ -12,14 +12,14 @@ const scrapeTimeout = 10 * time.Second
 
 // watched are the metrics kept as series: vLLM's names without labels.
 var watched = [...]string{
-	"vllm:num_requests_running",
-	"vllm:num_requests_waiting",
-	"vllm:kv_cache_usage_perc",
-	"vllm:num_preemptions_total",
-	"vllm:prefix_cache_queries_total",
-	"vllm:prefix_cache_hits_total",
-	"vllm:prompt_tokens_total",
-	"vllm:generation_tokens_total",
+	harness.SeriesRunning,
+	harness.SeriesWaiting,
+	harness.SeriesKVUsage,
+	harness.CounterPreemptions,
+	harness.CounterPrefixQueries,
+	harness.CounterPrefixHits,
+	harness.CounterPromptTokens,
+	harness.CounterGenerationTokens,
 }
 
 // Watched is what a [Watcher] saw.

@@ -376,7 +376,7 @@ type prefixUse struct {
 func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
 	counters map[string]float64) prefixUse {
 	var u prefixUse
-	hits, counted := counters["vllm:prefix_cache_hits_total"]
+	hits, counted := counters[harness.CounterPrefixHits]
 	seen := map[uint64]bool{}
 	u.seen = true
 	prompts := 0

@@ -315,7 +315,7 @@ func newGauges(all []harness.Sample) *gauges {
 		slices.SortStableFunc(s.samples, func(a, b harness.Sample) int { return cmp.Compare(a.T, b.T) })
 		return s
 	}
-	return &gauges{pick("vllm:kv_cache_usage_perc"), pick("vllm:num_requests_running"), pick("vllm:num_requests_waiting")}
+	return &gauges{pick(harness.SeriesKVUsage), pick(harness.SeriesRunning), pick(harness.SeriesWaiting)}
 }
 
 // at gives the latest samples up to t, negative where there is none.

@@ -175,7 +175,7 @@ func (s *study) evidence(k Kind) harness.Metrics {
 }
 
 func (s *study) preemptions() harness.Metric {
-	if v, ok := s.Result.Counters["vllm:num_preemptions_total"]; ok {
+	if v, ok := s.Result.Counters[harness.CounterPreemptions]; ok {
 		return metric(harness.MetricPreemptions, "", "request", v)
 	}
 	return known(len(s.Input.Steps) > 0, harness.MetricPreemptions, "", "request", float64(s.facts.preemptions),

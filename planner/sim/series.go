@@ -52,9 +52,9 @@ func (s *series) samples() []harness.Sample {
 	all := make([]harness.Sample, 0, 3*len(s.readings))
 	for _, m := range s.readings {
 		all = append(all,
-			harness.Sample{T: m.at, Metric: "vllm:kv_cache_usage_perc", Value: m.usage},
-			harness.Sample{T: m.at, Metric: "vllm:num_requests_running", Value: float64(m.running)},
-			harness.Sample{T: m.at, Metric: "vllm:num_requests_waiting", Value: float64(m.waiting)})
+			harness.Sample{T: m.at, Metric: harness.SeriesKVUsage, Value: m.usage},
+			harness.Sample{T: m.at, Metric: harness.SeriesRunning, Value: float64(m.running)},
+			harness.Sample{T: m.at, Metric: harness.SeriesWaiting, Value: float64(m.waiting)})
 	}
 	return all
 }

@@ -1,6 +1,10 @@
 package sim
 
-import "time"
+import (
+	"time"
+
+	"kvtune/harness"
+)
 
 // tally is vLLM's counters, in the front end's view (vllm/v1/metrics/{stats,loggers}.py).
 type tally struct {
@@ -33,12 +37,12 @@ func (t *tally) last(now, sent time.Duration, p *progress, output int) {
 // counters names the sums as /metrics does. Every request has ended.
 func (t *tally) counters(s Stats) map[string]float64 {
 	c := map[string]float64{
-		"vllm:prefix_cache_queries_total": float64(s.PrefixQueries),
-		"vllm:prefix_cache_hits_total":    float64(s.PrefixHits),
-		"vllm:num_preemptions_total":      float64(s.Preemptions),
-		"vllm:prompt_tokens_total":        float64(t.promptTokens),
+		harness.CounterPrefixQueries:      float64(s.PrefixQueries),
+		harness.CounterPrefixHits:         float64(s.PrefixHits),
+		harness.CounterPreemptions:        float64(s.Preemptions),
+		harness.CounterPromptTokens:       float64(t.promptTokens),
 		"vllm:prompt_tokens_cached_total": float64(t.cachedTokens),
-		"vllm:generation_tokens_total":    float64(t.outputTokens),
+		harness.CounterGenerationTokens:   float64(t.outputTokens),
 		"vllm:request_success_total":      float64(t.finished),
 	}
 	histogram := func(name string, sum float64, count int) {
