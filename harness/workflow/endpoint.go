@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strconv"
+	"strings"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/vllm"
@@ -20,8 +20,12 @@ type Source interface {
 	// Start gives a server with the settings asked for, or as near as the source can: what was replaced or could not be
 	// set is in the endpoint's Notes. The caller closes the endpoint.
 	Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error)
+	// Check refuses settings that Start would refuse, and starts nothing.
+	Check(args harness.EngineArgs) error
 	// Restartable reports whether Start can give servers with different settings.
 	Restartable() bool
+	// StartTime is about how long a start takes, 0 where that is no time to speak of.
+	StartTime() time.Duration
 }
 
 // Endpoint is a server under test that answers.
@@ -50,13 +54,26 @@ type Embedded struct {
 // Restartable: every configuration gets an engine of its own, all with the same hidden model.
 func (e Embedded) Restartable() bool { return true }
 
-// Start resolves the settings as vLLM would on this GPU and serves them.
-func (e Embedded) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
+// StartTime: an engine serves at once.
+func (e Embedded) StartTime() time.Duration { return 0 }
+
+// Check refuses what vLLM's rules have no legal neighbour for.
+func (e Embedded) Check(args harness.EngineArgs) error {
+	_, _, err := e.resolve(args)
+	return err
+}
+
+func (e Embedded) resolve(args harness.EngineArgs) (harness.EngineArgs, []string, error) {
 	args = e.Base.Merge(args)
 	if args.MaxModelLen == 0 {
 		args.MaxModelLen = e.Model.MaxPosition
 	}
-	legal, notes, err := Legal(args, EngineVersion, e.GPU)
+	return Legal(args, EngineVersion, e.GPU)
+}
+
+// Start resolves the settings as vLLM would on this GPU and serves them.
+func (e Embedded) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
+	legal, notes, err := e.resolve(args)
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +88,12 @@ func (e Embedded) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint
 	}
 	srv, err := vllm.Connect(ctx, url, vllm.Options{})
 	if err != nil {
-		eng.Close()
-		return nil, err
+		return nil, errors.Join(err, eng.Close())
 	}
-	return &Endpoint{Server: srv, Notes: notes, Close: eng.Close}, nil
+	return &Endpoint{Server: srv, Notes: notes, Close: func() error {
+		srv.Close()
+		return eng.Close()
+	}}, nil
 }
 
 // EngineVersion is the vLLM version whose rules and flags the embedded engine follows.
@@ -101,77 +120,54 @@ func replacementNotes(reps []vllmflags.Replacement) []string {
 
 // Running is a server that somebody else started; its settings stay as they are.
 type Running struct {
-	URL  string
+	URL string
+	// Opts say how to reach it. Opts.Args are settings that it is known to have, for what it does not state itself.
 	Opts vllm.Options
 }
 
 // Restartable: a running server has the one configuration that it has.
 func (r Running) Restartable() bool { return false }
 
-// Start connects. Settings asked for that the server visibly does not have are noted.
+// StartTime: nothing is started.
+func (r Running) StartTime() time.Duration { return 0 }
+
+// Check accepts everything: what the server does not have is noted by Start.
+func (r Running) Check(harness.EngineArgs) error { return nil }
+
+// Start connects. Settings asked for that the server has otherwise, or says nothing of, are noted.
 func (r Running) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
 	srv, err := vllm.Connect(ctx, r.URL, r.Opts)
 	if err != nil {
 		return nil, err
 	}
-	e := &Endpoint{Server: srv, Close: func() error { return nil }}
-	info := srv.Info()
-	if args.BlockSize > 0 && info.BlockSize > 0 && args.BlockSize != info.BlockSize {
-		e.Notes = append(e.Notes, fmt.Sprintf("block_size %d was asked for; the running server has %d and keeps it (only --launch "+
-			"can change it)", args.BlockSize, info.BlockSize))
+	e := &Endpoint{Server: srv, Close: func() error {
+		srv.Close()
+		return nil
+	}}
+	args.MaxModelLen = 0 // a limit of the workload, too
+	unlike, unstated := differences(args, srv.Info().Args)
+	for _, d := range unlike {
+		e.Notes = append(e.Notes, d+": a running server keeps its settings (--launch starts one with others)")
 	}
-	other := args
-	other.BlockSize, other.MaxModelLen = 0, 0
-	if other != (harness.EngineArgs{}) {
-		e.Notes = append(e.Notes, "server settings that were asked for cannot be set on a running server; it was measured as it is "+
-			"(use --launch to start one with them)")
+	if len(unstated) > 0 {
+		e.Notes = append(e.Notes, fmt.Sprintf("the running server does not state its %s: it was measured as it is, whatever was "+
+			"asked for (--launch starts one with known settings)", strings.Join(unstated, ", ")))
 	}
 	return e, nil
 }
 
-// Launched starts a server process per configuration.
-type Launched struct {
-	// Argv is the command before the model: {"vllm", "serve"} unless wrapped.
-	Argv []string
-	// Model is the served model as the command line names it.
-	Model string
-	// Extra are the user's own flags, passed on unchanged.
-	Extra []string
-	// Version is the vLLM version that the flags are for; "" is the newest known.
-	Version string
-	// Device is what the defaults and legal values depend on.
-	Device vllmflags.Device
-	// LogDir keeps one log per start.
-	LogDir     string
-	Opts       vllm.Options
-	OnProgress func(string)
-
-	starts int
-}
-
-// Restartable: a process is started for each configuration.
-func (l *Launched) Restartable() bool { return true }
-
-// Start launches the server with the settings that this vLLM accepts and waits until it is healthy.
-func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
-	flags, reps, err := vllmflags.Argv(args, l.Version, l.Device)
-	if err != nil {
-		return nil, err
+// differences are the settings asked for that a server has otherwise, one sentence each, and the names of those of which
+// it says nothing.
+func differences(asked, has harness.EngineArgs) (unlike, unstated []string) {
+	for _, f := range vllmflags.Known("", vllmflags.Device{}) {
+		want, is := vllmflags.Get(asked, f.Name), vllmflags.Get(has, f.Name)
+		switch {
+		case want == "" || want == is:
+		case is == "":
+			unstated = append(unstated, f.Name)
+		default:
+			unlike = append(unlike, fmt.Sprintf("%s %s was asked for, the server has %s", f.Name, want, is))
+		}
 	}
-	l.starts++
-	proc, err := vllm.Launch(ctx, vllm.LaunchOptions{
-		Argv: l.Argv, Model: l.Model, Args: flags, Extra: l.Extra,
-		LogPath:    filepath.Join(l.LogDir, "server_"+strconv.Itoa(l.starts)+".log"),
-		OnProgress: l.OnProgress,
-	})
-	if err != nil {
-		return nil, err
-	}
-	opts := l.Opts
-	opts.Args = args
-	srv, err := vllm.Connect(ctx, proc.URL(), opts)
-	if err != nil {
-		return nil, errors.Join(err, proc.Stop())
-	}
-	return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: replacementNotes(reps), Close: proc.Stop}, nil
+	return unlike, unstated
 }

@@ -1,6 +1,9 @@
 package workflow
 
 import (
+	"context"
+	"errors"
+
 	"kvtune/planner"
 	"kvtune/planner/cost"
 	"kvtune/planner/report"
@@ -8,18 +11,37 @@ import (
 
 // Outcome is what a workflow found.
 type Outcome struct {
-	// Runs has one entry per configuration, in order; then one per verified plan.
+	// Runs has one entry per configuration that was begun, in order; then one per verified plan.
 	Runs []report.Run
 	Cost *cost.Model
-	// Plans has one entry per configuration, in order.
+	// Plans has one entry per configuration, in order; none when the workflow ended before.
 	Plans []*planner.Plans
 	// Chosen is the configuration whose plan gains most; -1 where nothing could be planned.
 	Chosen int
-	// NotVerified says why the chosen plan was not measured, "" when it was.
+	// NotVerified says which plans were not measured and why, "" when all that should be were.
 	NotVerified string
-	// Partial is set when the workflow ended early; Why says how.
+	// Partial is set when something that was asked for is missing; Why says what.
 	Partial bool
 	Why     string
+}
+
+// note records what is missing.
+func (o *Outcome) note(what, why string) {
+	if o.Partial {
+		o.Why += "; "
+	}
+	o.Partial = true
+	o.Why += what + ": " + why
+}
+
+// cut marks an outcome that the end of ctx cut short. Nothing else went wrong.
+func (o *Outcome) cut(ctx context.Context) error {
+	why := "interrupted"
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		why = cause.Error()
+	}
+	o.Partial, o.Why, o.NotVerified = true, why, "the run was cut short"
+	return nil
 }
 
 // ChosenPlan is the plan of the target strategy for the chosen configuration, nil where there is none.

@@ -28,11 +28,15 @@ type Basis struct {
 	Notes []string
 }
 
-// BasisOf takes the server from a result: what the server itself states first, then what was asked of it, then vLLM's
-// defaults.
+// BasisOf takes the server from a result: the settings known to be in force, then what the server states of its cache,
+// then vLLM's defaults. What was merely asked for counts where nothing is known of the server. Without a cost model it
+// takes the prior.
 func BasisOf(res *harness.Result, model spec.Model, gpu spec.GPU, m *cost.Model) *Basis {
 	info := res.Conditions.Server
-	args := res.Config.EngineArgs.Merge(info.Args)
+	args := info.Args
+	if args.Equal(harness.EngineArgs{}) {
+		args = res.Config.EngineArgs
+	}
 	args.SwapSpace = 0 // no vLLM that kvtune knows has it
 	args = args.Merge(harness.EngineArgs{
 		BlockSize: info.BlockSize, MaxModelLen: info.MaxModelLen, EnablePrefixCaching: info.EnablePrefixCaching,
@@ -41,6 +45,9 @@ func BasisOf(res *harness.Result, model spec.Model, gpu spec.GPU, m *cost.Model)
 	server := analysis.Server{
 		Args: vllmflags.Resolve(args, info.Version, DeviceOf(gpu)), NumGPUBlocks: info.NumGPUBlocks, GPU: &gpu, Model: &model,
 		Cost: m,
+	}
+	if m == nil {
+		server.Cost = cost.Prior(gpu, model, server.Args)
 	}
 	if gpu.CPU { // its KV space is set apart from everything else
 		server.GPU = nil
@@ -170,6 +177,10 @@ func (b *Basis) Simulate(ctx context.Context) (*report.Run, error) {
 	if err != nil {
 		return nil, err
 	}
+	return b.simulate(ctx, w)
+}
+
+func (b *Basis) simulate(ctx context.Context, w *workload.Workload) (*report.Run, error) {
 	cfg, err := b.Server.Config(b.Server.Args)
 	if err != nil {
 		return nil, err
@@ -183,7 +194,7 @@ func (b *Basis) Simulate(ctx context.Context) (*report.Run, error) {
 		Conditions: harness.Conditions{Server: b.Info, Seed: b.Config.Seed},
 		Metrics:    append(harness.Measure(out.Records), harness.Observe(b.Info, out.Counters, out.Series)...),
 		Counters:   out.Counters,
-		Warnings:   append(b.Notes, w.Notes...),
+		Warnings:   slices.Concat(b.Notes, w.Notes),
 	}
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d

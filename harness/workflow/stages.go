@@ -3,9 +3,12 @@ package workflow
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/profile"
+	"kvtune/harness/vllm"
 	"kvtune/harness/workload"
 )
 
@@ -15,6 +18,7 @@ func (s *Setup) Profile(ctx context.Context, cfg harness.Config) (*profile.Outpu
 	if err != nil {
 		return nil, err
 	}
+	s.stage("%s: profiling", cfg.Name)
 	out, err := s.Measure(ctx, ep, cfg)
 	return out, errors.Join(err, ep.Close())
 }
@@ -32,7 +36,7 @@ func (s *Setup) ProfileWithProbes(ctx context.Context, cfg harness.Config, quick
 
 func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) ([]*profile.Output, error) {
 	s.stage("probing what a step costs")
-	probes, err := s.MeasureProbes(ctx, ep, cfg.Seed, quick)
+	probes, err := s.MeasureProbes(ctx, ep, cfg, quick)
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +46,10 @@ func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Confi
 	}
 	s.stage("%s: profiling", cfg.Name)
 	run, err := s.Measure(ctx, ep, cfg)
-	if err != nil {
-		return nil, err
+	if run != nil {
+		outs = append(outs, run)
 	}
-	return append(outs, run), nil
+	return outs, err
 }
 
 // Measure measures a configuration on an endpoint.
@@ -58,13 +62,59 @@ func (s *Setup) Measure(ctx context.Context, ep *Endpoint, cfg harness.Config) (
 }
 
 func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w *workload.Workload) (*profile.Output, error) {
+	info := ep.Info()
 	return profile.Run(ctx, profile.Options{
 		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Vocab: s.Vocab, Notes: ep.Notes,
-		KVBytesPerToken: s.Model.KVBytesPerToken(ep.Info().CacheDType, max(1, ep.Info().Args.TensorParallelSize)), Command: s.Command, Tool: s.Tool, OnProgress: s.OnProgress,
+		KVBytesPerToken: s.Model.KVBytesPerToken(info.CacheDType, max(1, info.Args.TensorParallelSize)),
+		Command:         s.Command, Tool: s.Tool, OnProgress: s.OnProgress,
 	})
 }
 
-// MeasureProbes runs the probes of a cost model on an endpoint; see [profile.Probes].
-func (s *Setup) MeasureProbes(ctx context.Context, ep *Endpoint, seed uint64, quick bool) (*profile.Output, error) {
-	return s.measure(ctx, ep, harness.Config{Name: probesName}, profile.Probes(ep.Info(), seed, quick))
+// MeasureProbes runs the probes of a cost model on an endpoint, for a configuration's model and seed; see
+// [profile.Probes]. A server that is busy with others is refused with a [*BusyError] unless SharedServer is set.
+func (s *Setup) MeasureProbes(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) (*profile.Output, error) {
+	if !s.SharedServer {
+		if err := idle(ctx, ep.Server); err != nil {
+			return nil, err
+		}
+	}
+	return s.measure(ctx, ep, probesConfig(cfg), profile.Probes(ep.Info(), cfg.Seed, quick))
+}
+
+// probesConfig is the configuration under which the probes are kept.
+func probesConfig(cfg harness.Config) harness.Config {
+	return harness.Config{Name: probesName, Model: cfg.Model, Seed: cfg.Seed}
+}
+
+// BusyError says that a server has requests that are not ours, beside which no probe tells what a step costs.
+type BusyError struct {
+	URL      string
+	Requests int
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%s is busy with %d requests of others, and probes need it alone: wait until it is idle, take another "+
+		"server, or let the probes share it (--shared-server), whose results then say \"contaminated\"", e.URL, e.Requests)
+}
+
+// idle looks at a server's requests until it has none, for at most a second: its gauges lag behind what was just aborted.
+func idle(ctx context.Context, srv *vllm.Server) error {
+	for try := 1; ; try++ {
+		c, err := srv.Scrape(ctx)
+		if err != nil {
+			return err
+		}
+		n := int(c["vllm:num_requests_running"] + c["vllm:num_requests_waiting"])
+		if n == 0 {
+			return nil
+		}
+		if try == 5 {
+			return &BusyError{URL: srv.URL(), Requests: n}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
 }

@@ -1,7 +1,7 @@
 // Package workflow joins an endpoint with the planner: it profiles configurations, fits the cost model, plans, verifies
 // the plan on a server started with it, and keeps every stage's files so that an interrupted run can go on.
 //
-// Read [Run] for the whole loop; [Profile], [Plan] and [Verify] are its stages, each usable alone. A [Source] says where
+// Read [Run] for the whole loop; [Setup.Profile], [Basis.Plan] and [Setup.Verify] are its stages, each usable alone. A [Source] says where
 // servers come from: the embedded engine, a running vLLM, or one that is launched per configuration.
 package workflow
 
@@ -10,13 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
 	"kvtune/harness/load"
 	"kvtune/harness/profile"
-	"kvtune/harness/vllmflags"
+	"kvtune/harness/workload"
 	"kvtune/planner"
 	"kvtune/planner/analysis"
 	"kvtune/planner/report"
@@ -43,6 +45,11 @@ type Setup struct {
 	GPU    spec.GPU
 	// Vocab bounds the token ids of prompts; 0 is the client's default.
 	Vocab int
+	// SharedServer lets probes run on a server that is busy with others' requests; else they are refused (*BusyError).
+	SharedServer bool
+	// Budget is how long everything may take, 0 for no limit: work that is expected to take longer is not begun
+	// (*BudgetError), and work that does take longer is cut short like an interrupted one.
+	Budget time.Duration
 	// Command and Tool go into the conditions of every result.
 	Command []string
 	Tool    string
@@ -74,117 +81,217 @@ type Options struct {
 }
 
 // Run profiles every configuration, fits, analyses, plans for the target, verifies the chosen plan and writes the report.
-// Configurations without a name get one. When the run ends early the outcome holds what was measured and says so.
+// Configurations without a name get one. When the run ends early the outcome holds what was measured and says so; a
+// configuration that cannot be measured does not cost the others. The error is for a suite that [Options.Check] refuses,
+// files that cannot be written, and a suite of which nothing could be measured.
 func Run(ctx context.Context, opt Options) (*Outcome, error) {
-	if len(opt.Configs) == 0 {
-		return nil, errors.New("no configuration to profile")
+	if err := opt.prepare(); err != nil {
+		return nil, err
 	}
-	for i := range opt.Configs {
-		if opt.Configs[i].Name == "" {
-			opt.Configs[i].Name = fmt.Sprintf("config%d", i+1)
-		}
+	ctx, done, err := opt.Begin(ctx, opt.work())
+	if err != nil {
+		return nil, err
 	}
+	defer done()
 	out := &Outcome{Chosen: -1}
 	runs, err := opt.profileAll(ctx, out)
 	if err != nil {
 		return nil, err
 	}
-	if len(runs) == 0 || len(out.Runs) == 0 {
-		out.Partial = true
+	if ctx.Err() != nil {
+		return out, out.cut(ctx)
+	}
+	if len(runs) == 0 {
 		return out, nil
 	}
-
 	opt.stage("fitting the cost model")
-	out.Cost, err = FitFrom(ctx, opt.Model, opt.GPU, runs)
-	if err != nil {
+	if out.Cost, err = FitFrom(ctx, opt.Model, opt.GPU, runs); err != nil && ctx.Err() == nil {
 		return nil, fmt.Errorf("fit: %w", err)
 	}
-	if opt.Folder != nil {
+	if err == nil && opt.Folder != nil {
 		if err := opt.Folder.WriteJSON(CostFile, out.Cost); err != nil {
 			return nil, err
 		}
 	}
-	if err := opt.planAll(ctx, out); err != nil {
-		return nil, err
+	if err == nil {
+		err = opt.planAll(ctx, out)
 	}
-	if out.Partial {
-		out.NotVerified = "the run was cut short"
-	} else if err := opt.verifyChosen(ctx, out); err != nil {
-		return nil, err
+	if err == nil {
+		err = opt.verifyAll(ctx, out)
 	}
-	return out, opt.write(out)
+	if ctx.Err() != nil {
+		err = out.cut(ctx)
+	}
+	return out, errors.Join(err, opt.write(out))
+}
+
+// Check refuses, before anything is started or written, a suite that cannot be run as asked: two configurations of one
+// name (*harness.FieldError), settings that conflict with flags passed on unchanged (*vllm.ConflictError), a budget that
+// is too small (*BudgetError).
+func (opt Options) Check(ctx context.Context) error {
+	if err := opt.prepare(); err != nil {
+		return err
+	}
+	_, err := opt.check(ctx, opt.work())
+	return err
+}
+
+// prepare names the configurations, and pins the settings that cannot change.
+func (opt *Options) prepare() error {
+	if len(opt.Configs) == 0 {
+		return errors.New("no configuration to profile")
+	}
+	opt.Configs = slices.Clone(opt.Configs)
+	taken := map[string]bool{probesName: true}
+	for i := range opt.Configs {
+		cfg := &opt.Configs[i]
+		if cfg.Name == "" {
+			cfg.Name = fmt.Sprintf("config%d", i+1)
+		}
+		name := strings.ToLower(cfg.Name)
+		if taken[name] {
+			return &harness.FieldError{Field: "name", Value: cfg.Name,
+				Allowed: "a name that no other configuration has, and not " + probesName + ": files are named after it"}
+		}
+		taken[name] = true
+	}
+	if l, ok := opt.Source.(*Launched); ok {
+		pinned, err := l.Pinned()
+		if err != nil {
+			return err
+		}
+		opt.Fixed = pinned.Merge(opt.Fixed)
+	}
+	return nil
+}
+
+// work is what Run will do on servers: what was not taken over, and the verifications.
+func (opt *Options) work() Work {
+	w := Work{Quick: opt.Quick, Probes: opt.resumedProbes(opt.Configs[0]) == nil}
+	for _, cfg := range opt.Configs {
+		if opt.resumed(cfg) == nil {
+			w.Configs = append(w.Configs, cfg)
+		}
+	}
+	w.Probes = w.Probes && len(w.Configs) > 0
+	if !opt.Source.Restartable() {
+		return w
+	}
+	verified := opt.Configs
+	if opt.Quick {
+		verified = verified[:1] // which one is not known yet
+	}
+	for _, cfg := range verified {
+		cfg.EngineArgs = cfg.Merge(opt.Fixed)
+		w.Configs = append(w.Configs, cfg)
+	}
+	return w
 }
 
 // profileAll measures the probes and every configuration. It returns the runs to fit from, probes first.
 func (opt *Options) profileAll(ctx context.Context, out *Outcome) ([]*profile.Output, error) {
-	var fitFrom []*profile.Output
-	for i, cfg := range opt.Configs {
-		if run := opt.resumed(cfg.Name, cfg); run != nil {
+	probes := opt.resumedProbes(opt.Configs[0])
+	var runs []*profile.Output
+	var failure error
+	for _, cfg := range opt.Configs {
+		if run := opt.resumed(cfg); run != nil {
 			opt.stage("%s: taken over from the interrupted run", cfg.Name)
-			fitFrom = append(fitFrom, run)
-			out.Runs = append(out.Runs, reportRun(run))
-			if i == 0 {
-				if probes := opt.resumed(probesName, harness.Config{Name: probesName}); probes != nil {
-					fitFrom = append([]*profile.Output{probes}, fitFrom...)
-				}
-			}
+			runs, out.Runs = append(runs, run), append(out.Runs, reportRun(run))
 			continue
 		}
-		opt.stage("%s: starting the server", cfg.Name)
-		var measured []*profile.Output
-		var err error
-		if i == 0 {
-			measured, err = opt.ProfileWithProbes(ctx, cfg, opt.Quick)
-		} else {
-			measured = make([]*profile.Output, 1)
-			measured[0], err = opt.Profile(ctx, cfg)
+		if ctx.Err() != nil {
+			break
 		}
-		if err != nil {
-			if i > 0 && ctx.Err() == nil {
-				// One configuration that cannot run does not cost the others.
-				out.Runs = append(out.Runs, failedRun(cfg, err))
-				continue
+		outs, err := opt.profileOne(ctx, cfg, probes == nil)
+		if err != nil && len(outs) > 0 {
+			return nil, err // measured, but not kept, or the server does not stop: the next one would meet the same
+		}
+		if probes == nil && len(outs) > 0 && !outs[0].Result.Partial {
+			probes, outs = outs[0], outs[1:]
+		}
+		var run *profile.Output
+		if len(outs) > 0 && outs[len(outs)-1].Result.Name == cfg.Name {
+			run = outs[len(outs)-1]
+		}
+		switch {
+		case err != nil:
+			failure = errors.Join(failure, fmt.Errorf("%s: %w", cfg.Name, err))
+			out.Runs = append(out.Runs, failedRun(cfg, err.Error()))
+			out.note(cfg.Name, err.Error())
+		case run == nil: // only the probes, and not all of them
+			why := "the probes were cut short: " + outs[0].Result.Why
+			failure = errors.Join(failure, fmt.Errorf("%s: %s", cfg.Name, why))
+			out.Runs = append(out.Runs, failedRun(cfg, why))
+			out.note(cfg.Name, why)
+		default:
+			runs, out.Runs = append(runs, run), append(out.Runs, reportRun(run))
+			if run.Result.Partial {
+				out.note(cfg.Name, run.Result.Why)
 			}
-			return nil, err
-		}
-		fitFrom = append(fitFrom, measured...)
-		last := measured[len(measured)-1]
-		out.Runs = append(out.Runs, reportRun(last))
-		if last.Result.Partial {
-			out.Partial, out.Why = true, last.Result.Why
-			return fitFrom, nil
 		}
 	}
-	return fitFrom, nil
+	if len(runs) == 0 && ctx.Err() == nil {
+		return nil, failure
+	}
+	if probes != nil {
+		runs = append([]*profile.Output{probes}, runs...)
+	}
+	return slices.DeleteFunc(runs, func(o *profile.Output) bool {
+		return !slices.ContainsFunc(o.Records, func(r workload.Record) bool { return r.Phase == workload.Measured && r.OK() })
+	}), nil
 }
 
-// resumed reads back a run that an interrupted workflow finished; nil where there is none of this configuration.
-func (opt *Options) resumed(name string, cfg harness.Config) *profile.Output {
+// profileOne measures a configuration on a server of its own, after the probes where they are still wanted.
+func (opt *Options) profileOne(ctx context.Context, cfg harness.Config, probes bool) ([]*profile.Output, error) {
+	opt.stage("%s: starting the server", cfg.Name)
+	if probes {
+		return opt.ProfileWithProbes(ctx, cfg, opt.Quick)
+	}
+	run, err := opt.Profile(ctx, cfg)
+	if run == nil {
+		return nil, err
+	}
+	return []*profile.Output{run}, err
+}
+
+// resumed reads back a run that an interrupted workflow finished; nil where there is none of this configuration, on such
+// a device.
+func (opt *Options) resumed(cfg harness.Config) *profile.Output {
 	if !opt.Resume || opt.Folder == nil {
 		return nil
 	}
-	part, ok := opt.Folder.Part(name)
+	part, ok := opt.Folder.Part(cfg.Name)
 	if !ok || part.State != archive.Done {
 		return nil
 	}
-	run, err := ReadRun(opt.Folder, name)
-	if err != nil || !sameRequest(run.Result.Config, cfg) {
-		return nil // measured again: what is there is not what was asked for
+	run, err := ReadRun(opt.Folder, cfg.Name)
+	// What is there may not be what is asked for: then it is measured again.
+	if err != nil || run.Result.Partial || !reflect.DeepEqual(run.Result.Config, cfg) {
+		return nil
+	}
+	if gpu := run.Result.Conditions.Server.GPU; gpu != "" && gpu != opt.GPU.Name {
+		return nil
 	}
 	return run
 }
 
-// sameRequest compares what was asked for.
-func sameRequest(a, b harness.Config) bool { return reflect.DeepEqual(a, b) }
+// resumedProbes is resumed for the probes, which have another design when Quick is another.
+func (opt *Options) resumedProbes(cfg harness.Config) *profile.Output {
+	run := opt.resumed(probesConfig(cfg))
+	if run == nil || len(run.Records) != len(profile.Probes(run.Result.Conditions.Server, cfg.Seed, opt.Quick).Requests) {
+		return nil
+	}
+	return run
+}
 
 func reportRun(run *profile.Output) report.Run {
 	return report.Run{Result: run.Result, Records: run.Records, Series: run.Series}
 }
 
-func failedRun(cfg harness.Config, err error) report.Run {
+// failedRun stands for a configuration that could not be measured.
+func failedRun(cfg harness.Config, why string) report.Run {
 	return report.Run{Result: &harness.Result{
-		Schema: harness.ResultSchema, Name: cfg.Name, Config: cfg, Partial: true, Why: err.Error(),
-		Conditions: harness.Conditions{Started: time.Now()},
+		Schema: harness.ResultSchema, Name: cfg.Name, Config: cfg, Partial: true, Why: why,
 	}}
 }
 
@@ -220,92 +327,6 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		}
 	}
 	return nil
-}
-
-// verifyChosen runs the chosen plan (every plan unless Quick) and puts measured beside predicted.
-func (opt *Options) verifyChosen(ctx context.Context, out *Outcome) error {
-	if out.Chosen < 0 {
-		out.NotVerified = "there is no plan to verify"
-		return nil
-	}
-	for i := range out.Plans {
-		if len(out.Plans[i].Plans) == 0 || (opt.Quick && i != out.Chosen) {
-			continue
-		}
-		plan := &out.Plans[i].Plans[0]
-		if !plan.Keep && !opt.Source.Restartable() {
-			if i == out.Chosen {
-				out.NotVerified = ErrNotRestartable.Error()
-			}
-			continue
-		}
-		// Also a plan that changes nothing is measured anew: the model has seen the run that it was fitted on.
-		name := out.Runs[i].Result.Name
-		cfg, err := opt.verification(out.Plans[i].Config, plan)
-		if err != nil {
-			return err
-		}
-		run := opt.resumed(cfg.Name, cfg)
-		if run == nil {
-			opt.stage("%s: verifying the plan", name)
-			if run, err = opt.Profile(ctx, cfg); err != nil {
-				return fmt.Errorf("%s: verify: %w", name, err)
-			}
-		}
-		plan.SetMeasured(run.Result)
-		verified := reportRun(run)
-		verified.Analysis = Analyze(ctx, &verified, BasisOf(run.Result, opt.Model, opt.GPU, out.Cost).Server)
-		out.Runs = append(out.Runs, verified)
-		if run.Result.Partial {
-			out.Partial, out.Why = true, run.Result.Why
-			return nil
-		}
-	}
-	return nil
-}
-
-// ErrNotRestartable says that a plan cannot be verified on a server that keeps its settings.
-var ErrNotRestartable = errors.New("the running server keeps its settings; start one with the planned flags and point " +
-	"`kvtune verify --endpoint` at it, or use --launch")
-
-// verification is the configuration that measures a plan: the workload it was made for, and those of the plan's settings
-// that are not vLLM's defaults, so that flags which the user passes on unchanged stay free.
-func (s *Setup) verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
-	device := DeviceOf(s.GPU)
-	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, "", device)
-	cfg.EngineArgs, cfg.Name = harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, cfg.Name+"_verify"
-	for _, f := range vllmflags.Known("", device) {
-		if v := vllmflags.Get(plan.Args, f.Name); v != vllmflags.Get(defaults, f.Name) {
-			if err := vllmflags.Set(&cfg.EngineArgs, f.Name, v); err != nil {
-				return cfg, fmt.Errorf("plan %s: %w", plan.Strategy, err)
-			}
-		}
-	}
-	return cfg, nil
-}
-
-// Verify measures a plan on a server started with its settings and puts the figures into the plan. A running server is
-// measured when it has the planned settings as far as it states them; else the error is [ErrNotRestartable].
-func (s *Setup) Verify(ctx context.Context, cfg harness.Config, plan *planner.Plan) (*profile.Output, error) {
-	cfg, err := s.verification(cfg, plan)
-	if err != nil {
-		return nil, err
-	}
-	ep, err := s.Source.Start(ctx, cfg.EngineArgs)
-	if err != nil {
-		return nil, err
-	}
-	if info := ep.Info(); !s.Source.Restartable() &&
-		((info.BlockSize > 0 && info.BlockSize != plan.Args.BlockSize) ||
-			(!info.Args.Equal(harness.EngineArgs{}) && !info.Args.Equal(plan.Args))) {
-		return nil, errors.Join(ErrNotRestartable, ep.Close())
-	}
-	run, err := s.Measure(ctx, ep, cfg)
-	if err = errors.Join(err, ep.Close()); err != nil {
-		return nil, err
-	}
-	plan.SetMeasured(run.Result)
-	return run, nil
 }
 
 // write keeps the analyses and plans; the pictures and the page are written by [WriteReport], which knows the verdict.

@@ -1,0 +1,120 @@
+package workflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/vllm"
+	"kvtune/harness/vllmflags"
+	"kvtune/planner/report"
+)
+
+// Launched starts a server process per configuration.
+type Launched struct {
+	// Argv is the command before the model: {"vllm", "serve"} unless wrapped.
+	Argv []string
+	// Model is the served model as the command line names it.
+	Model string
+	// Extra are the user's own flags, passed on unchanged. Those that kvtune knows hold in every configuration and plan.
+	Extra []string
+	// StopCommand ends a server that a signal to the process does not end (a container); nil sends SIGTERM.
+	StopCommand []string
+	// Version is the vLLM version that the flags are for; "" is the newest known.
+	Version string
+	// Device is what the defaults and legal values depend on.
+	Device vllmflags.Device
+	// LogDir keeps one log per start.
+	LogDir     string
+	Opts       vllm.Options
+	OnProgress func(string)
+
+	starts int
+}
+
+// startTime is about what a vLLM takes from its start to its first answer: 75 to 95 s for a small model on 2 cores, more
+// for large weights on a cold disk.
+const startTime = 90 * time.Second
+
+// Restartable: a process is started for each configuration.
+func (l *Launched) Restartable() bool { return true }
+
+// StartTime is 90 s.
+func (l *Launched) StartTime() time.Duration { return startTime }
+
+// Check refuses settings without a legal value, and with a [*vllm.ConflictError] those that Extra sets to another value.
+func (l *Launched) Check(args harness.EngineArgs) error {
+	_, _, _, err := l.flags(args)
+	return err
+}
+
+// Pinned are the settings that Extra fixes.
+func (l *Launched) Pinned() (harness.EngineArgs, error) {
+	if len(l.Extra) == 0 {
+		return harness.EngineArgs{}, nil
+	}
+	_, pinned, _, err := vllmflags.ParseServeCommand("vllm serve model " + report.ShellLine(l.Extra))
+	if err != nil {
+		return pinned, fmt.Errorf("arguments passed on unchanged: %w", err)
+	}
+	return pinned, nil
+}
+
+// flags are the command line's flags for the settings, and what will be in force.
+func (l *Launched) flags(args harness.EngineArgs) (argv []string, force harness.EngineArgs, reps []vllmflags.Replacement,
+	err error) {
+	pinned, err := l.Pinned()
+	if err != nil {
+		return nil, force, nil, err
+	}
+	if force, reps, err = vllmflags.Legalize(args, l.Version, l.Device); err != nil {
+		return nil, force, nil, err
+	}
+	// What Extra says already is not said twice.
+	var planned harness.EngineArgs
+	for _, f := range vllmflags.Known(l.Version, l.Device) {
+		if v := vllmflags.Get(force, f.Name); v != "" && v != vllmflags.Get(pinned, f.Name) {
+			if err := vllmflags.Set(&planned, f.Name, v); err != nil {
+				return nil, force, nil, err
+			}
+		}
+	}
+	if argv, _, err = vllmflags.Argv(planned, l.Version, l.Device); err != nil {
+		return nil, force, nil, err
+	}
+	if flag, ok := vllm.Conflict(argv, l.Extra); ok {
+		return nil, force, nil, &vllm.ConflictError{Flag: flag}
+	}
+	return argv, pinned.Merge(force), reps, nil
+}
+
+// Start launches the server with the settings that this vLLM accepts and waits until it is healthy.
+func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
+	flags, force, reps, err := l.flags(args)
+	if err != nil {
+		return nil, err
+	}
+	l.starts++
+	proc, err := vllm.Launch(ctx, vllm.LaunchOptions{
+		Argv: l.Argv, Model: l.Model, Args: flags, Extra: l.Extra, StopCommand: l.StopCommand,
+		LogPath:    filepath.Join(l.LogDir, "server_"+strconv.Itoa(l.starts)+".log"),
+		OnProgress: l.OnProgress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	opts := l.Opts
+	opts.Args = force
+	srv, err := vllm.Connect(ctx, proc.URL(), opts)
+	if err != nil {
+		return nil, errors.Join(err, proc.Stop())
+	}
+	return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: replacementNotes(reps), Close: func() error {
+		srv.Close()
+		return proc.Stop()
+	}}, nil
+}
