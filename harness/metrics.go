@@ -98,6 +98,26 @@ const (
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
+// Computed by the planner, of plans.
+const (
+	// MetricPower (token/s^2) is total throughput over p99 end-to-end latency (Kleinrock's power): what a balanced choice
+	// gains.
+	MetricPower = "power"
+	// MetricKVCacheSize (B, or token where bytes per token are unknown) is the memory that the KV cache is given.
+	MetricKVCacheSize = "kv_cache_size"
+)
+
+// HigherIsBetter reports whether a larger value of a metric is the better one: throughputs, goodput, power, cache hits
+// and batch efficiency. Latencies, errors and use of resources are better when they are low.
+func HigherIsBetter(metric string) bool {
+	switch metric {
+	case MetricRequestThroughput, MetricOutputThroughput, MetricTotalThroughput, MetricGoodput, MetricPower,
+		MetricCacheHitRate, MetricBatchEfficiency:
+		return true
+	}
+	return false
+}
+
 // Names in [Sample].Metric. The first three are vLLM's gauges under its own names (vllm/v1/metrics/loggers.py), the
 // others the host's.
 const (

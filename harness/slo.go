@@ -24,22 +24,23 @@ type SLO struct {
 	Class string `json:"class,omitempty"`
 }
 
-// sloMetrics are the metrics that an objective may name: their unit and the names that people use for them.
-var sloMetrics = []struct {
+// sloMetric is a metric that an objective may name: its unit and the names that people use for it.
+type sloMetric struct {
 	metric, unit string
-	atLeast      bool
 	names        []string
-}{
-	{MetricTTFT, "s", false, []string{"ttft"}},
-	{MetricITL, "s", false, []string{"itl"}},
-	{MetricTPOT, "s", false, []string{"tpot"}},
-	{MetricE2EL, "s", false, []string{"e2el", "e2e"}},
-	{MetricQueueTime, "s", false, []string{"queue_time", "queue time"}},
-	{MetricOutputThroughput, "token/s", true, []string{"output_throughput", "output throughput", "throughput"}},
-	{MetricTotalThroughput, "token/s", true, []string{"total_throughput", "total throughput"}},
-	{MetricRequestThroughput, "request/s", true, []string{"request_throughput", "request throughput"}},
-	{MetricGoodput, "request/s", true, []string{"goodput"}},
-	{MetricErrorRate, "ratio", false, []string{"error_rate", "error rate", "errors"}},
+}
+
+var sloMetrics = [...]sloMetric{
+	{MetricTTFT, "s", []string{"ttft"}},
+	{MetricITL, "s", []string{"itl"}},
+	{MetricTPOT, "s", []string{"tpot"}},
+	{MetricE2EL, "s", []string{"e2el", "e2e"}},
+	{MetricQueueTime, "s", []string{"queue_time", "queue time"}},
+	{MetricOutputThroughput, "token/s", []string{"output_throughput", "output throughput", "throughput"}},
+	{MetricTotalThroughput, "token/s", []string{"total_throughput", "total throughput"}},
+	{MetricRequestThroughput, "request/s", []string{"request_throughput", "request throughput"}},
+	{MetricGoodput, "request/s", []string{"goodput"}},
+	{MetricErrorRate, "ratio", []string{"error_rate", "error rate", "errors"}},
 }
 
 // sloUnits are the units that a limit may have, with the factor to the base unit.
@@ -76,21 +77,14 @@ func ParseSLO(text string) (SLO, error) {
 	if m[1] != "" {
 		s.Class = strings.TrimSpace(class) // as written: classes keep their case
 	}
-	known := slices.IndexFunc(sloMetrics, func(k struct {
-		metric, unit string
-		atLeast      bool
-		names        []string
-	}) bool {
-		return slices.Contains(k.names, m[3])
-	})
+	known := slices.IndexFunc(sloMetrics[:], func(k sloMetric) bool { return slices.Contains(k.names, m[3]) })
 	if known < 0 {
 		return refuse(sloExample)
 	}
 	metric := sloMetrics[known]
 	s.Metric = metric.metric
-	if strings.HasPrefix(m[4], ">") != metric.atLeast {
-		want := map[bool]string{true: ">=", false: "<="}[metric.atLeast]
-		return refuse(fmt.Sprintf("%s %s LIMIT", m[3], want))
+	if strings.HasPrefix(m[4], ">") != s.AtLeast() {
+		return refuse(fmt.Sprintf("%s %s LIMIT", m[3], s.operator()))
 	}
 	unit, ok := sloUnits[m[6]]
 	if !ok || unit.base != metric.unit {
@@ -124,13 +118,13 @@ func ParseSLO(text string) (SLO, error) {
 }
 
 // AtLeast says whether the limit is a lower one.
-func (s SLO) AtLeast() bool {
-	for _, k := range sloMetrics {
-		if k.metric == s.Metric {
-			return k.atLeast
-		}
+func (s SLO) AtLeast() bool { return HigherIsBetter(s.Metric) }
+
+func (s SLO) operator() string {
+	if s.AtLeast() {
+		return ">="
 	}
-	return false
+	return "<="
 }
 
 // unit is the metric's base unit.
@@ -152,11 +146,7 @@ func (s SLO) String() string {
 	if s.Stat != "" {
 		b.WriteString(s.Stat + " ")
 	}
-	op := "<="
-	if s.AtLeast() {
-		op = ">="
-	}
-	b.WriteString(s.Metric + " " + op + " ")
+	b.WriteString(s.Metric + " " + s.operator() + " ")
 	limit := func(v float64) string { return strconv.FormatFloat(v, 'g', 12, 64) }
 	switch unit := s.unit(); unit {
 	case "s":

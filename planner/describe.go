@@ -127,18 +127,18 @@ func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
 			before, after, unit = before*per, after*per, "B"
 		}
 		change := (before - after) / before
-		return &analysis.Gain{Metric: metricKVSize, Unit: unit, Before: before, After: after, Change: change, Low: &change,
+		return &analysis.Gain{Metric: harness.MetricKVCacheSize, Unit: unit, Before: before, After: after, Change: change, Low: &change,
 			High: &change}
 	case Balanced:
 		power := func(c *candidate) []harness.Metrics {
 			all := make([]harness.Metrics, len(c.runs))
 			for i := range c.runs {
 				v := goal(Balanced, c, i)
-				all[i] = harness.Metrics{{Name: analysis.MetricPower, Unit: "token/s^2", Value: &v}}
+				all[i] = harness.Metrics{{Name: harness.MetricPower, Unit: "token/s^2", Value: &v}}
 			}
 			return all
 		}
-		return analysis.NewGain(power(base), power(c), analysis.MetricPower, "")
+		return analysis.NewGain(power(base), power(c), harness.MetricPower, "")
 	}
 	return gainIn(c, base, harness.MetricTotalThroughput, "")
 }
@@ -332,7 +332,7 @@ func describe(w *workload.Workload) []string {
 	switch {
 	case w.Concurrency > 0:
 		pace = fmt.Sprintf("in a closed loop of %d", w.Concurrency)
-	case isOpen(w):
+	case w.Open():
 		pace = "in an open loop"
 	}
 	text := fmt.Sprintf("%d measured requests %s: %.0f prompt tokens (%.0f of them shared), "+

@@ -15,7 +15,6 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/vllmflags"
-	"kvtune/harness/workload"
 )
 
 // Make searches the settings for every strategy. The result depends on the request alone: the same request and seed
@@ -157,7 +156,7 @@ func newPlanning(req Request) (*planning, error) {
 	for _, n := range p.work[0].Notes {
 		p.note(n)
 	}
-	p.open = isOpen(p.work[0])
+	p.open = p.work[0].Open()
 	return p, nil
 }
 
@@ -166,16 +165,6 @@ func orElse(v, otherwise int) int {
 		return v
 	}
 	return otherwise
-}
-
-// isOpen reports whether arrivals set the pace.
-func isOpen(w *workload.Workload) bool {
-	if w.Concurrency > 0 {
-		return false
-	}
-	return slices.ContainsFunc(w.Requests, func(r workload.Request) bool {
-		return r.Phase == workload.Measured && r.Due > 0
-	})
 }
 
 // resolve lays settings over what the server cannot change and fills the rest with vLLM's defaults.

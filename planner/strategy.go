@@ -9,9 +9,6 @@ import (
 	"kvtune/harness/stats"
 )
 
-// metricKVSize is the memory that the KV cache is given.
-const metricKVSize = "kv_cache_size"
-
 // goal is what a strategy makes best, one number per outcome; higher is better.
 func goal(s Strategy, c *candidate, run int) float64 {
 	ms := c.runs[run].metrics

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"kvtune/harness"
@@ -42,31 +43,42 @@ func ReadRun(folder *archive.Folder, name string) (*profile.Output, error) {
 // ReadRuns reads the run that path names (one of its files, or a folder: its first), and after it the probes that lie in
 // the same folder.
 func ReadRuns(path string) ([]*profile.Output, error) {
+	folder, names, err := runsIn(path)
+	if err != nil {
+		return nil, err
+	}
+	if probes := slices.Index(names, probesName); len(names) > 1 && probes >= 0 { // it comes last
+		names = append(names[:1], probesName)
+	} else {
+		names = names[:1]
+	}
+	return readAll(folder, names)
+}
+
+// runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose file
+// it is.
+func runsIn(path string) (folder *archive.Folder, names []string, err error) {
 	named, err := archive.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	folder, err := archive.Open(named.Dir())
-	if err != nil {
-		return nil, err
+	if folder, err = archive.Open(named.Dir()); err != nil {
+		return nil, nil, err
 	}
-	var names []string
-	for _, n := range named.Results() {
-		if n != probesName {
-			names = append(names, n)
-			break
-		}
-	}
-	for _, n := range folder.Results() {
-		if n == probesName {
-			names = append(names, n)
-		}
+	names = slices.DeleteFunc(named.Results(), func(n string) bool { return n == probesName })
+	if slices.Contains(folder.Results(), probesName) {
+		names = append(names, probesName)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("%s holds no result; `kvtune profile --output-dir %s` makes one", path, named.Dir())
+		return nil, nil, fmt.Errorf("%s holds no result; `kvtune profile --output-dir %s` makes one", path, named.Dir())
 	}
+	return folder, names, nil
+}
+
+func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) {
 	runs := make([]*profile.Output, len(names))
 	for i, n := range names {
+		var err error
 		if runs[i], err = ReadRun(folder, n); err != nil {
 			return nil, err
 		}
@@ -74,51 +86,64 @@ func ReadRuns(path string) ([]*profile.Output, error) {
 	return runs, nil
 }
 
-// ReadFit reads what a cost model can be fitted from: results with their requests, bare requests files, and engine steps.
+// ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
+// results of a folder, none twice), bare requests files - also what a killed process left of one - and engine steps. The
+// latter two say nothing of their server: it is taken to have vLLM's defaults.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
-	for _, path := range results {
-		if strings.HasSuffix(path, archive.RequestsSuffix) {
-			if name := strings.TrimSuffix(path, archive.RequestsSuffix) + archive.ResultSuffix; !exists(name) {
-				// A requests file alone is a profile on vLLM's defaults.
-				f, err := os.Open(path)
-				if err != nil {
-					return nil, err
-				}
-				records, _, err := archive.ReadRequests(f)
-				if err = errors.Join(err, f.Close()); err != nil {
-					return nil, fmt.Errorf("%s: %w", path, err)
-				}
-				basis, err := OnPaper(harness.Config{}, model, gpu, nil)
-				if err != nil {
-					return nil, err
-				}
-				runs = append(runs, fit.Run{Name: filepath.Base(path), Records: records, Args: basis.Server.Args,
-					NumGPUBlocks: basis.Server.NumGPUBlocks})
-				continue
-			}
+	bare := func(path string, read func(io.Reader, *fit.Run) error) error {
+		basis, err := OnPaper(harness.Config{}, model, gpu, nil)
+		if err != nil {
+			return err
 		}
-		outs, err := ReadRuns(path)
+		run := fit.Run{Name: filepath.Base(path), Args: basis.Server.Args, NumGPUBlocks: basis.Server.NumGPUBlocks}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err = errors.Join(read(f, &run), f.Close()); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		runs = append(runs, run)
+		return nil
+	}
+	read := map[string]bool{}
+	for _, path := range results {
+		name, isRequests := strings.CutSuffix(strings.TrimSuffix(path, archive.PartialSuffix), archive.RequestsSuffix)
+		if isRequests && !exists(name+archive.ResultSuffix) {
+			err := bare(path, func(r io.Reader, run *fit.Run) (err error) {
+				run.Records, _, err = archive.ReadRequests(r)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		folder, names, err := runsIn(path)
+		if err != nil {
+			return nil, err
+		}
+		names = slices.DeleteFunc(names, func(n string) bool {
+			file := folder.Path(n)
+			twice := read[file]
+			read[file] = true
+			return twice
+		})
+		outs, err := readAll(folder, names)
 		if err != nil {
 			return nil, err
 		}
 		runs = append(runs, fitRuns(outs, model, gpu)...)
 	}
 	for _, path := range steps {
-		f, err := os.Open(path)
+		err := bare(path, func(r io.Reader, run *fit.Run) (err error) {
+			run.Steps, _, err = archive.ReadSteps(r)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		rows, _, err := archive.ReadSteps(f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		basis, err := OnPaper(harness.Config{}, model, gpu, nil)
-		if err != nil {
-			return nil, err
-		}
-		runs = append(runs, fit.Run{Name: filepath.Base(path), Steps: rows, Args: basis.Server.Args,
-			NumGPUBlocks: basis.Server.NumGPUBlocks})
 	}
 	return runs, nil
 }

@@ -8,7 +8,10 @@
 // Read [Request] and [Workload] first, then [Record].
 package workload
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Segment is a run of token ids that is the same wherever its ID appears in a run. Prompts that begin with equal
 // segments share a prefix, token for token; this is how a shared system prompt, a conversation or a trace's hash blocks
@@ -93,4 +96,15 @@ type Workload struct {
 	BlockSize int
 	// Notes say what was changed to make the workload possible (M scaled to the context, ...), one sentence each.
 	Notes []string
+}
+
+// Open reports whether arrivals set the pace of the measured requests, and not completions: an open loop in which some
+// are due later than their wave's beginning or after a pause. Batches sent at once are not open.
+func (w *Workload) Open() bool {
+	if w.Concurrency > 0 {
+		return false
+	}
+	return slices.ContainsFunc(w.Requests, func(r Request) bool {
+		return r.Phase == Measured && (r.Due > 0 || r.Think > 0)
+	})
 }

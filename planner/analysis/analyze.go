@@ -172,15 +172,7 @@ func newStudy(in Input) *study {
 // openLoop reports whether arrivals and not completions set the pace.
 func openLoop(in Input) bool {
 	if w := in.Workload; w != nil {
-		if w.Concurrency > 0 {
-			return false
-		}
-		for i := range w.Requests {
-			if r := &w.Requests[i]; r.Phase == workload.Measured && (r.Due > 0 || r.Think > 0) {
-				return true
-			}
-		}
-		return false
+		return w.Open()
 	}
 	c := in.Result.Config
 	if c.Concurrency > 0 || c.Clients > 0 {

@@ -44,24 +44,10 @@ func Improvement(before, after harness.Metrics, name, stat string) (change float
 		return 0, false
 	}
 	change = (a - b) / b
-	if !higherIsBetter(name) {
+	if !harness.HigherIsBetter(name) {
 		change = -change
 	}
 	return change, true
-}
-
-// MetricPower (token/s^2) is total throughput over p99 end-to-end latency (Kleinrock's power): what a balanced choice
-// gains.
-const MetricPower = "power"
-
-func higherIsBetter(name string) bool {
-	switch name {
-	case harness.MetricRequestThroughput, harness.MetricOutputThroughput, harness.MetricTotalThroughput,
-		harness.MetricGoodput,
-		harness.MetricCacheHitRate, harness.MetricBatchEfficiency, MetricPower:
-		return true
-	}
-	return false
 }
 
 // NewGain states the change of a metric between paired runs: the first pair is the prediction itself, all pairs
