@@ -47,12 +47,11 @@ func ReadRuns(path string) ([]*profile.Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	if probes := slices.Index(names, probesName); len(names) > 1 && probes >= 0 { // it comes last
-		names = append(names[:1], probesName)
-	} else {
-		names = names[:1]
+	first := names[:1:1]
+	if last := names[len(names)-1]; len(names) > 1 && last == probesName {
+		first = append(first, last)
 	}
-	return readAll(folder, names)
+	return readAll(folder, first)
 }
 
 // runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose file
