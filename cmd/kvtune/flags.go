@@ -74,6 +74,11 @@ func endpointFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "launch", Usage: "start a vLLM server per configuration and stop it after", Category: catEndpoint},
 		&cli.StringSliceFlag{Name: "launch-arg", Usage: "one `word` of the command that starts it (repeat; default: vllm serve)",
 			Category: catEndpoint},
+		&cli.StringSliceFlag{Name: "stop-arg", Usage: "one `word` of the command that stops it, where a signal does not (repeat)",
+			Category: catEndpoint},
+		&cli.DurationFlag{Name: "budget", Usage: "`time` that starts and requests may take in all (30m): nothing is begun that would take longer",
+			Category: catEndpoint},
+		&cli.BoolFlag{Name: "shared-server", Usage: "probe a running server although others use it", Category: catEndpoint},
 		&cli.StringFlag{Name: "gpu", Usage: "`device` that the embedded engine simulates, or that the server has", Value: "H200", Category: catEndpoint},
 		&cli.IntFlag{Name: "vocab", Usage: "token ids of prompts stay below `N`", Value: 4000, Category: catEndpoint},
 	}

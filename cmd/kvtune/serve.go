@@ -40,8 +40,11 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if !c.IsSet("model") && !c.IsSet("max-model-len") {
-		args.MaxModelLen = defaultMaxModelLen
+	if args.MaxModelLen == 0 {
+		args.MaxModelLen = model.MaxPosition
+		if !c.IsSet("model") {
+			args.MaxModelLen = defaultMaxModelLen
+		}
 	}
 	if err := args.Validate(); err != nil {
 		return usageError{err}
