@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/planner/spec"
 )
 
@@ -21,36 +22,22 @@ type Memory struct {
 	BytesPerBlock int64
 }
 
-// Defaults that stand where args leaves a field open: vLLM's own from 0.21 on (gpu_memory_utilization) and for large
-// devices (batched tokens, sequences).
-const (
-	defaultUtilization   = 0.92
-	defaultBlockSize     = 16
-	defaultBatchedTokens = 8192
-	defaultSeqs          = 1024
-	// graphBytesPerLayer is what captured graphs hold per layer (about 51 sizes up to 512 sequences).
-	graphBytesPerLayer = 12 << 20
-)
+// graphBytesPerLayer is what captured graphs hold per layer (about 51 sizes up to 512 sequences).
+const graphBytesPerLayer = 12 << 20
 
 // Capacity estimates how many KV blocks vLLM allocates, the way it does (vllm/v1/worker/gpu_worker.py, 0.26:
 // requested = total x utilization; minus weights, the profile run's peak and the graphs' estimate; divided by the
-// block's bytes). A live server's own number is always better. num_gpu_blocks_override is obeyed. It fails when
-// nothing, or not even one request of max_model_len, is left for the cache.
+// block's bytes). What args leave open is the newest vLLM's default. A live server's own number is always better.
+// num_gpu_blocks_override is obeyed. It fails when nothing, or not even one request of max_model_len, is left for the
+// cache.
 func Capacity(gpu spec.GPU, model spec.Model, args harness.EngineArgs) (Memory, error) {
-	or := func(v, def int) int64 {
-		if v > 0 {
-			return int64(v)
-		}
-		return int64(def)
+	if args.MaxModelLen == 0 {
+		args.MaxModelLen = model.MaxPosition
 	}
-	tp := or(args.TensorParallelSize, 1)
-	tokens, seqs := or(args.MaxNumBatchedTokens, defaultBatchedTokens), or(args.MaxNumSeqs, defaultSeqs)
-	blockSize := or(args.BlockSize, defaultBlockSize)
-	length := or(args.MaxModelLen, model.MaxPosition)
+	args = vllmflags.Resolve(args, "", vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory, CPU: gpu.CPU})
+	tp, blockSize, length := int64(args.TensorParallelSize), int64(args.BlockSize), int64(args.MaxModelLen)
+	tokens, seqs := int64(args.MaxNumBatchedTokens), int64(args.MaxNumSeqs)
 	utilization := args.GPUMemoryUtilization
-	if utilization <= 0 {
-		utilization = defaultUtilization
-	}
 	m := Memory{
 		Total: gpu.Memory, Requested: int64(float64(gpu.Memory) * utilization), Weights: model.WeightBytes() / tp,
 		BytesPerBlock: model.KVBytesPerToken(args.KVCacheDType, int(tp)) * blockSize,
@@ -60,7 +47,7 @@ func Capacity(gpu spec.GPU, model spec.Model, args harness.EngineArgs) (Memory, 
 	width := int64(model.Intermediate) * int64(max(1, model.ExpertsPerToken)) / tp
 	forward := tokens * 2 * (3*width + 3*int64(model.Hidden))
 	m.Activations = max(forward, seqs*int64(model.Vocab)*6)
-	if args.EnforceEager == nil || !*args.EnforceEager {
+	if !*args.EnforceEager {
 		m.CUDAGraphs = int64(model.Layers) * graphBytesPerLayer
 	}
 	m.KV = m.Requested - m.Weights - m.Activations - m.CUDAGraphs

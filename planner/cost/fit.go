@@ -5,8 +5,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sort"
 	"time"
+
+	"kvtune/harness/stats"
 )
 
 // Observation is a measured time and the steps that ran in it, one after the other. Several steps stand where only
@@ -94,11 +95,11 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	if err := f.crossValidate(m.Errors, opt); err != nil {
 		return nil, err
 	}
-	m.Errors.InSample = mean(f.errors(best, nil))
-	m.Errors.Prior = mean(f.errors(solution{
+	m.Errors.InSample = stats.New(f.errors(best, nil)).Mean()
+	m.Errors.Prior = stats.New(f.errors(solution{
 		values: prior.values(), knee: prior.Knee, hidden: best.hidden,
 		request: (prior.RequestLatency + prior.TokenLatency).Seconds(),
-	}, nil))
+	}, nil)).Mean()
 	return m, f.bootstrap(m, best, opt)
 }
 
@@ -114,7 +115,7 @@ func (f *fitter) scaled(prior *Model) *Model {
 		}
 		ratios[i] = c.median / predicted
 	}
-	ratio := median(ratios)
+	ratio := stats.New(ratios).Median()
 	if ratio < far && ratio > 1/far {
 		return prior
 	}
@@ -194,11 +195,11 @@ func cells(observations []Observation) []cell {
 		}
 		c.times = append(c.times, o.Time.Seconds())
 	}
-	sort.Strings(keys)
+	slices.Sort(keys)
 	out := make([]cell, len(keys))
 	for i, key := range keys {
 		c := byKey[key]
-		c.median = median(c.times)
+		c.median = stats.New(c.times).Median()
 		c.weight = sigma / math.Sqrt(sigma*sigma+repeatSigma*repeatSigma/float64(len(c.times)))
 		out[i] = *c
 	}
@@ -300,7 +301,10 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 				absolute = append(absolute, math.Abs(residuals[i]))
 			}
 		}
-		limit := outlier * max(1, 1.48*median(absolute))
+		limit := outlier
+		if len(absolute) > 0 {
+			limit *= max(1, 1.48*stats.New(absolute).Median())
+		}
 		for i, r := range residuals {
 			a := math.Abs(r)
 			damp[i] = 1
@@ -392,8 +396,8 @@ func (f *fitter) crossValidate(e *Errors, opt FitOptions) error {
 		}
 		errs = append(errs, f.errors(s, func(i int) bool { return fold[i] == k })...)
 	}
-	slices.Sort(errs)
-	e.Median, e.Mean, e.P95 = median(errs), mean(errs), errs[len(errs)*95/100]
+	s := stats.New(errs)
+	e.Median, e.Mean, e.P95 = s.Median(), s.Mean(), s.Percentile(95)
 	return nil
 }
 
@@ -427,9 +431,8 @@ func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 		for _, d := range m.Draws {
 			v = append(v, d[i])
 		}
-		slices.Sort(v)
-		c := &m.Coefficients[i]
-		c.Low, c.High = min(c.Value, v[len(v)*25/1000]), max(c.Value, v[(len(v)-1)*975/1000])
+		c, s := &m.Coefficients[i], stats.New(v)
+		c.Low, c.High = min(c.Value, s.Percentile(2.5)), max(c.Value, s.Percentile(97.5))
 	}
 	return nil
 }
@@ -440,25 +443,4 @@ func dot(a, b []float64) float64 {
 		sum += a[i] * b[i]
 	}
 	return sum
-}
-
-func mean(v []float64) float64 {
-	var sum float64
-	for _, x := range v {
-		sum += x
-	}
-	return sum / float64(len(v))
-}
-
-// median is 0 for no values.
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	s := slices.Clone(v)
-	slices.Sort(s)
-	if len(s)%2 == 1 {
-		return s[len(s)/2]
-	}
-	return (s[len(s)/2-1] + s[len(s)/2]) / 2
 }
