@@ -45,7 +45,6 @@ func analyze(c *cli.Context) error {
 		if err := s.open(c.Path("output-dir")); err != nil {
 			return err
 		}
-		s.screen.stage(configs[0].Name + ": profiling")
 		if _, err := s.Profile(c.Context, configs[0]); err != nil {
 			return err
 		}

@@ -42,6 +42,11 @@ func profileAction(c *cli.Context) error {
 	if err := check(s.GPU, configs...); err != nil {
 		return err
 	}
+	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: configs, Probes: c.Bool("probes")})
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err
 	}
@@ -49,11 +54,10 @@ func profileAction(c *cli.Context) error {
 	for i, cfg := range configs {
 		var measured []*profile.Output
 		if i == 0 && c.Bool("probes") {
-			measured, err = s.ProfileWithProbes(c.Context, cfg, false)
+			measured, err = s.ProfileWithProbes(ctx, cfg, false)
 		} else {
-			s.screen.stage(cfg.Name + ": profiling")
 			measured = make([]*profile.Output, 1)
-			measured[0], err = s.Profile(c.Context, cfg)
+			measured[0], err = s.Profile(ctx, cfg)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", cfg.Name, err)

@@ -42,6 +42,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 		return nil, usageError{fmt.Errorf("--gpu: %w", err)}
 	}
 	s.GPU, s.Vocab = gpu, c.Int("vocab")
+	s.Budget, s.SharedServer = c.Duration("budget"), c.Bool("shared-server")
 	var base harness.EngineArgs
 	if model == "" {
 		model, base.MaxModelLen = defaultModel, defaultMaxModelLen
@@ -50,8 +51,11 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 	if endpoint != "" && launch {
 		return nil, usagef("--endpoint and --launch exclude each other: measure a running server, or start one")
 	}
-	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(words(c, "extra")) > 0) {
-		return nil, usagef("--launch-arg and flags after -- are for servers that kvtune starts: add --launch")
+	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(c.StringSlice("stop-arg")) > 0 || len(words(c, "extra")) > 0) {
+		return nil, usagef("--launch-arg, --stop-arg and flags after -- are for servers that kvtune starts: add --launch")
+	}
+	if c.IsSet("budget") && c.Duration("budget") <= 0 {
+		return nil, usagef("--budget %v: expected a time above 0, such as 30m", c.Duration("budget"))
 	}
 	if s.Model, err = spec.FindModel(model); err != nil {
 		return nil, usageError{fmt.Errorf("--model: %w", err)}
@@ -89,8 +93,8 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 			return nil, usagef("--launch needs --model: the model to serve, a name or a folder with its config.json")
 		}
 		s.Source = &workflow.Launched{
-			Argv: argv, Model: c.String("model"), Extra: words(c, "extra"), Opts: opts, OnProgress: s.screen.detail,
-			Device: workflow.DeviceOf(gpu),
+			Argv: argv, Model: c.String("model"), Extra: words(c, "extra"), StopCommand: c.StringSlice("stop-arg"),
+			Opts: opts, OnProgress: s.screen.detail, Device: workflow.DeviceOf(gpu),
 		}
 	default:
 		s.Source = workflow.Embedded{Model: s.Model, GPU: s.GPU, Base: base, Seed: c.Uint64("seed")}
@@ -147,10 +151,12 @@ func (s *setup) files() []string {
 }
 
 // isInputError reports errors that are the caller's to mend although they surface late: a workload that the server's
-// context cannot hold, a file of another format.
+// context cannot hold, flags that are set twice, a budget that is too small.
 func isInputError(err error) bool {
 	var field *harness.FieldError
-	return errors.As(err, &field)
+	var conflict *vllm.ConflictError
+	var budget *workflow.BudgetError
+	return errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget)
 }
 
 // shapes reads --model and --gpu.

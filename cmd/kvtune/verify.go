@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/harness"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
 )
@@ -49,11 +50,20 @@ func verify(c *cli.Context) error {
 		return err
 	}
 	defer s.screen.close()
+	planned, err := s.Verification(plans.Config, plan)
+	if err != nil {
+		return err
+	}
+	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: []harness.Config{planned}})
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err
 	}
 	s.screen.stage("verifying the plan for " + string(plan.Strategy))
-	run, err := s.Verify(c.Context, plans.Config, plan)
+	run, err := s.Verify(ctx, plans.Config, plan)
 	if err != nil {
 		return err
 	}

@@ -53,13 +53,20 @@ func workflowAction(c *cli.Context) error {
 	if err := check(s.GPU, configs...); err != nil {
 		return err
 	}
+	opt := workflow.Options{
+		Setup: s.Setup, Configs: configs, Target: target, SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
+		Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
+	}
+	if !opt.Resume { // what is left to do is known from the folder, which is there already
+		if err := opt.Check(c.Context); err != nil {
+			return err
+		}
+	}
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err
 	}
-	out, err := workflow.Run(c.Context, workflow.Options{
-		Setup: s.Setup, Configs: configs, Target: target, SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
-		Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
-	})
+	opt.Setup = s.Setup
+	out, err := workflow.Run(c.Context, opt)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (opt *Options) verifyAll(ctx context.Context, out *Outcome) error {
 
 // verifyOne measures a plan, or takes the measurement over from an interrupted workflow.
 func (opt *Options) verifyOne(ctx context.Context, cfg harness.Config, plan *planner.Plan) (*profile.Output, error) {
-	planned, err := opt.verification(cfg, plan)
+	planned, err := opt.Verification(cfg, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -71,9 +71,9 @@ func (opt *Options) verifyOne(ctx context.Context, cfg harness.Config, plan *pla
 	return opt.Verify(ctx, cfg, plan)
 }
 
-// verification is the configuration that measures a plan: the workload it was made for, and those of the plan's settings
+// Verification is the configuration that measures a plan: the workload it was made for, and those of the plan's settings
 // that are not vLLM's defaults, so that flags which the user passes on unchanged stay free.
-func (s *Setup) verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
+func (s *Setup) Verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
 	device := DeviceOf(s.GPU)
 	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, "", device)
 	cfg.EngineArgs, cfg.Name = harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, cfg.Name+"_verify"
@@ -91,7 +91,7 @@ func (s *Setup) verification(cfg harness.Config, plan *planner.Plan) (harness.Co
 // measured when it has the planned settings as far as it states them - the result's warnings name the others - and the
 // error wraps [ErrNotRestartable] when it has not.
 func (s *Setup) Verify(ctx context.Context, cfg harness.Config, plan *planner.Plan) (*profile.Output, error) {
-	cfg, err := s.verification(cfg, plan)
+	cfg, err := s.Verification(cfg, plan)
 	if err != nil {
 		return nil, err
 	}

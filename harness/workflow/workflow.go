@@ -155,8 +155,12 @@ func (opt *Options) prepare() error {
 		}
 		taken[name] = true
 	}
-	if l, ok := opt.Source.(*Launched); ok {
-		pinned, err := l.Pinned()
+	switch source := opt.Source.(type) {
+	case Running: // has what is in use
+		source.Opts.Args = source.Opts.Args.Merge(opt.Current)
+		opt.Source = source
+	case *Launched:
+		pinned, err := source.Pinned()
 		if err != nil {
 			return err
 		}
