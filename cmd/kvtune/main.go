@@ -60,7 +60,7 @@ func interruptible(stderr io.Writer) (context.Context, func()) {
 		if _, ok := <-signals; !ok {
 			return
 		}
-		fmt.Fprintln(stderr, "kvtune: interrupted: saving what was measured (again to quit at once)")
+		fmt.Fprintln(stderr, "kvtune: interrupted: finishing and saving (again to quit at once)")
 		cancel()
 		if _, ok := <-signals; ok {
 			os.Exit(exitInterrupted)
