@@ -199,11 +199,11 @@ func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
 	return ms
 }
 
-// DecodeWindow finds the steps in which the whole batch decodes. batch is the largest number of finished measured
+// decodeWindow finds the steps in which the whole batch decodes. batch is the largest number of finished measured
 // requests that are between their first and their last token at the same moment; gaps are the times in seconds between
 // consecutive events of a request that lie wholly in such moments, in order of their end. In a decode profile batch is
 // B and every gap is one step of B sequences. It is 0 and nil when no request has two events.
-func DecodeWindow(records []workload.Record) (batch int, gaps []float64) {
+func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 	type edge struct {
 		at    time.Duration
 		delta int
@@ -263,7 +263,7 @@ func DecodeWindow(records []workload.Record) (batch int, gaps []float64) {
 // decodeLatency gives the gaps of the decode window. The batch shares its steps, so the number of independent values
 // is the number of steps, not of gaps.
 func decodeLatency(records []workload.Record) Metrics {
-	batch, gaps := DecodeWindow(records)
+	batch, gaps := decodeWindow(records)
 	steps := 0
 	if batch > 0 {
 		steps = len(gaps) / batch

@@ -203,19 +203,19 @@ func TestDecodeWindow(t *testing.T) {
 		request(0, 20*ms, 30*ms, 40*ms, 55*ms, 70*ms),
 		request(100*ms, 20*ms, 32*ms), request(100*ms, 20*ms, 32*ms),
 	}
-	batch, gaps := DecodeWindow(recs)
+	batch, gaps := decodeWindow(recs)
 	if d := cmp.Diff([]float64{0.010, 0.010, 0.010, 0.010, 0.012, 0.012}, gaps); batch != 2 || d != "" {
 		t.Errorf("batch %d, gaps %s", batch, d)
 	}
 	check(t, Measure(recs), MetricDecodeLatency, StatP50, 0.010)
 	// A request that begins as another ends does not decode beside it.
-	batch, gaps = DecodeWindow([]workload.Record{request(0, 10*ms, 20*ms), request(0, 20*ms, 35*ms)})
+	batch, gaps = decodeWindow([]workload.Record{request(0, 10*ms, 20*ms), request(0, 20*ms, 35*ms)})
 	if batch != 1 || len(gaps) != 2 {
 		t.Errorf("one after the other: batch %d, gaps %v", batch, gaps)
 	}
 	warm := request(0, 10*ms, 20*ms)
 	warm.Phase = workload.Warmup
-	if batch, gaps := DecodeWindow([]workload.Record{warm, request(0, 10*ms)}); batch != 0 || gaps != nil {
+	if batch, gaps := decodeWindow([]workload.Record{warm, request(0, 10*ms)}); batch != 0 || gaps != nil {
 		t.Errorf("nothing decodes: batch %d, gaps %v", batch, gaps)
 	}
 	check(t, Measure([]workload.Record{request(0, 10*ms)}), MetricDecodeLatency, StatP50, math.NaN())
@@ -235,7 +235,7 @@ func TestDecodeWindowLaw(t *testing.T) {
 			}
 			return n
 		}
-		batch, gaps := DecodeWindow(recs)
+		batch, gaps := decodeWindow(recs)
 		want, most := 0, 0
 		for i := range recs {
 			r := &recs[i]

@@ -62,7 +62,7 @@ const (
 	// the first token's way back. In a prefill profile nothing else runs.
 	MetricPrefillLatency = "prefill_latency"
 	// MetricDecodeLatency (s) is the time of one decode step: the gaps between a request's events that lie wholly where
-	// as many requests decode together as ever do in the run (all B in a decode profile); see [DecodeWindow].
+	// as many requests decode together as ever do in the run (all B in a decode profile).
 	MetricDecodeLatency = "decode_latency"
 )
 

@@ -89,12 +89,6 @@ func Known(version string, dev Device) []Flag {
 	return flags
 }
 
-// Modelled reports whether the simulator and the cost model know what a flag does. Other flags are emitted only.
-func Modelled(flag string) bool {
-	i := slices.IndexFunc(fields(), func(f field) bool { return f.Name == canonical(flag) })
-	return i >= 0 && fields()[i].Modelled
-}
-
 // field ties a flag to its place in EngineArgs.
 type field struct {
 	Flag

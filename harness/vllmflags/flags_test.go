@@ -304,10 +304,9 @@ func TestKnown(t *testing.T) {
 			t.Errorf("block_size on the CPU: %+v", f)
 		}
 	}
-	for flag, want := range map[string]bool{"--max-num-seqs": true, "max_num_seqs": true, "kv_offloading_size": false,
-		"swap_space": false, "no_such_flag": false} {
-		if Modelled(flag) != want {
-			t.Errorf("Modelled(%q) is not %v", flag, want)
+	for _, f := range Known("0.32.0", Device{}) {
+		if want := f.Name != "kv_offloading_size"; f.Modelled != want {
+			t.Errorf("%s: modelled is %v", f.Name, f.Modelled)
 		}
 	}
 }

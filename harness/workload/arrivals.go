@@ -9,44 +9,11 @@ import (
 	"time"
 )
 
-// Process is how requests arrive in an open loop.
-type Process string
-
-const (
-	// Fixed: evenly spaced, the first at 0.
-	Fixed Process = "fixed"
-	// Poisson: independent exponential gaps; the number of arrivals in a window has variance equal to its mean.
-	Poisson Process = "poisson"
-	// Gamma: independent gamma gaps of shape burstiness; the gaps' coefficient of variation is 1/sqrt(burstiness), so
-	// below 1 is burstier than Poisson and above 1 is more even (the same parameter as in `vllm bench serve`).
-	Gamma Process = "gamma"
-)
-
-// Arrivals are n moments in ascending order, from 0 on, at rate per second (above 0) on average. They are never
-// stretched to fit a total duration, which would make the counts more regular than the process. burstiness is used by
-// Gamma only and is above 0.
-func Arrivals(process Process, rate, burstiness float64, n int, rng *rand.Rand) []time.Duration {
-	at := make([]time.Duration, n)
-	sum := 0.0 // in mean gaps
-	for i := range at {
-		switch process {
-		case Fixed:
-			sum = float64(i)
-		case Gamma:
-			sum += gamma(burstiness, rng) / burstiness
-		default:
-			sum += rng.ExpFloat64()
-		}
-		at[i] = time.Duration(math.Min(sum/rate, maxSeconds) * 1e9)
-	}
-	return at
-}
-
 // gamma draws from the gamma distribution with scale 1 (Marsaglia and Tsang, ACM TOMS 26(3), 2000).
 func gamma(shape float64, rng *rand.Rand) float64 {
 	boost := 1.0
 	if shape < 1 {
-		boost = math.Pow(1-rng.Float64(), 1/shape) // section 6: Gamma(shape) = Gamma(shape+1) U^(1/shape)
+		boost = math.Pow(1-rng.Float64(), 1/shape) // their section 6: Gamma(shape) = Gamma(shape+1) U^(1/shape)
 		shape++
 	}
 	d := shape - 1.0/3
@@ -95,16 +62,27 @@ const maxRate = 1e6
 // Mean is the mean rate over the run.
 func (r Rate) Mean() float64 { return (r.From + r.To) / 2 }
 
-// Arrivals are n moments in ascending order; burstiness 0 or 1 is Poisson, any other value Gamma.
+// Arrivals are n moments in ascending order, from 0 on. They are never stretched to fit a total duration, which would
+// make the counts more regular than the process.
+//
+// Even arrivals have equal gaps, the first at 0. Else a burstiness of 0 or 1 gives Poisson arrivals: independent
+// exponential gaps, the number of arrivals in a window has variance equal to its mean. Any other burstiness, above 0, is
+// the shape of independent gamma gaps, whose coefficient of variation is 1/sqrt(burstiness): below 1 is burstier than
+// Poisson and above 1 more even (the same parameter as in `vllm bench serve`).
 func (r Rate) Arrivals(burstiness float64, n int, rng *rand.Rand) []time.Duration {
-	process := Gamma
-	switch {
-	case r.Even:
-		process = Fixed
-	case burstiness == 0 || burstiness == 1:
-		process = Poisson
+	at := make([]time.Duration, n)
+	sum := 0.0 // in mean gaps
+	for i := range at {
+		switch {
+		case r.Even:
+			sum = float64(i)
+		case burstiness == 0 || burstiness == 1:
+			sum += rng.ExpFloat64()
+		default:
+			sum += gamma(burstiness, rng) / burstiness
+		}
+		at[i] = time.Duration(math.Min(sum/r.Mean(), maxSeconds) * 1e9)
 	}
-	at := Arrivals(process, r.Mean(), burstiness, n, rng)
 	if r.From == r.To {
 		return at
 	}

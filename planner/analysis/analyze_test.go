@@ -264,7 +264,7 @@ func TestBlocksStartFromTheServersNumber(t *testing.T) {
 	blocks := func(edit func(*harness.EngineArgs)) int {
 		a := args
 		edit(&a)
-		n, err := s.Blocks(a)
+		n, err := s.blocks(a)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -25,10 +25,10 @@ type Server struct {
 	Release int
 }
 
-// Blocks is the number of KV blocks under other settings. Where the server states its own number, cost.Capacity gives
+// blocks is the number of KV blocks under other settings. Where the server states its own number, cost.Capacity gives
 // only the difference from it (an estimate of a whole cache is off by more than one of a change); without GPU and Model
 // the cache keeps its size in tokens.
-func (s Server) Blocks(args harness.EngineArgs) (int, error) {
+func (s Server) blocks(args harness.EngineArgs) (int, error) {
 	if args.NumGPUBlocksOverride > 0 {
 		return args.NumGPUBlocksOverride, nil
 	}
@@ -58,7 +58,7 @@ func (s Server) Blocks(args harness.EngineArgs) (int, error) {
 
 // Config is the simulator's configuration of the server under other settings. The error says what vLLM would refuse.
 func (s Server) Config(args harness.EngineArgs) (sim.Config, error) {
-	blocks, err := s.Blocks(args)
+	blocks, err := s.blocks(args)
 	if err != nil {
 		return sim.Config{}, err
 	}

@@ -35,9 +35,9 @@ func (s *study) goal() (name, stat string) {
 	return harness.MetricTotalThroughput, ""
 }
 
-// Improvement is the change of a metric from before to after as a share of before, above 0 is better; ok is false where
+// improvement is the change of a metric from before to after as a share of before, above 0 is better; ok is false where
 // either was not observed or before is 0.
-func Improvement(before, after harness.Metrics, name, stat string) (change float64, ok bool) {
+func improvement(before, after harness.Metrics, name, stat string) (change float64, ok bool) {
 	b, okB := before.Value(name, stat)
 	a, okA := after.Value(name, stat)
 	if !okB || !okA || b == 0 {
@@ -53,7 +53,7 @@ func Improvement(before, after harness.Metrics, name, stat string) (change float
 // NewGain states the change of a metric between paired runs: the first pair is the prediction itself, all pairs
 // together give the interval of the mean. nil when the first pair does not have the metric.
 func NewGain(before, after []harness.Metrics, name, stat string) *Gain {
-	change, ok := Improvement(before[0], after[0], name, stat)
+	change, ok := improvement(before[0], after[0], name, stat)
 	if !ok {
 		return nil
 	}
@@ -62,7 +62,7 @@ func NewGain(before, after []harness.Metrics, name, stat string) *Gain {
 	g := &Gain{Metric: name, Stat: stat, Unit: m.Unit, Before: *m.Value, After: a, Change: change}
 	var changes []float64
 	for i := range before {
-		if c, ok := Improvement(before[i], after[i], name, stat); ok {
+		if c, ok := improvement(before[i], after[i], name, stat); ok {
 			changes = append(changes, c)
 		}
 	}

@@ -180,8 +180,8 @@ func (e *Engine) models(w http.ResponseWriter, _ *http.Request) {
 	}}})
 }
 
-// Info is the answer of /kvtune/info: what a client must know to call its figures simulated. It has settings only.
-type Info struct {
+// serverInfo is the answer of /kvtune/info: what a client must know to call its figures simulated. It has settings only.
+type serverInfo struct {
 	Simulated bool               `json:"simulated"`
 	GPU       string             `json:"gpu"`
 	Model     string             `json:"model"`
@@ -192,7 +192,7 @@ type Info struct {
 }
 
 func (e *Engine) info(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, Info{Simulated: true, GPU: e.opt.GPU.Name, Model: e.opt.Model.Name, Args: e.opt.Args,
+	writeJSON(w, http.StatusOK, serverInfo{Simulated: true, GPU: e.opt.GPU.Name, Model: e.opt.Model.Name, Args: e.opt.Args,
 		NumGPUBlocks: e.cfg.NumGPUBlocks, Speed: e.opt.Speed})
 }
 

@@ -8,9 +8,9 @@ import (
 	"kvtune/planner/sim"
 )
 
-// Virtual runs a workload on this engine's device in virtual time: the same settings, step times and latencies, without
-// HTTP and without waiting. It starts with an empty cache and leaves the server alone; the same workload gives the same
-// outcome.
+// Virtual runs a workload on this engine's device in virtual time: the same settings and step times, without HTTP and
+// without waiting. Of the API server it has the constant latencies, not the time per prompt token. It starts with an
+// empty cache and leaves the server alone; the same workload gives the same outcome.
 func (e *Engine) Virtual(ctx context.Context, w *workload.Workload) (*sim.Outcome, error) {
 	cfg := e.cfg
 	cfg.RequestLatency, cfg.TokenLatency = e.latency.request, e.latency.token

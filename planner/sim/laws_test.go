@@ -283,8 +283,8 @@ func TestLawsHoldForRandomRuns(t *testing.T) {
 		for len(w.flight) > 0 {
 			w.update()
 		}
-		w.must(w.FreeBlocks() == cfg.NumGPUBlocks-1 && w.Usage() == 0, "seed %d: %d of %d blocks are free at the end",
-			seed, w.FreeBlocks(), cfg.NumGPUBlocks-1)
+		w.must(w.pool.free == cfg.NumGPUBlocks-1 && w.Usage() == 0, "seed %d: %d of %d blocks are free at the end",
+			seed, w.pool.free, cfg.NumGPUBlocks-1)
 		w.must(w.Running()+w.Waiting() == 0, "seed %d: %d run, %d wait at the end", seed, w.Running(), w.Waiting())
 		preemptions += w.Stats().Preemptions
 		hits += w.Stats().PrefixHits

@@ -240,9 +240,6 @@ func (s *Scheduler) Running() int { return len(s.running) }
 // Waiting counts the requests that wait, preempted ones included.
 func (s *Scheduler) Waiting() int { return s.waiting.n }
 
-// FreeBlocks counts blocks that no request holds, cached ones included.
-func (s *Scheduler) FreeBlocks() int { return s.pool.free }
-
 // Usage is the share of KV blocks that requests hold, 0..1: vllm:kv_cache_usage_perc.
 func (s *Scheduler) Usage() float64 {
 	return 1 - float64(s.pool.free)/float64(s.cfg.NumGPUBlocks-1)

@@ -124,7 +124,7 @@ func (c *oracleCase) replay(t *testing.T) (preempted int) {
 		victims := append([]int{}, b.Preempted...)
 		slices.SortFunc(victims, cmp.Compare)
 		preempted += len(victims)
-		got, _ := json.Marshal([]any{items, victims, s.FreeBlocks(), s.Running(), s.Waiting()})
+		got, _ := json.Marshal([]any{items, victims, s.pool.free, s.Running(), s.Waiting()})
 		exp, _ := json.Marshal(want)
 		if string(got) != string(exp) {
 			t.Fatalf("step %d:\ngot  %s\nvllm %s", k, got, exp)
@@ -139,8 +139,8 @@ func (c *oracleCase) replay(t *testing.T) (preempted int) {
 	if st := s.Stats(); st.PrefixQueries != c.Queries || st.PrefixHits != c.Hits {
 		t.Errorf("prefix queries %d, hits %d; vLLM counted %d, %d", st.PrefixQueries, st.PrefixHits, c.Queries, c.Hits)
 	}
-	if s.FreeBlocks() != c.Free || c.Free != c.Blocks-1 {
-		t.Errorf("free blocks at the end: %d, vLLM %d, of %d", s.FreeBlocks(), c.Free, c.Blocks-1)
+	if s.pool.free != c.Free || c.Free != c.Blocks-1 {
+		t.Errorf("free blocks at the end: %d, vLLM %d, of %d", s.pool.free, c.Free, c.Blocks-1)
 	}
 	return preempted
 }
