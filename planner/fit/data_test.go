@@ -1,18 +1,15 @@
 package fit
 
 import (
-	"encoding/csv"
-	"encoding/json"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"kvtune/harness"
+	"kvtune/harness/archive"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 	"kvtune/planner/spec"
@@ -33,70 +30,24 @@ func dataFile(t *testing.T, name string) string {
 }
 
 func readRequests(t *testing.T, name string) []workload.Record {
-	t.Helper()
-	f, err := os.Open(dataFile(t, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := zstd.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer z.Close()
-	var out []workload.Record
-	for d := json.NewDecoder(z); d.More(); {
-		var line struct {
-			Probe   string       `json:"probe"`
-			Sent    float64      `json:"sent_s"`
-			Prompt  int          `json:"prompt_tokens"`
-			Shared  int          `json:"shared_prefix_tokens"`
-			Output  int          `json:"output_tokens"`
-			Times   [][2]float64 `json:"token_times_s"`
-			Problem string       `json:"error"`
-		}
-		if err := d.Decode(&line); err != nil {
-			t.Fatal(err)
-		}
-		r := workload.Record{
-			Index: len(out), Probe: line.Probe, Sent: seconds(line.Sent), PromptTokens: line.Prompt,
-			SharedPrefixTokens: line.Shared, OutputTokens: line.Output, Error: line.Problem,
-		}
-		for _, e := range line.Times {
-			r.Tokens = append(r.Tokens, workload.TokenEvent{At: seconds(e[0]), Tokens: int(e[1])})
-		}
-		out = append(out, r)
-	}
-	return out
+	return read(t, name, archive.ReadRequests)
+}
+func readSteps(t *testing.T, name string) []harness.StepRecord {
+	return read(t, name, archive.ReadSteps)
 }
 
-func seconds(s float64) time.Duration { return time.Duration(math.Round(s * 1e9)) }
-
-func readSteps(t *testing.T, name string) []harness.StepRecord {
+func read[T any](t *testing.T, name string, from func(io.Reader) ([]T, bool, error)) []T {
 	t.Helper()
 	f, err := os.Open(dataFile(t, name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	rows, err := csv.NewReader(f).ReadAll()
-	if err != nil {
-		t.Fatal(err)
+	all, partial, err := from(f)
+	if err != nil || partial {
+		t.Fatalf("%s: partial %v, %v", name, partial, err)
 	}
-	var out []harness.StepRecord
-	for _, row := range rows[1:] {
-		var v [6]float64
-		for i := range v {
-			if v[i], err = strconv.ParseFloat(row[i], 64); err != nil {
-				t.Fatal(err)
-			}
-		}
-		out = append(out, harness.StepRecord{
-			T: -1, ContextRequests: int(v[0]), ContextTokens: int(v[1]), GenerationRequests: int(v[2]),
-			GenerationTokens: int(v[3]), Elapsed: seconds(v[4] / 1e3), KVUsage: v[5] / 100, Running: -1, Waiting: -1,
-		})
-	}
-	return out
+	return all
 }
 
 func h200(t *testing.T) *cost.Model {
