@@ -20,8 +20,11 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	if lag := res.Conditions.SendLag99; lag != nil && *lag > maxLag {
 		add("generator-limited: requests were sent up to %.1f ms late (p99); latencies from the due moment include it", *lag*1e3)
 	}
-	if seen.Err != nil && !run.Interrupted {
-		add("the server's metrics could not be read at the end of the run (%v): counters end at the last reading", seen.Err)
+	if seen.Err != nil {
+		if !run.Interrupted {
+			add("the server's metrics could not be read at the end of the run (%v): counters end at the last reading", seen.Err)
+		}
+		return doubts
 	}
 	if n := foreign(run.Records, seen.Delta); n > 0 {
 		add("contaminated: the server processed %d prompt tokens that are not ours; others used it during the run", n)

@@ -217,20 +217,26 @@ func (opt *Options) profileAll(ctx context.Context, out *Outcome) ([]*profile.Ou
 		if len(outs) > 0 && outs[len(outs)-1].Result.Name == cfg.Name {
 			run = outs[len(outs)-1]
 		}
+		why := ""
 		switch {
 		case err != nil:
-			failure = errors.Join(failure, fmt.Errorf("%s: %w", cfg.Name, err))
-			out.Runs = append(out.Runs, failedRun(cfg, err.Error()))
-			out.note(cfg.Name, err.Error())
+			why = err.Error()
 		case run == nil: // only the probes, and not all of them
-			why := "the probes were cut short: " + outs[0].Result.Why
-			failure = errors.Join(failure, fmt.Errorf("%s: %s", cfg.Name, why))
-			out.Runs = append(out.Runs, failedRun(cfg, why))
-			out.note(cfg.Name, why)
+			why = "the probes were cut short: " + outs[0].Result.Why
+			err = errors.New(why)
 		default:
 			runs, out.Runs = append(runs, run), append(out.Runs, reportRun(run))
 			if run.Result.Partial {
 				out.note(cfg.Name, run.Result.Why)
+			}
+			continue
+		}
+		failure = errors.Join(failure, fmt.Errorf("%s: %w", cfg.Name, err))
+		out.Runs = append(out.Runs, failedRun(cfg, why))
+		out.note(cfg.Name, why)
+		if opt.Folder != nil {
+			if err := opt.Folder.SetPart(cfg.Name, archive.Failed); err != nil {
+				return nil, errors.Join(failure, err)
 			}
 		}
 	}
