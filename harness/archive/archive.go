@@ -96,8 +96,9 @@ func Create(dir string) (*Folder, error) {
 	return f, f.saveManifest()
 }
 
-// Open opens an archive for reading: its folder, or one of its files, which selects the part it belongs to. A folder
-// without a manifest is accepted when it holds a file with an archive's ending.
+// Open opens an archive for reading: its folder, or one of its files. A file that belongs to a part selects it; the
+// manifest, and others that the manifest lists, stand for the whole folder. A folder without a manifest is accepted when
+// it holds a file with an archive's ending.
 func Open(path string) (*Folder, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -107,31 +108,34 @@ func Open(path string) (*Folder, error) {
 		return nil, err
 	}
 	f := &Folder{dir: path}
+	file := "" // the one that was given
 	if !info.IsDir() {
 		if !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s is neither a folder nor a file: expected an output folder of kvtune or one of its files",
 				path)
 		}
-		f.dir = filepath.Dir(path)
-		if f.selected = partOf(filepath.Base(path)); f.selected == "" && !wholeFolder(filepath.Base(path)) {
-			return nil, fmt.Errorf("%s is not a file of a kvtune archive: expected a name that ends in one of %s",
-				path, strings.Join(suffixes(), ", "))
-		}
+		file = filepath.Base(path)
+		f.dir, f.selected = filepath.Dir(path), partOf(file)
 	}
 	manifest := f.Path(ManifestName)
-	switch _, err := os.Stat(manifest); {
+	_, err = os.Stat(manifest)
+	bare := errors.Is(err, fs.ErrNotExist)
+	switch {
 	case err == nil:
-		return f, ReadJSON(manifest, ManifestSchema, &f.manifest)
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		err = ReadJSON(manifest, ManifestSchema, &f.manifest)
+	case bare:
+		f.manifest.Schema = ManifestSchema
+		f.manifest.Files, err = archiveFiles(f.dir)
 	}
-	f.manifest.Schema = ManifestSchema
-	if f.manifest.Files, err = archiveFiles(f.dir); err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if len(f.manifest.Files) == 0 && info.IsDir() {
+	case file == "" && bare && len(f.manifest.Files) == 0:
 		return nil, fmt.Errorf("%s is not a kvtune archive: it has no %s and no file that ends in one of %s",
 			path, ManifestName, strings.Join(suffixes(), ", "))
+	case file != "" && f.selected == "" && !slices.Contains(f.Files(), file):
+		return nil, fmt.Errorf("%s is not a file of a kvtune archive: expected a name that ends in one of %s",
+			path, strings.Join(suffixes(), ", "))
 	}
 	return f, nil
 }
@@ -149,11 +153,6 @@ func partOf(name string) string {
 		}
 	}
 	return ""
-}
-
-// wholeFolder says whether a file stands for its folder: it tells of all parts.
-func wholeFolder(name string) bool {
-	return name == ManifestName || name == "performance_analysis.json" || name == "custom_schedule_plans.json"
 }
 
 func archiveFiles(dir string) ([]string, error) {

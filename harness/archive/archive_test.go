@@ -139,7 +139,7 @@ func TestOpen(t *testing.T) {
 	}{
 		{f.Dir(), []string{"a", "b"}},
 		{f.Path(ManifestName), []string{"a", "b"}},
-		{f.Path("performance_analysis.json"), []string{"a", "b"}},
+		{f.Path("performance_analysis.json"), []string{"a", "b"}}, // by the manifest
 		{f.Path("b_results.json"), []string{"b"}},
 		{bare, []string{"x"}},
 	} {
@@ -164,6 +164,7 @@ func TestOpenRefuses(t *testing.T) {
 		{filepath.Join(dir, "nothing"), "does not exist"},
 		{dir, "is not a kvtune archive: it has no manifest.json and no file that ends in one of _results.json"},
 		{write(t, filepath.Join(dir, "notes.txt"), "hello"), "is not a file of a kvtune archive"},
+		{write(t, filepath.Join(dir, "performance_analysis.json"), "{}"), "is not a file of a kvtune archive"},
 		{newer, "schema kvtune.archive/2 is newer than this kvtune reads (up to kvtune.archive/1): use a newer kvtune"},
 		{other, `no "schema" in it`},
 		{os.DevNull, "neither a folder nor a file"},

@@ -76,14 +76,14 @@ func (f *Folder) WriteResult(r *harness.Result) error {
 // ReadResult reads a result: a `_results.json` file, any other file of the same part, or a folder that holds exactly
 // one.
 func ReadResult(path string) (*harness.Result, error) {
-	info, err := os.Stat(path)
-	if base := filepath.Base(path); err == nil && info.Mode().IsRegular() && filepath.Ext(base) == ".json" &&
-		partOf(base) == "" && !wholeFolder(base) { // a result under a name of the user's own
-		r := new(harness.Result)
-		return r, ReadJSON(path, harness.ResultSchema, r)
-	}
 	f, err := Open(path)
 	if err != nil {
+		info, e := os.Stat(path)
+		if base := filepath.Base(path); e == nil && info.Mode().IsRegular() && filepath.Ext(base) == ".json" &&
+			base != ManifestName && partOf(base) == "" {
+			r := new(harness.Result) // under a name of the user's own
+			return r, ReadJSON(path, harness.ResultSchema, r)
+		}
 		return nil, err
 	}
 	names := f.Results()
