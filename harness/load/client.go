@@ -11,22 +11,18 @@ import (
 	"kvtune/harness/workload"
 )
 
-// Client sends one request and reports every streamed event as it arrives. harness/vllm implements it over HTTP.
+// Client makes requests ready to be sent. harness/vllm implements it over HTTP. It is called concurrently.
 type Client interface {
-	// Send sends r at once. It calls sent when the request has been handed to the network and event for every streamed
-	// event that carries tokens, in order, with the moment of arrival; never two calls at once, and none after
-	// Send has returned. It returns when the stream has ended, or soon after ctx has.
-	// A Reply is valid even when err is not nil: it holds what arrived before.
-	Send(ctx context.Context, r *workload.Request, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
+	// Prepare builds r before it is due, so that building delays nothing, and returns what sends it. Nothing goes out
+	// before that is called. A turn of a conversation is prepared when the turn before has ended.
+	Prepare(r *workload.Request) Send
 }
 
-// Preparer is a [Client] that can build a request before it is due, so that building delays nothing.
-type Preparer interface {
-	Client
-	// Prepare builds r and returns what sends it: [Client].Send without r. Nothing goes out before that is called. A turn of
-	// a conversation is prepared when the turn before has ended.
-	Prepare(r *workload.Request) func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
-}
+// Send sends a request at once and reports every streamed event as it arrives. It calls sent when the request has been
+// handed to the network, and event for every streamed event that carries tokens, in order, with the moment of arrival;
+// never two calls at once, and none after Send has returned. It returns when the stream has ended, or soon after ctx
+// has. The Reply is valid even when the error is not nil: it holds what arrived before.
+type Send func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
 
 // Reply is what the server said of a request beside its tokens.
 type Reply struct {

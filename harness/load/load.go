@@ -227,12 +227,7 @@ func (g *generator) drain() {
 // serve sends one request at its time and writes its record.
 func (g *generator) serve(index int, due time.Duration) {
 	r, rec := &g.opt.Workload.Requests[index], &g.records[index]
-	send := func(ctx context.Context, sent func(time.Time), event func(time.Time, int)) (Reply, error) {
-		return g.opt.Client.Send(ctx, r, sent, event)
-	}
-	if p, can := g.opt.Client.(Preparer); can {
-		send = p.Prepare(r)
-	}
+	send := g.opt.Client.Prepare(r)
 	sleepUntil(g.start.Add(due))
 	if g.ctx.Err() != nil {
 		g.ends <- end{index: index, at: time.Since(g.start)}
@@ -376,7 +371,7 @@ func (l *lost) add(e end, inFlight int) {
 	}
 }
 
-// verdict is an error when the endpoint is dead. Streams that are cut prove nothing - a gateway may be back at once - but
+// verdict is an error when the endpoint is dead. Streams that are cut prove nothing (a gateway may be back at once), but
 // requests that find nobody do.
 func (l *lost) verdict(limit int) error {
 	if l.refused < limit {

@@ -48,9 +48,15 @@ func (s *stream) tokens(ctx context.Context, n int, gap time.Duration) error {
 	return nil
 }
 
-func (f *server) Send(ctx context.Context, r *workload.Request, sent func(time.Time), event func(time.Time, int)) (Reply, error) {
+func (f *server) Prepare(r *workload.Request) Send {
+	return func(ctx context.Context, sent func(time.Time), event func(time.Time, int)) (Reply, error) {
+		return f.send(ctx, &stream{r: r, sent: sent, event: event})
+	}
+}
+
+func (f *server) send(ctx context.Context, s *stream) (Reply, error) {
 	f.mu.Lock()
-	f.sent = append(f.sent, r.Index)
+	f.sent = append(f.sent, s.r.Index)
 	f.inFlight++
 	f.peak = max(f.peak, f.inFlight)
 	f.mu.Unlock()
@@ -59,7 +65,6 @@ func (f *server) Send(ctx context.Context, r *workload.Request, sent func(time.T
 		f.inFlight--
 		f.mu.Unlock()
 	}()
-	s := &stream{r: r, sent: sent, event: event}
 	err := f.serve(ctx, s)
 	return s.reply, err
 }
@@ -412,11 +417,9 @@ func TestCutStreamsAreNotADeadEndpoint(t *testing.T) {
 // builder is a server whose requests take long to build.
 type builder struct{ *server }
 
-func (b builder) Prepare(r *workload.Request) func(context.Context, func(time.Time), func(time.Time, int)) (Reply, error) {
+func (b builder) Prepare(r *workload.Request) Send {
 	time.Sleep(time.Millisecond)
-	return func(ctx context.Context, sent func(time.Time), event func(time.Time, int)) (Reply, error) {
-		return b.Send(ctx, r, sent, event)
-	}
+	return b.server.Prepare(r)
 }
 
 func TestRequestsAreBuiltBeforeTheyAreDue(t *testing.T) {

@@ -44,7 +44,7 @@ type Client struct {
 	outputs map[uint64][]int32
 }
 
-var _ load.Preparer = (*Client)(nil)
+var _ load.Client = (*Client)(nil)
 
 // Client returns a client for one run.
 func (s *Server) Client(opt ClientOptions) *Client {
@@ -58,22 +58,16 @@ func (s *Server) Client(opt ClientOptions) *Client {
 // ErrStreamCut says that a stream ended before the server said that it was finished.
 var ErrStreamCut = errors.New("stream cut off")
 
-// Send posts r to /v1/completions as a stream: token-id prompt, exactly r.OutputTokens tokens (ignore_eos, min_tokens),
-// greedy. It calls sent when a connection is in hand and the first byte goes out, and event for every event that
-// carries tokens, with the moment at which its last byte was read, taken before it is parsed.
+// Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns what posts it to
+// /v1/completions as a stream: token-id prompt, exactly r.OutputTokens tokens (ignore_eos, min_tokens), greedy. That
+// calls sent when a connection is in hand and the first byte goes out, and event for every event that carries tokens,
+// with the moment at which its last byte was read, taken before it is parsed.
 //
 // An event's tokens are counted by its token_ids; where a server sends none, by the growth of its running usage; else
 // each event with choices is one token. The reply holds what arrived, also beside an error. Errors are *APIError (a
 // refusal, or an error inside the stream), ErrStreamCut (the stream ended without a finish reason), the cause of a
 // cancelled ctx, or the transport's. A request that the server aborted is an error.
-func (c *Client) Send(ctx context.Context, r *workload.Request, sent func(time.Time),
-	event func(at time.Time, tokens int)) (load.Reply, error) {
-	return c.post(ctx, r, c.body(r), sent, event)
-}
-
-// Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns a Send of r.
-func (c *Client) Prepare(r *workload.Request) func(ctx context.Context, sent func(time.Time),
-	event func(at time.Time, tokens int)) (load.Reply, error) {
+func (c *Client) Prepare(r *workload.Request) load.Send {
 	body := c.body(r)
 	return func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (load.Reply, error) {
 		return c.post(ctx, r, body, sent, event)

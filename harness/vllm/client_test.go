@@ -75,7 +75,7 @@ func send(t *testing.T, ctx context.Context, c *Client, r *workload.Request) sen
 	t.Helper()
 	var got sending
 	var last time.Time
-	got.reply, got.err = c.Send(ctx, r, func(at time.Time) {
+	got.reply, got.err = c.Prepare(r)(ctx, func(at time.Time) {
 		got.sent++
 		last = at
 	}, func(at time.Time, tokens int) {
@@ -436,7 +436,7 @@ func TestSendStalled(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	var events int
-	_, err := c.Send(ctx, request(5, 9), func(time.Time) {}, func(time.Time, int) {
+	_, err := c.Prepare(request(5, 9))(ctx, func(time.Time) {}, func(time.Time, int) {
 		events++
 		cancel(idle)
 	})

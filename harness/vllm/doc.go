@@ -10,5 +10,5 @@
 // Everything is observed from outside, over HTTP: a real vLLM and kvtune's embedded engine are measured by the same
 // code. Paths, bodies and metric names are those of vLLM 0.18 to 0.33.
 //
-// Read [Connect] and [Client.Send] first, then [Server.Watch] and [Launch].
+// Read [Connect] and [Client.Prepare] first, then [Server.Watch] and [Launch].
 package vllm

@@ -259,8 +259,7 @@ func TestVLLMEndpoint(t *testing.T) {
 	t.Run("a cancelled stream stops the request", func(t *testing.T) {
 		idle := errors.New("idle")
 		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err := s.Client(ClientOptions{}).Send(ctx, request(50, 3000), func(time.Time) {}, func(time.Time,
-			int) {
+		_, err := s.Client(ClientOptions{}).Prepare(request(50, 3000))(ctx, func(time.Time) {}, func(time.Time, int) {
 			cancel(idle)
 		})
 		if !errors.Is(err, idle) {
