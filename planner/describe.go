@@ -127,8 +127,8 @@ func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
 			before, after, unit = before*per, after*per, "B"
 		}
 		change := (before - after) / before
-		return &analysis.Gain{Metric: harness.MetricKVCacheSize, Unit: unit, Before: before, After: after, Change: change, Low: &change,
-			High: &change}
+		return &analysis.Gain{Metric: harness.MetricKVCacheSize, Unit: unit, Before: before, After: after,
+			Change: change, Low: &change, High: &change}
 	case Balanced:
 		power := func(c *candidate) []harness.Metrics {
 			all := make([]harness.Metrics, len(c.runs))

@@ -97,8 +97,8 @@ func Create(dir string) (*Folder, error) {
 }
 
 // Open opens an archive for reading: its folder, or one of its files. A file that belongs to a part selects it; the
-// manifest, and others that the manifest lists, stand for the whole folder. A folder without a manifest is accepted when
-// it holds a file with an archive's ending.
+// manifest, and others that the manifest lists, stand for the whole folder. A folder without a manifest is accepted
+// when it holds a file with an archive's ending.
 func Open(path string) (*Folder, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
