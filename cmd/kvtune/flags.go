@@ -88,10 +88,6 @@ func outputDirFlag(value string) cli.Flag {
 	return &cli.PathFlag{Name: "output-dir", Usage: "`folder` for the files of the run", Value: value, Category: catOutput}
 }
 
-func sloFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)", Category: "Objective"}
-}
-
 // configOf reads the run's configuration from the flags: the preset first, then what was given beside it.
 func configOf(c *cli.Context) (harness.Config, error) {
 	cfg := harness.DefaultConfig()
