@@ -52,13 +52,13 @@ func (s *Scheduler) check() error {
 		} else if refs[b] <= 0 {
 			return fmt.Errorf("block %d is held %d times but in no queue", b, refs[b])
 		}
-		if b >= len(s.pool.blocks) {
+		if b >= int(s.pool.used) {
 			if refs[b] != 0 {
 				return fmt.Errorf("block %d is held and was never used", b)
 			}
 			continue
 		}
-		x := &s.pool.blocks[b]
+		x := s.pool.at(int32(b))
 		if refs[b] != x.ref {
 			return fmt.Errorf("block %d is held %d times, counted %d", b, refs[b], x.ref)
 		}
@@ -68,7 +68,7 @@ func (s *Scheduler) check() error {
 		registered++
 		first := s.pool.find(x.hash)
 		for first != 0 && first != int32(b) {
-			first = s.pool.blocks[first].twin
+			first = s.pool.at(first).twin
 		}
 		if first == 0 {
 			return fmt.Errorf("block %d is registered but cannot be found", b)
@@ -76,7 +76,7 @@ func (s *Scheduler) check() error {
 	}
 	indexed := 0
 	for _, b := range s.pool.index {
-		for ; b != 0; b = s.pool.blocks[b].twin {
+		for ; b != 0; b = s.pool.at(b).twin {
 			indexed++
 		}
 	}

@@ -18,11 +18,12 @@ type block struct {
 //
 // Source: vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), vLLM 0.24 to 0.33.
 type pool struct {
-	// blocks are those that were ever used, by number; the others up to size follow in ascending order. Block 0 is the
-	// null block: never free and never held, its links are the ends of the queue.
-	blocks []block
-	size   int
-	free   int
+	// pages hold the blocks below used: those that were ever used. The others up to size follow in ascending order. Block
+	// 0 is the null block: never free and never held, its links are the ends of the queue.
+	pages []*[pageSize]block
+	used  int32
+	size  int32
+	free  int
 	// stack holds freed blocks without a hash, the last of them used next. They cannot be hit, so they leave in no other
 	// way.
 	stack []int32
@@ -34,23 +35,27 @@ type pool struct {
 	shift int
 }
 
+const pageSize = 256
+
 // newPool makes a pool of n blocks, the null block included.
 func newPool(n int, fifo bool) pool {
-	return pool{blocks: make([]block, 1), size: n, free: n - 1, fifo: fifo}
+	return pool{pages: []*[pageSize]block{new([pageSize]block)}, used: 1, size: int32(n), free: n - 1, fifo: fifo}
 }
+
+func (p *pool) at(b int32) *block { return &p.pages[uint32(b)/pageSize][uint32(b)%pageSize] }
 
 // unlink takes a block out of the queue.
 func (p *pool) unlink(b int32) {
-	x := &p.blocks[b]
-	p.blocks[x.prev].next, p.blocks[x.next].prev = x.next, x.prev
+	x := p.at(b)
+	p.at(x.prev).next, p.at(x.next).prev = x.next, x.prev
 	p.free--
 }
 
 // pushBack puts a block at the tail of the queue.
 func (p *pool) pushBack(b int32) {
-	last := p.blocks[0].prev
-	p.blocks[b].prev, p.blocks[b].next = last, 0
-	p.blocks[last].next, p.blocks[0].prev = b, b
+	last := p.at(0).prev
+	p.at(b).prev, p.at(b).next = last, 0
+	p.at(last).next, p.at(0).prev = b, b
 	p.free++
 }
 
@@ -62,27 +67,30 @@ func (p *pool) take() int32 {
 	case n > 0:
 		b, p.stack = p.stack[n-1], p.stack[:n-1]
 		p.free--
-	case len(p.blocks) < p.size:
-		b, p.blocks = int32(len(p.blocks)), append(p.blocks, block{})
+	case p.used < p.size:
+		if b = p.used; b%pageSize == 0 {
+			p.pages = append(p.pages, new([pageSize]block))
+		}
+		p.used++
 		p.free--
 	default:
-		b = p.blocks[0].next
+		b = p.at(0).next
 		p.unlink(b)
-		if p.blocks[b].indexed {
+		if p.at(b).indexed {
 			p.forget(b)
-			p.blocks[b].indexed = false
+			p.at(b).indexed = false
 		}
 	}
-	p.blocks[b].ref = 1
+	p.at(b).ref = 1
 	return b
 }
 
 // touch adds a holder to a block that was hit; a block nobody held leaves the free queue.
 func (p *pool) touch(b int32) {
-	if p.blocks[b].ref == 0 {
+	if p.at(b).ref == 0 {
 		p.unlink(b)
 	}
-	p.blocks[b].ref++
+	p.at(b).ref++
 }
 
 // release gives back a request's blocks. The first full of them are full and hashed (none without prefix caching). Later
@@ -90,7 +98,7 @@ func (p *pool) touch(b int32) {
 func (p *pool) release(held []int32, full int) {
 	if !p.fifo {
 		for _, b := range held[full:] {
-			p.blocks[b].ref--
+			p.at(b).ref--
 			p.stack = append(p.stack, b)
 			p.free++
 		}
@@ -98,7 +106,7 @@ func (p *pool) release(held []int32, full int) {
 	}
 	for i := len(held) - 1; i >= 0; i-- {
 		b := held[i]
-		if p.blocks[b].ref--; p.blocks[b].ref == 0 {
+		if p.at(b).ref--; p.at(b).ref == 0 {
 			p.pushBack(b)
 		}
 	}
@@ -108,7 +116,7 @@ func (p *pool) release(held []int32, full int) {
 func (p *pool) slot(hash uint64) int {
 	mask := len(p.index) - 1
 	i := int(hash * 0x9e3779b97f4a7c15 >> p.shift)
-	for p.index[i] != 0 && p.blocks[p.index[i]].hash != hash {
+	for p.index[i] != 0 && p.at(p.index[i]).hash != hash {
 		i = (i + 1) & mask
 	}
 	return i
@@ -128,7 +136,7 @@ func (p *pool) register(b int32, hash uint64) {
 		n := bits.Len(uint(2 * p.size))
 		p.index, p.shift = make([]int32, 1<<n), 64-n
 	}
-	x := &p.blocks[b]
+	x := p.at(b)
 	x.hash, x.twin, x.indexed = hash, 0, true
 	i := p.slot(hash)
 	if p.index[i] == 0 {
@@ -136,30 +144,30 @@ func (p *pool) register(b int32, hash uint64) {
 		return
 	}
 	last := p.index[i]
-	for p.blocks[last].twin != 0 {
-		last = p.blocks[last].twin
+	for p.at(last).twin != 0 {
+		last = p.at(last).twin
 	}
-	p.blocks[last].twin = b
+	p.at(last).twin = b
 }
 
 // forget takes an indexed block out of the index.
 func (p *pool) forget(b int32) {
-	i := p.slot(p.blocks[b].hash)
+	i := p.slot(p.at(b).hash)
 	if first := p.index[i]; first != b {
-		for p.blocks[first].twin != b {
-			first = p.blocks[first].twin
+		for p.at(first).twin != b {
+			first = p.at(first).twin
 		}
-		p.blocks[first].twin = p.blocks[b].twin
+		p.at(first).twin = p.at(b).twin
 		return
 	}
-	if t := p.blocks[b].twin; t != 0 {
+	if t := p.at(b).twin; t != 0 {
 		p.index[i] = t
 		return
 	}
 	// Close the gap, so that later probes of the run need no tombstones.
 	mask := len(p.index) - 1
 	for j := (i + 1) & mask; p.index[j] != 0; j = (j + 1) & mask {
-		home := int(p.blocks[p.index[j]].hash * 0x9e3779b97f4a7c15 >> p.shift)
+		home := int(p.at(p.index[j]).hash * 0x9e3779b97f4a7c15 >> p.shift)
 		if (j-home)&mask >= (j-i)&mask {
 			p.index[i] = p.index[j]
 			i = j

@@ -151,7 +151,7 @@ func (s *Scheduler) lookup(r *request) (hits, idle int) {
 			break
 		}
 		s.hits = append(s.hits, x)
-		if s.pool.blocks[x].ref == 0 {
+		if s.pool.at(x).ref == 0 {
 			idle++
 		}
 	}

@@ -14,11 +14,11 @@ func (p *pool) queued() []int32 {
 	for _, b := range slices.Backward(p.stack) {
 		all = append(all, b)
 	}
-	for b := len(p.blocks); b < p.size; b++ {
-		all = append(all, int32(b))
+	for b := p.used; b < p.size; b++ {
+		all = append(all, b)
 	}
-	for prev, b := int32(0), p.blocks[0].next; b != 0; prev, b = b, p.blocks[b].next {
-		if p.blocks[b].prev != prev || len(all) > p.size {
+	for prev, b := int32(0), p.at(0).next; b != 0; prev, b = b, p.at(b).next {
+		if p.at(b).prev != prev || len(all) > int(p.size) {
 			break
 		}
 		all = append(all, b)
@@ -66,7 +66,7 @@ func TestIndexAgainstAMap(t *testing.T) {
 	model := map[uint64][]int32{}
 	for range 50_000 {
 		b := int32(1 + rng.IntN(n-1))
-		if x := &p.blocks[b]; x.indexed {
+		if x := p.at(b); x.indexed {
 			p.forget(b)
 			x.indexed = false
 			list := model[x.hash]
