@@ -66,9 +66,10 @@ type Config struct {
 	// Rate is requests per second of an open loop ("8", "4..24", "fixed:8"); "" is the closed loop of B.
 	Rate string `json:"rate,omitempty"`
 	// Burstiness is the gamma shape of the arrivals, 1 is Poisson; 0 means 1.
-	Burstiness  float64 `json:"burstiness,omitempty"`
-	Concurrency int     `json:"concurrency,omitempty"`
-	Clients     int     `json:"clients,omitempty"`
+	Burstiness float64 `json:"burstiness,omitempty"`
+	// Concurrency is the number of requests in flight of a closed loop, 0 is none; Clients share it evenly, 0 means 1.
+	Concurrency int `json:"concurrency,omitempty"`
+	Clients     int `json:"clients,omitempty"`
 	// Users, Turns and ThinkTime (seconds) describe conversations.
 	Users     int     `json:"users,omitempty"`
 	Turns     int     `json:"turns,omitempty"`

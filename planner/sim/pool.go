@@ -13,8 +13,8 @@ type block struct {
 
 // pool is vLLM's BlockPool: reference counts, the free queue and the index from content hash to block.
 //
-// The free queue has three parts, taken from in this order: stack, the blocks that were never used, and the queue. A new
-// pool is all never used, so it costs nothing to make, however large the cache.
+// The free queue has three parts, taken from in this order: the stack, the blocks that were never used, and the queue.
+// A new pool is all never used, so it costs nothing to make, however large the cache.
 //
 // Source: vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), vLLM 0.24 to 0.33.
 type pool struct {
@@ -93,8 +93,8 @@ func (p *pool) touch(b int32) {
 	p.at(b).ref++
 }
 
-// release gives back a request's blocks. The first full of them are full and hashed (none without prefix caching). Later
-// blocks are evicted before earlier ones; blocks without a hash are reused first, the last of them at once.
+// release gives back a request's blocks. The first full of them are full and hashed (none without prefix caching).
+// Later blocks are evicted before earlier ones; blocks without a hash are reused first, the last of them at once.
 func (p *pool) release(held []int32, full int) {
 	if !p.fifo {
 		for _, b := range held[full:] {
