@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strconv"
+
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness"
@@ -16,17 +18,18 @@ const (
 )
 
 func workloadFlags() []cli.Flag {
+	d := harness.DefaultConfig()
 	return []cli.Flag{
-		&cli.IntFlag{Name: "C", Usage: "new input `tokens` per prompt", Category: catWorkload},
-		&cli.IntFlag{Name: "M", Usage: "KV `blocks` already computed per request", Category: catWorkload},
-		&cli.IntFlag{Name: "B", Usage: "batch size: `requests` in flight", Category: catWorkload},
+		&cli.IntFlag{Name: "C", DefaultText: strconv.Itoa(d.C), Usage: "new input `tokens` per prompt", Category: catWorkload},
+		&cli.IntFlag{Name: "M", DefaultText: strconv.Itoa(d.M), Usage: "KV `blocks` already computed per request", Category: catWorkload},
+		&cli.IntFlag{Name: "B", DefaultText: strconv.Itoa(d.B), Usage: "batch size: `requests` in flight", Category: catWorkload},
 		&cli.StringFlag{Name: "prefix", Usage: "the M blocks are one for all, one each or one per group: `shared|own|groups=G`",
 			Category: catWorkload},
 		&cli.StringFlag{Name: "output-len", Usage: "output tokens: `N|min:max|dist` (normal:mean:sd, lognormal:median:sigma, exp:mean)",
 			Category: catWorkload},
-		&cli.StringFlag{Name: "profiling-type", Usage: "`prefill|decode|mixed`", Category: catWorkload},
-		&cli.IntFlag{Name: "num-warmup", Usage: "unmeasured `batches` first", Category: catWorkload},
-		&cli.IntFlag{Name: "num-measurements", Usage: "measured `batches` of B requests", Category: catWorkload},
+		&cli.StringFlag{Name: "profiling-type", DefaultText: string(d.ProfilingType), Usage: "`prefill|decode|mixed`", Category: catWorkload},
+		&cli.IntFlag{Name: "num-warmup", DefaultText: strconv.Itoa(d.NumWarmup), Usage: "unmeasured `batches` first", Category: catWorkload},
+		&cli.IntFlag{Name: "num-measurements", DefaultText: strconv.Itoa(d.NumMeasurements), Usage: "measured `batches` of B requests", Category: catWorkload},
 		&cli.IntFlag{Name: "num-requests", Usage: "measured `requests` of an open loop, closed loop or trace", Category: catWorkload},
 		&cli.StringFlag{Name: "rate", Usage: "open loop: `requests/s`, Poisson", Category: catWorkload},
 		&cli.Float64Flag{Name: "burstiness", Usage: "gamma `shape` of the arrivals; 1 is Poisson, below 1 is burstier", Category: catWorkload},

@@ -162,6 +162,9 @@ func finish(cmd *cli.Command) {
 	cmd.Flags = append(cmd.Flags, &cli.StringFlag{
 		Name: "profile", Usage: "write a profile of kvtune itself: `cpu|mem|trace`", Category: "kvtune",
 	})
+	for _, f := range cmd.Flags {
+		unset(f)
+	}
 	cmd.OnUsageError = onUsageError
 	cmd.HideHelpCommand = true
 	action := cmd.Action
@@ -181,6 +184,27 @@ func finish(cmd *cli.Command) {
 			return fmt.Errorf("%s: %w", cmd.Name, err)
 		}
 		return nil
+	}
+}
+
+// unset keeps help from calling 0 or false a default where the flag is simply not given.
+func unset(f cli.Flag) {
+	const text = "not set"
+	switch f := f.(type) {
+	case *cli.BoolFlag:
+		f.DisableDefaultText = true
+	case *cli.IntFlag:
+		if f.Value == 0 && f.DefaultText == "" {
+			f.DefaultText = text
+		}
+	case *cli.Float64Flag:
+		if f.Value == 0 {
+			f.DefaultText = text
+		}
+	case *cli.DurationFlag:
+		if f.Value == 0 {
+			f.DefaultText = text
+		}
 	}
 }
 

@@ -22,7 +22,7 @@ func profileCommand() *cli.Command {
 			"   kvtune profile --launch --model ./my-model --C 1024 --B 64 --max-num-batched-tokens 4096 -- --load-format dummy",
 		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
 			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)", Category: catWorkload},
-			&cli.BoolFlag{Name: "probes", Usage: "measure the probes that `kvtune fit` wants, too", Category: catWorkload},
+			&cli.BoolFlag{Name: "probes", Usage: "measure first, on the same server, the probes that fit wants", Category: catWorkload},
 			outputDirFlag("results"),
 		}),
 		Action: profileAction,
