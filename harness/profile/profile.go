@@ -114,6 +114,11 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 	})
 	seen := watch.Stop()
 	series := append(seen.Series, machine.Stop()...)
+	if run != nil { // the watches began before the run did, and its clock is the one that counts
+		for i := range series {
+			series[i].T -= run.Started.Sub(started)
+		}
+	}
 	if writer != nil {
 		writeErr = errors.Join(writeErr, writer.Close())
 	}

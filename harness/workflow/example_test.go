@@ -28,11 +28,11 @@ func Example() {
 	basis := workflow.BasisOf(run.Result, model, gpu, nil) // nil: the prior's step times
 	plans, _ := basis.Plan(ctx, workflow.PlanOptions{Quick: true})
 	sweep, _, _ := basis.Sweep(ctx, workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}},
-		workflow.Grid{C: []int{64, 128}, M: []int{0, 4}, B: []int{8}, BlockSize: []int{16}}, nil)
+		workflow.Grid{C: []int{64, 128}, M: []int{4}, B: []int{8}, BlockSize: []int{16}}, nil)
 	second := cfg
 	second.Name, second.B = "chat-16", 16
 	suite, _ := workflow.Run(ctx, workflow.Options{Setup: setup, Configs: []harness.Config{cfg, second}, Target: planner.Balanced, Quick: true})
 
 	fmt.Println(run.Result.Origin, len(plans.Plans), "plans,", len(sweep.Rows), "sweep rows,", len(suite.Plans), "configurations")
-	// Output: simulated 5 plans, 4 sweep rows, 2 configurations
+	// Output: simulated 5 plans, 2 sweep rows, 2 configurations
 }

@@ -80,7 +80,7 @@ func launchedServer(args []string) error {
 	if err != nil {
 		return err
 	}
-	e, err := engine.New(engine.Options{Model: shape, GPU: gpu, Args: set, Seed: 1, Speed: 100})
+	e, err := engine.New(engine.Options{Model: shape, GPU: gpu, Args: set, Seed: 1})
 	if err != nil {
 		return err
 	}

@@ -35,13 +35,12 @@ func (o *Outcome) note(what, why string) {
 }
 
 // cut marks an outcome that the end of ctx cut short. Nothing else went wrong.
-func (o *Outcome) cut(ctx context.Context) error {
+func (o *Outcome) cut(ctx context.Context) {
 	why := "interrupted"
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		why = cause.Error()
 	}
 	o.Partial, o.Why, o.NotVerified = true, why, "the run was cut short"
-	return nil
 }
 
 // ChosenPlan is the plan of the target strategy for the chosen configuration, nil where there is none.

@@ -99,30 +99,37 @@ func Run(ctx context.Context, opt Options) (*Outcome, error) {
 		return nil, err
 	}
 	if ctx.Err() != nil {
-		return out, out.cut(ctx)
+		out.cut(ctx)
+		return out, nil
 	}
 	if len(runs) == 0 {
 		return out, nil
 	}
 	opt.stage("fitting the cost model")
-	if out.Cost, err = FitFrom(ctx, opt.Model, opt.GPU, runs); err != nil && ctx.Err() == nil {
-		return nil, fmt.Errorf("fit: %w", err)
-	}
-	if err == nil && opt.Folder != nil {
-		if err := opt.Folder.WriteJSON(CostFile, out.Cost); err != nil {
-			return nil, err
-		}
-	}
-	if err == nil {
-		err = opt.planAll(ctx, out)
-	}
-	if err == nil {
-		err = opt.verifyAll(ctx, out)
+	if out.Cost, err = FitFrom(ctx, opt.Model, opt.GPU, runs); err == nil {
+		err = opt.conclude(ctx, out)
+	} else { // the measurements stand without it
+		out.note("fit", err.Error())
+		err = nil
 	}
 	if ctx.Err() != nil {
-		err = out.cut(ctx)
+		out.cut(ctx)
+		err = nil
 	}
 	return out, errors.Join(err, opt.write(out))
+}
+
+// conclude plans and verifies, with the fitted cost model.
+func (opt *Options) conclude(ctx context.Context, out *Outcome) error {
+	if opt.Folder != nil {
+		if err := opt.Folder.WriteJSON(CostFile, out.Cost); err != nil {
+			return err
+		}
+	}
+	if err := opt.planAll(ctx, out); err != nil {
+		return err
+	}
+	return opt.verifyAll(ctx, out)
 }
 
 // Check refuses, before anything is started or written, a suite that cannot be run as asked: two configurations of one
