@@ -120,6 +120,16 @@ func gpt2(t testing.TB) spec.Model {
 	return m
 }
 
+// model70B is a model of 140 GB.
+func model70B(t testing.TB) spec.Model {
+	t.Helper()
+	m, err := spec.FindModel("meta-llama/Llama-3.1-70B")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func gpu(t testing.TB, name string) spec.GPU {
 	t.Helper()
 	g, err := spec.FindGPU(name)
@@ -191,6 +201,15 @@ func (s *stages) has(part string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Contains(strings.Join(s.told, "\n"), part)
+}
+
+func folder(t *testing.T, dir string) *archive.Folder {
+	t.Helper()
+	f, err := archive.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // options are a quick workflow of two configurations on the embedded engine, with its files in dir.

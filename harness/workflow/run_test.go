@@ -17,7 +17,6 @@ import (
 	"kvtune/harness/vllm"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
-	"kvtune/planner/spec"
 )
 
 func TestRunRefusals(t *testing.T) {
@@ -165,10 +164,7 @@ func TestRunKeepsWhatIsPassedOn(t *testing.T) {
 func TestRunWithoutFit(t *testing.T) {
 	opt := options(t, t.TempDir())
 	opt.Source = running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil)
-	var err error
-	if opt.Model, err = spec.FindModel("meta-llama/Llama-3.1-70B"); err != nil {
-		t.Fatal(err)
-	}
+	opt.Model = model70B(t)
 	out, err := workflow.Run(t.Context(), opt)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,179 @@
+package workflow_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"kvtune/harness"
+	"kvtune/harness/archive"
+	"kvtune/harness/profile"
+	"kvtune/harness/workflow"
+	"kvtune/planner/fit"
+)
+
+// measuredFolder has probes and two runs, "a" and "b", of a fast engine.
+func measuredFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	setup := workflow.Setup{
+		Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil), Folder: folder(t, dir), Model: gpt2(t), GPU: gpu(t, "L4"),
+	}
+	if _, err := setup.ProfileWithProbes(t.Context(), small("b", 64), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := setup.Profile(t.Context(), small("a", 32)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestReadRuns(t *testing.T) {
+	dir := measuredFolder(t)
+	lone := t.TempDir() // a run without probes
+	copyFile(t, filepath.Join(dir, "a_results.json"), filepath.Join(lone, "a_results.json"))
+	tests := []struct {
+		path string
+		want []string
+	}{
+		{dir, []string{"a", "probes"}},
+		{filepath.Join(dir, "manifest.json"), []string{"a", "probes"}},
+		{filepath.Join(dir, "b_results.json"), []string{"b", "probes"}},
+		{filepath.Join(dir, "b_requests.jsonl.zst"), []string{"b", "probes"}},
+		{filepath.Join(dir, "probes_results.json"), []string{"probes"}},
+		{lone, []string{"a"}},
+		{filepath.Join(lone, "a_results.json"), []string{"a"}},
+	}
+	for _, tt := range tests {
+		runs, err := workflow.ReadRuns(tt.path)
+		if err != nil {
+			t.Errorf("%s: %v", tt.path, err)
+			continue
+		}
+		if got := names(runs); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.path, got, tt.want)
+		}
+		for _, r := range runs {
+			if n := len(r.Records); (n == 0) != strings.HasPrefix(tt.path, lone) || (len(r.Series) == 0) != (n == 0) {
+				t.Errorf("%s: %s has %d records, %d samples", tt.path, r.Result.Name, n, len(r.Series))
+			}
+		}
+	}
+	for path, want := range map[string]string{
+		filepath.Join(dir, "none"): "does not exist",
+		t.TempDir():                "is not a kvtune archive",
+	} {
+		if _, err := workflow.ReadRuns(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+	empty := t.TempDir()
+	folder(t, empty)
+	if _, err := workflow.ReadRuns(empty); err == nil || !strings.Contains(err.Error(), "kvtune profile --output-dir") {
+		t.Errorf("a folder without a result: %v", err)
+	}
+}
+
+// A requests file that was cut short gives its whole records, and the run says that it is partial.
+func TestReadRunCutShort(t *testing.T) {
+	dir := measuredFolder(t)
+	file := filepath.Join(dir, "a"+archive.RequestsSuffix)
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, info.Size()*3/4); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := workflow.ReadRuns(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := runs[0]; !r.Result.Partial || r.Result.Why == "" || len(r.Records) == 0 || len(r.Records) >= 5 {
+		t.Errorf("partial %v (%s), %d records", r.Result.Partial, r.Result.Why, len(r.Records))
+	}
+}
+
+func TestReadFit(t *testing.T) {
+	dir := measuredFolder(t)
+	model, device := gpt2(t), gpu(t, "L4")
+	bare := filepath.Join(t.TempDir(), "mine"+archive.RequestsSuffix)
+	copyFile(t, filepath.Join(dir, "a"+archive.RequestsSuffix), bare)
+	left := filepath.Join(t.TempDir(), "killed"+archive.RequestsSuffix+archive.PartialSuffix)
+	copyFile(t, bare, left)
+	steps := filepath.Join(t.TempDir(), "my_steps.csv")
+	err := os.WriteFile(steps, []byte("context_requests,context_tokens,generation_requests,generation_tokens,elapsed_ms,kv_usage_pct\n"+
+		"1,512,0,0,12.5,1.0\n0,0,4,4,5.5,\n"), 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	tests := []struct {
+		name           string
+		results, steps []string
+		want           []string
+	}{
+		{"a folder: all of it", []string{dir}, nil, []string{"a", "b", "probes"}},
+		{"a file, with the probes beside it", []string{file("b_results.json")}, nil, []string{"b", "probes"}},
+		{"two files: the probes once", []string{file("b_results.json"), file("a_results.json")}, nil, []string{"b", "probes", "a"}},
+		{"the same twice", []string{dir, file("a_results.json"), dir}, nil, []string{"a", "b", "probes"}},
+		{"a requests file that has its result", []string{file("a_requests.jsonl.zst")}, nil, []string{"a", "probes"}},
+		{"one that has none", []string{bare}, nil, []string{filepath.Base(bare)}},
+		{"what a killed run left", []string{left}, nil, []string{filepath.Base(left)}},
+		{"steps", nil, []string{steps}, []string{"my_steps.csv"}},
+		{"both", []string{bare}, []string{steps}, []string{filepath.Base(bare), "my_steps.csv"}},
+	}
+	for _, tt := range tests {
+		runs, err := workflow.ReadFit(tt.results, tt.steps, model, device)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		var got []string
+		for _, r := range runs {
+			got = append(got, r.Name)
+			if (len(r.Records) == 0) == (len(r.Steps) == 0) || r.NumGPUBlocks == 0 || r.Args.MaxNumSeqs == 0 || r.Args.BlockSize == 0 {
+				t.Errorf("%s: %s: %d records, %d steps, %d blocks, %+v", tt.name, r.Name, len(r.Records), len(r.Steps), r.NumGPUBlocks, r.Args)
+			}
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	runs, err := workflow.ReadFit([]string{dir}, nil, model, device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(runs, func(r fit.Run) bool { return r.Args.MaxNumSeqs != 8 }); i >= 0 {
+		t.Errorf("%s was measured with max_num_seqs 8, not %d", runs[i].Name, runs[i].Args.MaxNumSeqs)
+	}
+	for _, path := range []string{filepath.Join(dir, "none"+archive.RequestsSuffix), filepath.Join(dir, "none_results.json")} {
+		if _, err := workflow.ReadFit([]string{path}, nil, model, device); err == nil || !strings.Contains(err.Error(), "none") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := workflow.ReadFit(nil, []string{bare}, model, device); err == nil || !strings.Contains(err.Error(), filepath.Base(bare)) {
+		t.Errorf("requests for steps: %v", err)
+	}
+}
+
+func names(runs []*profile.Output) []string {
+	var all []string
+	for _, r := range runs {
+		all = append(all, r.Result.Name)
+	}
+	return all
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, data, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
