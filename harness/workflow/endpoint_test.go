@@ -224,8 +224,8 @@ func TestLaunchedConflicts(t *testing.T) {
 	if err := l.Check(harness.EngineArgs{}); err == nil || !strings.Contains(err.Error(), "many") {
 		t.Errorf("a value that is no number: %v", err)
 	}
-	l.Extra = []string{"--max-num-seqs", "9", "--load-format", "dummy"}
-	if pinned, err := l.Pinned(); err != nil || !pinned.Equal(harness.EngineArgs{MaxNumSeqs: 9}) {
+	l.Extra = []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "9"}
+	if pinned, err := l.Pinned(); err != nil || !pinned.Equal(harness.EngineArgs{MaxNumSeqs: 9, EnforceEager: &on}) {
 		t.Errorf("pinned: %v, %+v", err, pinned)
 	}
 }

@@ -99,7 +99,9 @@ type PlanOptions struct {
 	SLOs           []harness.SLO
 	// Strategies, nil for all.
 	Strategies []planner.Strategy
-	Quick      bool
+	// Extra are the user's own server flags, kept in every command line.
+	Extra []string
+	Quick bool
 }
 
 // Plan makes plans for the basis's workload.
@@ -157,7 +159,7 @@ func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell fu
 func (b *Basis) request(opt PlanOptions) planner.Request {
 	req := planner.Request{
 		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root, Current: b.Server.Args.Merge(opt.Current),
-		Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies, Seed: max(b.Config.Seed, 1), Workload: b.workload,
+		Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies, Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload,
 	}
 	if opt.Quick {
 		req.Options = planner.Options{Budget: 60_000, Requests: 200, Replicas: 8}

@@ -74,6 +74,8 @@ type Options struct {
 	Current harness.EngineArgs
 	// Fixed pins settings in every plan.
 	Fixed harness.EngineArgs
+	// Extra are the user's own server flags, kept in every command line of a plan.
+	Extra []string
 	// Quick makes the probes and the search small and verifies only the chosen plan.
 	Quick bool
 	// Resume takes over what an interrupted workflow left in Folder.
@@ -326,7 +328,8 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		run.Analysis = Analyze(ctx, run, basis.Server)
 		opt.stage("%s: planning", run.Result.Name)
 		plans, err := basis.Plan(ctx, PlanOptions{
-			Current: opt.Current, Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: []planner.Strategy{opt.Target}, Quick: opt.Quick,
+			Current: opt.Current, Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: []planner.Strategy{opt.Target},
+			Extra: opt.Extra, Quick: opt.Quick,
 		})
 		if err != nil {
 			return fmt.Errorf("%s: plan: %w", run.Result.Name, err)
