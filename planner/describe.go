@@ -56,7 +56,7 @@ func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*P
 	if model == "" {
 		model = "MODEL"
 	}
-	plan.Launch = append([]string{"vllm", "serve", model}, argv...)
+	plan.Launch = slices.Concat([]string{"vllm", "serve", model}, without(argv, p.req.Extra), p.req.Extra)
 	if err := p.bind(ctx, plan, c); err != nil {
 		return nil, err
 	}
@@ -339,4 +339,20 @@ func describe(w *workload.Workload) []string {
 		"%.0f output tokens on average", n, pace,
 		float64(prompt)/float64(n), float64(shared)/float64(n), float64(output)/float64(n))
 	return append([]string{text}, w.Notes...)
+}
+
+// without leaves out the flags, with their values, that the user gives too.
+func without(argv, extra []string) []string {
+	var out []string
+	for i := 0; i < len(argv); {
+		n := i + 1
+		for n < len(argv) && !strings.HasPrefix(argv[n], "--") {
+			n++
+		}
+		if !slices.Contains(extra, argv[i]) {
+			out = append(out, argv[i:n]...)
+		}
+		i = n
+	}
+	return out
 }

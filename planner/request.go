@@ -43,8 +43,9 @@ type Request struct {
 	Device vllmflags.Device
 	// Version is the vLLM version that flags are emitted for, "" for the newest known.
 	Version string
-	// Model is the name or path for the launch command.
+	// Model is the name or path for the launch command, Extra the user's own flags, which stand behind the planned ones.
 	Model string
+	Extra []string
 	// Current are the settings in use (--current); they are the baseline. The zero value: vLLM's defaults are.
 	Current harness.EngineArgs
 	// Workload builds the requests for a seed; another seed must give other arrivals and lengths where they are random.

@@ -55,7 +55,7 @@ func workflowAction(c *cli.Context) error {
 	}
 	opt := workflow.Options{
 		Setup: s.Setup, Configs: configs, Target: target, SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
-		Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
+		Extra: words(c, "extra"), Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
 	}
 	if !opt.Resume { // what is left to do is known from the folder, which is there already
 		if err := opt.Check(c.Context); err != nil {
