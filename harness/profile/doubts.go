@@ -18,7 +18,8 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	var doubts []string
 	add := func(format string, args ...any) { doubts = append(doubts, fmt.Sprintf(format, args...)) }
 	if lag := res.Conditions.SendLag99; lag != nil && *lag > maxLag {
-		add("generator-limited: requests were sent up to %.1f ms late (p99); latencies from the due moment include it", *lag*1e3)
+		add("generator-limited: requests were sent up to %.1f ms late (p99); latencies from the due moment include it",
+			*lag*1e3)
 	}
 	if seen.Err != nil {
 		if !run.Interrupted {
@@ -44,8 +45,8 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 }
 
 // foreign are the prompt tokens that the server counted and that no request of the run accounts for; 0 when it does not
-// count any. vLLM counts a prompt when its first token is out, so that a request that failed or was cut off may be among
-// what was counted, and is taken to be.
+// count any. vLLM counts a prompt when its first token is out, so that a request that failed or was cut off may be
+// among what was counted, and is taken to be.
 func foreign(records []workload.Record, delta vllm.Counters) int {
 	ours := 0
 	for i := range records {
@@ -54,8 +55,8 @@ func foreign(records []workload.Record, delta vllm.Counters) int {
 	return max(0, int(delta["vllm:prompt_tokens_total"])-ours)
 }
 
-// hits are the prefix-cache hit tokens that the server counted, and those that the workload must have; ok is false where
-// no fixed number is due.
+// hits are the prefix-cache hit tokens that the server counted, and those that the workload must have; ok is false
+// where no fixed number is due.
 func hits(w *workload.Workload, run *load.Run, delta vllm.Counters) (counted, due int, ok bool) {
 	total, ok := delta["vllm:prefix_cache_hits_total"]
 	if !ok || w.BlockSize == 0 || run.OK < len(w.Requests) {

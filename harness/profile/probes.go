@@ -10,8 +10,8 @@ import (
 
 // Probes is the workload that isolates what a cost model needs, sized to the server: every probe is one or more waves,
 // so nothing of one probe runs beside another. A probe that the server's context, KV cache or max_num_seqs cannot hold
-// is left out. Their names: prefill_C (lone prompts of C tokens), decode_B_c (B requests decode together at a context of
-// c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped into n running decodes).
+// is left out. Their names: prefill_C (lone prompts of C tokens), decode_B_c (B requests decode together at a context
+// of c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped into n running decodes).
 //
 // With quick set the design is the smallest that still separates the terms: about 15 s on an H200 with an 8B model
 // instead of 2 minutes.

@@ -113,7 +113,8 @@ func TestProbesFitEveryServer(t *testing.T) {
 }
 
 func TestProbesOfALargeServer(t *testing.T) {
-	info := harness.ServerInfo{MaxModelLen: 16384, BlockSize: 16, NumGPUBlocks: 60000, Args: harness.EngineArgs{MaxNumSeqs: 256}}
+	info := harness.ServerInfo{MaxModelLen: 16384, BlockSize: 16, NumGPUBlocks: 60000,
+		Args: harness.EngineArgs{MaxNumSeqs: 256}}
 	tokens := map[bool]int{}
 	for _, quick := range []bool{false, true} {
 		w := profile.Probes(info, 1, quick)

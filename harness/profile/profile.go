@@ -1,5 +1,5 @@
-// Package profile measures a workload on an endpoint and keeps what was measured: prefill, decode and mixed profiles of a
-// configuration, traces, and the probes that a cost model is fitted from.
+// Package profile measures a workload on an endpoint and keeps what was measured: prefill, decode and mixed profiles of
+// a configuration, traces, and the probes that a cost model is fitted from.
 //
 // Read [Run]; [Probes] is the probes' design.
 package profile
@@ -54,8 +54,8 @@ type Output struct {
 	Series  []harness.Sample
 }
 
-// sampleEvery is the beat on which a server's metrics are read. A vLLM answers from the loop that also delivers tokens: an
-// answer takes about 7 ms of it (vLLM 0.32.0, 58 kB), so that a faster beat would show in the latencies.
+// sampleEvery is the beat on which a server's metrics are read. A vLLM answers from the loop that also delivers tokens:
+// an answer takes about 7 ms of it (vLLM 0.32.0, 58 kB), so that a faster beat would show in the latencies.
 func sampleEvery(info harness.ServerInfo) time.Duration {
 	if info.Simulated() {
 		return 100 * time.Millisecond

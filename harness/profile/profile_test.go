@@ -371,7 +371,8 @@ func TestRunWithoutSuccess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if why := out.Result.Why; !out.Result.Partial || !strings.Contains(why, "no request succeeded: ") || !strings.Contains(why, "1024") {
+	if why := out.Result.Why; !out.Result.Partial || !strings.Contains(why, "no request succeeded: ") ||
+		!strings.Contains(why, "1024") {
 		t.Errorf("partial %v: %q", out.Result.Partial, why)
 	}
 	if got := state(t, opt.Folder, opt.Name); got != archive.Partial {

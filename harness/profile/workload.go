@@ -9,9 +9,9 @@ import (
 )
 
 // Workload makes what a configuration describes, for a server. The block size is the server's; where the configuration
-// wishes for another one and has M blocks, the Notes say so. A workload that does not fit the server's context is scaled
-// down, M first and then C, and says so in its Notes - unless the configuration sets max_model_len itself: then it is a
-// [*harness.FieldError].
+// wishes for another one and has M blocks, the Notes say so. A workload that does not fit the server's context is
+// scaled down, M first and then C, and says so in its Notes - unless the configuration sets max_model_len itself: then
+// it is a [*harness.FieldError].
 func Workload(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, error) {
 	limit := info.MaxModelLen
 	if cfg.MaxModelLen > 0 && (limit == 0 || cfg.MaxModelLen < limit) {

@@ -112,7 +112,8 @@ func TestWorkloadOfATrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(w.Requests) != 3 || w.Requests[0].PromptTokens() != 374 || w.Requests[0].OutputTokens != 44 || w.Concurrency != 0 ||
+	if len(w.Requests) != 3 || w.Requests[0].PromptTokens() != 374 || w.Requests[0].OutputTokens != 44 ||
+		w.Concurrency != 0 ||
 		w.Requests[2].Due.Seconds() != 4 {
 		t.Errorf("workload %+v", w)
 	}
@@ -133,7 +134,8 @@ func TestWorkloadOfATrace(t *testing.T) {
 		t.Errorf("a ramp over a trace: %v", err)
 	}
 	cfg.Rate, cfg.Trace = "", filepath.Join(dir, "none.csv")
-	if _, err = profile.Workload(cfg, server); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "none.csv") {
+	if _, err = profile.Workload(cfg, server); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "none.csv") {
 		t.Errorf("a trace that is not there: %v", err)
 	}
 }

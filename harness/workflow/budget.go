@@ -60,8 +60,8 @@ func (e *BudgetError) Error() string {
 }
 
 // Begin refuses work that cannot be done as asked (*vllm.ConflictError, *BudgetError) before anything is started, and
-// tells OnStage how many servers it will start and how long that takes. The context that it returns ends with the budget;
-// the caller calls done when the work is.
+// tells OnStage how many servers it will start and how long that takes. The context that it returns ends with the
+// budget; the caller calls done when the work is.
 func (s *Setup) Begin(ctx context.Context, w Work) (_ context.Context, done context.CancelFunc, err error) {
 	estimate, err := s.check(ctx, w)
 	if err != nil {
@@ -102,8 +102,8 @@ func (s *Setup) check(ctx context.Context, w Work) (Estimate, error) {
 	return e, nil
 }
 
-// expected is how long a configuration's requests take on the device's prior, with the probes before them if asked; 0 for
-// what cannot be simulated.
+// expected is how long a configuration's requests take on the device's prior, with the probes before them if asked; 0
+// for what cannot be simulated.
 func (s *Setup) expected(ctx context.Context, cfg harness.Config, probes, quick bool) time.Duration {
 	basis, err := OnPaper(cfg, s.Model, s.GPU, nil)
 	if err != nil {

@@ -150,14 +150,15 @@ func (r Running) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint,
 		e.Notes = append(e.Notes, d+": a running server keeps its settings (--launch starts one with others)")
 	}
 	if len(unstated) > 0 {
-		e.Notes = append(e.Notes, fmt.Sprintf("the running server does not state its %s: it was measured as it is, whatever was "+
-			"asked for (--launch starts one with known settings)", strings.Join(unstated, ", ")))
+		e.Notes = append(e.Notes,
+			fmt.Sprintf("the running server does not state its %s: it was measured as it is, whatever was "+
+				"asked for (--launch starts one with known settings)", strings.Join(unstated, ", ")))
 	}
 	return e, nil
 }
 
-// differences are the settings asked for that a server has otherwise, one sentence each, and the names of those of which
-// it says nothing.
+// differences are the settings asked for that a server has otherwise, one sentence each, and the names of those of
+// which it says nothing.
 func differences(asked, has harness.EngineArgs) (unlike, unstated []string) {
 	for _, f := range vllmflags.Known("", vllmflags.Device{}) {
 		want, is := vllmflags.Get(asked, f.Name), vllmflags.Get(has, f.Name)

@@ -31,8 +31,8 @@ func TestLegal(t *testing.T) {
 			t.Errorf("%s: legal settings do not stay: %v, %q, %+v", name, err, notes, again)
 		}
 	}
-	args, notes, err := workflow.Legal(harness.EngineArgs{BlockSize: 8, SwapSpace: 4, MaxNumSeqs: 7}, workflow.EngineVersion,
-		gpu(t, "H200"))
+	args, notes, err := workflow.Legal(harness.EngineArgs{BlockSize: 8, SwapSpace: 4, MaxNumSeqs: 7},
+		workflow.EngineVersion, gpu(t, "H200"))
 	if err != nil || args.BlockSize != 16 || args.SwapSpace != 0 || args.KVOffloadingSize != 4 || args.MaxNumSeqs != 7 {
 		t.Errorf("%v, %+v", err, args)
 	}
@@ -47,7 +47,8 @@ func TestLegal(t *testing.T) {
 }
 
 func TestEmbedded(t *testing.T) {
-	source := workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"), Seed: 1, Base: harness.EngineArgs{MaxNumSeqs: 9, BlockSize: 32}}
+	source := workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"), Seed: 1,
+		Base: harness.EngineArgs{MaxNumSeqs: 9, BlockSize: 32}}
 	if !source.Restartable() || source.StartTime() != 0 {
 		t.Error("an embedded engine starts with any settings at once")
 	}
@@ -129,7 +130,8 @@ func TestRunning(t *testing.T) {
 		t.Errorf("Close stopped a server that somebody else started: %v", err)
 	}
 	var gone *vllm.UnreachableError
-	if _, err := (workflow.Running{URL: "http://127.0.0.1:1"}).Start(t.Context(), harness.EngineArgs{}); !errors.As(err, &gone) {
+	nobody := workflow.Running{URL: "http://127.0.0.1:1"}
+	if _, err := nobody.Start(t.Context(), harness.EngineArgs{}); !errors.As(err, &gone) {
 		t.Errorf("nobody there: %v", err)
 	}
 }
@@ -147,8 +149,8 @@ func TestLaunched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, words := range [][]string{{"gpt2"}, {"--block-size", "16"}, {"--max-num-seqs", "12"}, {"--enforce-eager", "--load-format", "dummy"}} {
-		if !strings.Contains(strings.Join(ep.Argv, " ")+" ", " "+strings.Join(words, " ")+" ") {
+	for _, words := range []string{"gpt2", "--block-size 16", "--max-num-seqs 12", "--enforce-eager --load-format dummy"} {
+		if !strings.Contains(strings.Join(ep.Argv, " ")+" ", " "+words+" ") {
 			t.Errorf("argv %q lacks %q", ep.Argv, words)
 		}
 	}
@@ -208,7 +210,8 @@ func TestLaunchedConflicts(t *testing.T) {
 		l := &workflow.Launched{Argv: []string{"/no/such/program"}, Model: "gpt2", Extra: tt.extra, LogDir: t.TempDir()}
 		err := l.Check(tt.args)
 		var conflict *vllm.ConflictError
-		if got := errors.As(err, &conflict); got != (tt.conflict != "") || got && conflict.Flag != tt.conflict || !got && err != nil {
+		if found := errors.As(err, &conflict); found != (tt.conflict != "") || !found && err != nil ||
+			found && conflict.Flag != tt.conflict {
 			t.Errorf("%q with %+v: %v, want a conflict in %q", tt.extra, tt.args, err, tt.conflict)
 		}
 		if tt.conflict != "" {
@@ -224,7 +227,8 @@ func TestLaunchedConflicts(t *testing.T) {
 	if err := l.Check(harness.EngineArgs{}); err == nil || !strings.Contains(err.Error(), "many") {
 		t.Errorf("a value that is no number: %v", err)
 	}
-	l.Extra = []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "9"}
+	l.Extra = []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager",
+		"--max-num-seqs", "9"}
 	if pinned, err := l.Pinned(); err != nil || !pinned.Equal(harness.EngineArgs{MaxNumSeqs: 9, EnforceEager: &on}) {
 		t.Errorf("pinned: %v, %+v", err, pinned)
 	}

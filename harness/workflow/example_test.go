@@ -1,3 +1,7 @@
+//go:build !race
+
+// Without the race detector, which makes five searches and a sweep slow; the other tests take the same ways with it.
+
 package workflow_test
 
 import (
@@ -31,8 +35,10 @@ func Example() {
 		workflow.Grid{C: []int{64, 128}, M: []int{4}, B: []int{8}, BlockSize: []int{16}}, nil)
 	second := cfg
 	second.Name, second.B = "chat-16", 16
-	suite, _ := workflow.Run(ctx, workflow.Options{Setup: setup, Configs: []harness.Config{cfg, second}, Target: planner.Balanced, Quick: true})
+	suite, _ := workflow.Run(ctx, workflow.Options{Setup: setup, Configs: []harness.Config{cfg, second},
+		Target: planner.Balanced, Quick: true})
 
-	fmt.Println(run.Result.Origin, len(plans.Plans), "plans,", len(sweep.Rows), "sweep rows,", len(suite.Plans), "configurations")
+	fmt.Println(run.Result.Origin, len(plans.Plans), "plans,", len(sweep.Rows), "sweep rows,", len(suite.Plans),
+		"configurations")
 	// Output: simulated 5 plans, 2 sweep rows, 2 configurations
 }

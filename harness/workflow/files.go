@@ -40,8 +40,8 @@ func ReadRun(folder *archive.Folder, name string) (*profile.Output, error) {
 	return &profile.Output{Result: result, Records: records, Series: series}, nil
 }
 
-// ReadRuns reads the run that path names (one of its files, or a folder: its first), and after it the probes that lie in
-// the same folder.
+// ReadRuns reads the run that path names (one of its files, or a folder: its first), and after it the probes that lie
+// in the same folder.
 func ReadRuns(path string) ([]*profile.Output, error) {
 	folder, names, err := runsIn(path)
 	if err != nil {
@@ -54,8 +54,8 @@ func ReadRuns(path string) ([]*profile.Output, error) {
 	return readAll(folder, first)
 }
 
-// runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose file
-// it is.
+// runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose
+// file it is.
 func runsIn(path string) (folder *archive.Folder, names []string, err error) {
 	named, err := archive.Open(path)
 	if err != nil {
@@ -86,8 +86,8 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 }
 
 // ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
-// results of a folder, none twice), bare requests files - also what a killed process left of one - and engine steps. The
-// latter two say nothing of their server: it is taken to have vLLM's defaults.
+// results of a folder, none twice), bare requests files - also what a killed process left of one - and engine steps.
+// The latter two say nothing of their server: it is taken to have vLLM's defaults.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
 	bare := func(path string, read func(io.Reader, *fit.Run) error) error {

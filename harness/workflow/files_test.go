@@ -19,7 +19,8 @@ func measuredFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	setup := workflow.Setup{
-		Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil), Folder: folder(t, dir), Model: gpt2(t), GPU: gpu(t, "L4"),
+		Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil), Folder: folder(t, dir), Model: gpt2(t),
+		GPU: gpu(t, "L4"),
 	}
 	if _, err := setup.ProfileWithProbes(t.Context(), small("b", 64), true); err != nil {
 		t.Fatal(err)
@@ -104,8 +105,9 @@ func TestReadFit(t *testing.T) {
 	left := filepath.Join(t.TempDir(), "killed"+archive.RequestsSuffix+archive.PartialSuffix)
 	copyFile(t, bare, left)
 	steps := filepath.Join(t.TempDir(), "my_steps.csv")
-	err := os.WriteFile(steps, []byte("context_requests,context_tokens,generation_requests,generation_tokens,elapsed_ms,kv_usage_pct\n"+
-		"1,512,0,0,12.5,1.0\n0,0,4,4,5.5,\n"), 0o644)
+	err := os.WriteFile(steps,
+		[]byte("context_requests,context_tokens,generation_requests,generation_tokens,elapsed_ms,kv_usage_pct\n"+
+			"1,512,0,0,12.5,1.0\n0,0,4,4,5.5,\n"), 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +119,8 @@ func TestReadFit(t *testing.T) {
 	}{
 		{"a folder: all of it", []string{dir}, nil, []string{"a", "b", "probes"}},
 		{"a file, with the probes beside it", []string{file("b_results.json")}, nil, []string{"b", "probes"}},
-		{"two files: the probes once", []string{file("b_results.json"), file("a_results.json")}, nil, []string{"b", "probes", "a"}},
+		{"two files: the probes once", []string{file("b_results.json"), file("a_results.json")}, nil,
+			[]string{"b", "probes", "a"}},
 		{"the same twice", []string{dir, file("a_results.json"), dir}, nil, []string{"a", "b", "probes"}},
 		{"a requests file that has its result", []string{file("a_requests.jsonl.zst")}, nil, []string{"a", "probes"}},
 		{"one that has none", []string{bare}, nil, []string{filepath.Base(bare)}},
@@ -134,8 +137,10 @@ func TestReadFit(t *testing.T) {
 		var got []string
 		for _, r := range runs {
 			got = append(got, r.Name)
-			if (len(r.Records) == 0) == (len(r.Steps) == 0) || r.NumGPUBlocks == 0 || r.Args.MaxNumSeqs == 0 || r.Args.BlockSize == 0 {
-				t.Errorf("%s: %s: %d records, %d steps, %d blocks, %+v", tt.name, r.Name, len(r.Records), len(r.Steps), r.NumGPUBlocks, r.Args)
+			if (len(r.Records) == 0) == (len(r.Steps) == 0) || r.NumGPUBlocks == 0 || r.Args.MaxNumSeqs == 0 ||
+				r.Args.BlockSize == 0 {
+				t.Errorf("%s: %s: %d records, %d steps, %d blocks, %+v", tt.name, r.Name, len(r.Records), len(r.Steps),
+					r.NumGPUBlocks, r.Args)
 			}
 		}
 		if !slices.Equal(got, tt.want) {
@@ -149,12 +154,14 @@ func TestReadFit(t *testing.T) {
 	if i := slices.IndexFunc(runs, func(r fit.Run) bool { return r.Args.MaxNumSeqs != 8 }); i >= 0 {
 		t.Errorf("%s was measured with max_num_seqs 8, not %d", runs[i].Name, runs[i].Args.MaxNumSeqs)
 	}
-	for _, path := range []string{filepath.Join(dir, "none"+archive.RequestsSuffix), filepath.Join(dir, "none_results.json")} {
-		if _, err := workflow.ReadFit([]string{path}, nil, model, device); err == nil || !strings.Contains(err.Error(), "none") {
+	for _, path := range []string{file("none" + archive.RequestsSuffix), file("none" + archive.ResultSuffix)} {
+		if _, err := workflow.ReadFit([]string{path}, nil, model, device); err == nil ||
+			!strings.Contains(err.Error(), "none") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if _, err := workflow.ReadFit(nil, []string{bare}, model, device); err == nil || !strings.Contains(err.Error(), filepath.Base(bare)) {
+	if _, err := workflow.ReadFit(nil, []string{bare}, model, device); err == nil ||
+		!strings.Contains(err.Error(), filepath.Base(bare)) {
 		t.Errorf("requests for steps: %v", err)
 	}
 }

@@ -36,8 +36,8 @@ type Launched struct {
 	starts int
 }
 
-// startTime is about what a vLLM takes from its start to its first answer: 75 to 95 s for a small model on 2 cores, more
-// for large weights on a cold disk.
+// startTime is about what a vLLM takes from its start to its first answer: 75 to 95 s for a small model on 2 cores,
+// more for large weights on a cold disk.
 const startTime = 90 * time.Second
 
 // Restartable: a process is started for each configuration.
@@ -46,7 +46,8 @@ func (l *Launched) Restartable() bool { return true }
 // StartTime is 90 s.
 func (l *Launched) StartTime() time.Duration { return startTime }
 
-// Check refuses settings without a legal value, and with a [*vllm.ConflictError] those that Extra sets to another value.
+// Check refuses settings without a legal value, and with a [*vllm.ConflictError] those that Extra sets to another
+// value.
 func (l *Launched) Check(args harness.EngineArgs) error {
 	_, _, _, err := l.flags(args)
 	return err
@@ -65,8 +66,8 @@ func (l *Launched) Pinned() (harness.EngineArgs, error) {
 }
 
 // flags are the command line's flags for the settings, and what will be in force.
-func (l *Launched) flags(args harness.EngineArgs) (argv []string, force harness.EngineArgs, reps []vllmflags.Replacement,
-	err error) {
+func (l *Launched) flags(args harness.EngineArgs) (
+	argv []string, force harness.EngineArgs, reps []vllmflags.Replacement, err error) {
 	pinned, err := l.Pinned()
 	if err != nil {
 		return nil, force, nil, err

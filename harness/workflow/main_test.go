@@ -91,12 +91,13 @@ func launchedServer(args []string) error {
 	}
 	var served atomic.Int64
 	handler := likeVLLM(e.Handler())
-	return http.ListenAndServe(net.JoinHostPort("127.0.0.1", port), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	counting := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/completions" && set.MaxNumSeqs == diesAtWork && served.Add(1) > 5 {
 			os.Exit(9)
 		}
 		handler.ServeHTTP(w, r)
-	}))
+	})
+	return http.ListenAndServe(net.JoinHostPort("127.0.0.1", port), counting)
 }
 
 // likeVLLM hides that the embedded engine answers, which would tell all its settings; a vLLM tells few.
@@ -142,12 +143,14 @@ func gpu(t testing.TB, name string) spec.GPU {
 // small is a configuration that gpt2 is through with in a moment.
 func small(name string, c int) harness.Config {
 	cfg := harness.DefaultConfig()
-	cfg.Name, cfg.C, cfg.M, cfg.B, cfg.NumWarmup, cfg.NumMeasurements, cfg.OutputLen, cfg.Seed = name, c, 2, 4, 0, 1, "16", 1
+	cfg.Name, cfg.C, cfg.M, cfg.B, cfg.OutputLen, cfg.Seed = name, c, 2, 4, "16", 1
+	cfg.NumWarmup, cfg.NumMeasurements = 0, 1
 	return cfg
 }
 
 // running is an engine behind HTTP, at a speed; wrap may stand in between.
-func running(t *testing.T, args harness.EngineArgs, speed float64, wrap func(http.Handler) http.Handler) workflow.Running {
+func running(t *testing.T, args harness.EngineArgs, speed float64,
+	wrap func(http.Handler) http.Handler) workflow.Running {
 	t.Helper()
 	args.MaxModelLen = 1024
 	args, _, err := workflow.Legal(args, workflow.EngineVersion, gpu(t, "L4"))

@@ -81,8 +81,9 @@ func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) 
 	return &Basis{
 		Config: cfg,
 		Info: harness.ServerInfo{
-			Kind: harness.KindSimulator, Version: EngineVersion, Model: model.Name, Root: model.Name, MaxModelLen: args.MaxModelLen,
-			BlockSize: args.BlockSize, NumGPUBlocks: blocks, EnablePrefixCaching: args.EnablePrefixCaching,
+			Kind: harness.KindSimulator, Version: EngineVersion, Model: model.Name, Root: model.Name,
+			MaxModelLen: args.MaxModelLen, BlockSize: args.BlockSize, NumGPUBlocks: blocks,
+			EnablePrefixCaching:  args.EnablePrefixCaching,
 			GPUMemoryUtilization: args.GPUMemoryUtilization, Args: args, GPU: gpu.Name,
 			KVBytesPerToken: model.KVBytesPerToken(args.KVCacheDType, max(1, args.TensorParallelSize)),
 		},
@@ -158,8 +159,9 @@ func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell fu
 
 func (b *Basis) request(opt PlanOptions) planner.Request {
 	req := planner.Request{
-		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root, Current: b.Server.Args.Merge(opt.Current),
-		Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies, Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload,
+		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root,
+		Current: b.Server.Args.Merge(opt.Current), Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies,
+		Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload,
 	}
 	if opt.Quick {
 		req.Options = planner.Options{Budget: 60_000, Requests: 200, Replicas: 8}

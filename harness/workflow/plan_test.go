@@ -34,13 +34,15 @@ func TestBasisOfAResult(t *testing.T) {
 	}
 	for _, tt := range tests {
 		tt.info.NumGPUBlocks, tt.info.Version = 321, "0.26.0"
-		res := &harness.Result{Config: harness.Config{C: 5, EngineArgs: asked}, Conditions: harness.Conditions{Server: tt.info}}
+		res := &harness.Result{Config: harness.Config{C: 5, EngineArgs: asked},
+			Conditions: harness.Conditions{Server: tt.info}}
 		basis := workflow.BasisOf(res, model, device, nil)
 		want := vllmflags.Resolve(tt.want, "0.26.0", workflow.DeviceOf(device))
 		if !basis.Server.Args.Equal(want) {
 			t.Errorf("%s: %+v, want %+v", tt.name, basis.Server.Args, want)
 		}
-		if basis.Server.NumGPUBlocks != 321 || basis.Server.Release != 26 || basis.Config.C != 5 || basis.Info.Version != "0.26.0" {
+		if basis.Server.NumGPUBlocks != 321 || basis.Server.Release != 26 || basis.Config.C != 5 ||
+			basis.Info.Version != "0.26.0" {
 			t.Errorf("%s: basis %+v", tt.name, basis)
 		}
 		if !reflect.DeepEqual(basis.Server.Cost, cost.Prior(device, model, want)) {
@@ -48,7 +50,8 @@ func TestBasisOfAResult(t *testing.T) {
 		}
 	}
 	fitted := cost.Prior(device, model, asked)
-	if basis := workflow.BasisOf(&harness.Result{}, model, gpu(t, "CPU"), fitted); basis.Server.Cost != fitted || basis.Server.GPU != nil {
+	if basis := workflow.BasisOf(&harness.Result{}, model, gpu(t, "CPU"), fitted); basis.Server.Cost != fitted ||
+		basis.Server.GPU != nil {
 		t.Errorf("on a CPU: %+v", basis.Server)
 	}
 }
@@ -72,7 +75,8 @@ func TestOnPaper(t *testing.T) {
 	if err != nil || info.NumGPUBlocks != mem.Blocks || basis.Server.NumGPUBlocks != mem.Blocks || mem.Blocks == 0 {
 		t.Errorf("%v: %d blocks, want %d", err, info.NumGPUBlocks, mem.Blocks)
 	}
-	if info.BlockSize != 16 || info.MaxModelLen != 1024 || !info.Simulated() || info.GPU != "L4" || info.KVBytesPerToken == 0 {
+	if info.BlockSize != 16 || info.MaxModelLen != 1024 || !info.Simulated() || info.GPU != "L4" ||
+		info.KVBytesPerToken == 0 {
 		t.Errorf("server %+v", info)
 	}
 	cfg.NumGPUBlocksOverride = 99
@@ -83,7 +87,8 @@ func TestOnPaper(t *testing.T) {
 	if _, err := workflow.OnPaper(cfg, model, device, nil); err == nil {
 		t.Error("a policy that does not exist")
 	}
-	if _, err := workflow.OnPaper(small("large", 64), model70B(t), device, nil); err == nil || !strings.Contains(err.Error(), "L4") {
+	if _, err := workflow.OnPaper(small("large", 64), model70B(t), device, nil); err == nil ||
+		!strings.Contains(err.Error(), "L4") {
 		t.Errorf("a model that the GPU cannot hold: %v", err)
 	}
 }
@@ -136,20 +141,23 @@ func TestSweepCells(t *testing.T) {
 		t.Fatal(err)
 	}
 	cells := 0
-	sweep, notes, err := basis.Sweep(t.Context(), workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}}, workflow.Grid{
-		C: []int{16}, M: []int{0, 100}, B: []int{2}, BlockSize: []int{8, 16},
-	}, func(done, total int) {
-		if cells++; total != 2 || done != cells {
-			t.Errorf("cell %d of %d", done, total)
-		}
-	})
+	sweep, notes, err := basis.Sweep(t.Context(),
+		workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}}, workflow.Grid{
+			C: []int{16}, M: []int{0, 100}, B: []int{2}, BlockSize: []int{8, 16},
+		}, func(done, total int) {
+			if cells++; total != 2 || done != cells {
+				t.Errorf("cell %d of %d", done, total)
+			}
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(sweep.Rows) != 2 || cells != 2 || len(notes) != 1 || !strings.HasPrefix(notes[0], "block_size 8 replaced by 16") {
+	if len(sweep.Rows) != 2 || cells != 2 || len(notes) != 1 ||
+		!strings.HasPrefix(notes[0], "block_size 8 replaced by 16") {
 		t.Fatalf("%d rows, notes %q", len(sweep.Rows), notes)
 	}
-	if row := sweep.Rows[1]; row.M != 100 || row.BlockSize != 16 || !strings.Contains(strings.Join(row.Notes, "\n"), "M scaled from 100") {
+	if row := sweep.Rows[1]; row.M != 100 || row.BlockSize != 16 ||
+		!strings.Contains(strings.Join(row.Notes, "\n"), "M scaled from 100") {
 		t.Errorf("a cell that does not fit the context: %+v", row)
 	}
 }

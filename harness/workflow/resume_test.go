@@ -29,8 +29,8 @@ func bytesOf(t *testing.T, dir string, names ...string) map[string]string {
 	return all
 }
 
-// resumed runs a workflow again that was cut short in its second configuration, and checks that only what was missing is
-// measured.
+// resumed runs a workflow again that was cut short in its second configuration, and checks that only what was missing
+// is measured.
 func resumed(t *testing.T, dir string, opt workflow.Options) {
 	t.Helper()
 	before := bytesOf(t, dir, "probes", "first")
@@ -46,7 +46,8 @@ func resumed(t *testing.T, dir string, opt workflow.Options) {
 			t.Errorf("%s was measured twice", name)
 		}
 	}
-	if !told.has("first: taken over") || told.has("first: starting") || told.has("probing") || !told.has("second: profiling") {
+	if !told.has("first: taken over") || told.has("first: starting") || told.has("probing") ||
+		!told.has("second: profiling") {
 		t.Errorf("stages %q", told.told)
 	}
 }
@@ -57,7 +58,8 @@ func checkComplete(t *testing.T, dir string, opt workflow.Options, out *workflow
 	if out.Partial || out.Why != "" || out.NotVerified != "" || out.Cost == nil || out.ChosenPlan() == nil {
 		t.Fatalf("outcome: partial %v (%s), not verified %q, chosen %d", out.Partial, out.Why, out.NotVerified, out.Chosen)
 	}
-	if len(out.Runs) != 3 || len(out.Plans) != 2 || out.Runs[0].Result.Name != "first" || out.Runs[1].Result.Name != "second" {
+	if len(out.Runs) != 3 || len(out.Plans) != 2 || out.Runs[0].Result.Name != "first" ||
+		out.Runs[1].Result.Name != "second" {
 		t.Fatalf("%d runs, %d plans", len(out.Runs), len(out.Plans))
 	}
 	verified := opt.Configs[out.Chosen].Name + "_verify"
@@ -81,7 +83,8 @@ func checkComplete(t *testing.T, dir string, opt workflow.Options, out *workflow
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, name := range []string{workflow.CostFile, workflow.AnalysisFile, workflow.PlansFile, "first_plans.json", "second_analysis.json"} {
+	for _, name := range []string{workflow.CostFile, workflow.AnalysisFile, workflow.PlansFile, "first_plans.json",
+		"second_analysis.json"} {
 		if _, err := os.Stat(f.Path(name)); err != nil {
 			t.Error(err)
 		}
@@ -106,7 +109,8 @@ func TestResumeAfterInterruption(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !out.Partial || out.Why != "interrupted" || out.NotVerified == "" || len(out.Runs) != 2 || !out.Runs[1].Result.Partial {
+	if !out.Partial || out.Why != "interrupted" || out.NotVerified == "" || len(out.Runs) != 2 ||
+		!out.Runs[1].Result.Partial {
 		t.Errorf("outcome: partial %v (%s), not verified %q, %d runs", out.Partial, out.Why, out.NotVerified, len(out.Runs))
 	}
 	if part, _ := opt.Folder.Part("second"); part.State != archive.Partial {

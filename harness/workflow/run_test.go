@@ -28,7 +28,8 @@ func TestRunRefusals(t *testing.T) {
 		{"nothing to do", func(o *workflow.Options) { o.Configs = nil }, "no configuration"},
 		{"two of one name", func(o *workflow.Options) { o.Configs[1].Name = "First" }, `name is "First"`},
 		{"a name that is taken", func(o *workflow.Options) { o.Configs[0].Name = "probes" }, `name is "probes"`},
-		{"a setting without a legal value", func(o *workflow.Options) { o.Configs[0].SchedulingPolicy = "lottery" }, "lottery"},
+		{"a setting without a legal value", func(o *workflow.Options) { o.Configs[0].SchedulingPolicy = "lottery" },
+			"lottery"},
 		{"a pin without a legal value", func(o *workflow.Options) { o.Fixed.SchedulingPolicy = "lottery" }, "lottery"},
 	}
 	for _, tt := range tests {
@@ -83,7 +84,8 @@ func TestRunGoesOnWithoutThoseThatFail(t *testing.T) {
 	if !told.has("4 server starts, about 6m") {
 		t.Errorf("the starts were not told: %q", told.told)
 	}
-	if !out.Partial || !strings.Contains(out.Why, "stillborn: the server process ended") || !strings.Contains(out.Why, "unlucky") ||
+	if !out.Partial || !strings.Contains(out.Why, "stillborn: the server process ended") ||
+		!strings.Contains(out.Why, "unlucky") ||
 		!strings.Contains(out.Why, "mortal: the probes were cut short: ") {
 		t.Errorf("partial %v: %s", out.Partial, out.Why)
 	}
@@ -192,11 +194,12 @@ func TestRunningServerIsNotReplanned(t *testing.T) {
 	if plan == nil || plan.Keep || plan.Args.MaxNumSeqs == 1 {
 		t.Fatalf("plan: %s", out.Plans[0].Verdict)
 	}
-	if out.Partial || len(out.Runs) != 1 || len(plan.Compared) != 0 || !strings.Contains(out.NotVerified, "first: the running server "+
-		"keeps its settings") {
+	if out.Partial || len(out.Runs) != 1 || len(plan.Compared) != 0 ||
+		!strings.Contains(out.NotVerified, "first: the running server keeps its settings") {
 		t.Errorf("partial %v, %d runs, not verified: %q", out.Partial, len(out.Runs), out.NotVerified)
 	}
-	if got := strings.Join(out.Runs[0].Result.Warnings, "\n"); !strings.Contains(got, "block_size 32 was asked for, the server has 16") {
+	if got := strings.Join(out.Runs[0].Result.Warnings, "\n"); !strings.Contains(got,
+		"block_size 32 was asked for, the server has 16") {
 		t.Errorf("warnings %q", got)
 	}
 
@@ -215,8 +218,8 @@ func TestRunningServerIsNotReplanned(t *testing.T) {
 	}
 }
 
-// A vLLM does not state all settings: those that the user says it has are taken, and a plan is measured on it when it has
-// what it states.
+// A vLLM does not state all settings: those that the user says it has are taken, and a plan is measured on it when it
+// has what it states.
 func TestVerifyOnAServerThatSaysLittle(t *testing.T) {
 	source := running(t, harness.EngineArgs{MaxNumSeqs: 3}, 1, likeVLLM)
 	opt := options(t, t.TempDir())
@@ -227,7 +230,8 @@ func TestVerifyOnAServerThatSaysLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	res := out.Runs[0].Result
-	if res.Origin != harness.OriginMeasured || res.Conditions.Server.Args.MaxNumSeqs != 3 || out.Plans[0].Baseline.Args.MaxNumSeqs != 3 {
+	if res.Origin != harness.OriginMeasured || res.Conditions.Server.Args.MaxNumSeqs != 3 ||
+		out.Plans[0].Baseline.Args.MaxNumSeqs != 3 {
 		t.Errorf("origin %s, settings %+v", res.Origin, res.Conditions.Server.Args)
 	}
 	plan := out.Plans[0].Plans[0]
@@ -237,7 +241,8 @@ func TestVerifyOnAServerThatSaysLittle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(run.Result.Warnings, "\n"); !strings.Contains(got, "does not state its max_num_batched_tokens, max_num_seqs") {
+	if got := strings.Join(run.Result.Warnings, "\n"); !strings.Contains(got,
+		"does not state its max_num_batched_tokens, max_num_seqs") {
 		t.Errorf("warnings %q", got)
 	}
 	plan.Args.BlockSize = 64
@@ -297,7 +302,8 @@ func TestBudgetThatIsTooSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Two configurations and the verification.
-		if n := budget.Needed; n.Starts != 3 || n.Starting != 270*time.Second || n.Requests <= 0 || n.Total() != n.Starting+n.Requests {
+		if n := budget.Needed; n.Starts != 3 || n.Starting != 270*time.Second || n.Requests <= 0 ||
+			n.Total() != n.Starting+n.Requests {
 			t.Errorf("needed %+v", n)
 		}
 		for _, want := range []string{"a budget of 4m0s is too small", "3 server starts, about 4m3", "allow at least 4m3"} {
@@ -311,7 +317,8 @@ func TestBudgetThatIsTooSmall(t *testing.T) {
 	check(err)
 	var told stages
 	opt.OnStage = told.add
-	if _, done, err := opt.Begin(t.Context(), workflow.Work{Configs: opt.Configs}); err != nil || !told.has("2 server starts, about 3m") {
+	if _, done, err := opt.Begin(t.Context(), workflow.Work{Configs: opt.Configs}); err != nil ||
+		!told.has("2 server starts, about 3m") {
 		t.Errorf("two starts are within the budget: %v, %q", err, told.told)
 	} else {
 		done()

@@ -34,7 +34,8 @@ func (s *Setup) ProfileWithProbes(ctx context.Context, cfg harness.Config, quick
 	return outs, errors.Join(err, ep.Close())
 }
 
-func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) ([]*profile.Output, error) {
+func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) (
+	[]*profile.Output, error) {
 	s.stage("probing what a step costs")
 	probes, err := s.MeasureProbes(ctx, ep, cfg, quick)
 	if err != nil {
@@ -61,7 +62,8 @@ func (s *Setup) Measure(ctx context.Context, ep *Endpoint, cfg harness.Config) (
 	return s.measure(ctx, ep, cfg, w)
 }
 
-func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w *workload.Workload) (*profile.Output, error) {
+func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w *workload.Workload) (
+	*profile.Output, error) {
 	info := ep.Info()
 	return profile.Run(ctx, profile.Options{
 		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Vocab: s.Vocab, Notes: ep.Notes,
@@ -72,7 +74,8 @@ func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w
 
 // MeasureProbes runs the probes of a cost model on an endpoint, for a configuration's model and seed; see
 // [profile.Probes]. A server that is busy with others is refused with a [*BusyError] unless SharedServer is set.
-func (s *Setup) MeasureProbes(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) (*profile.Output, error) {
+func (s *Setup) MeasureProbes(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) (
+	*profile.Output, error) {
 	if !s.SharedServer {
 		if err := idle(ctx, ep.Server); err != nil {
 			return nil, err
@@ -93,11 +96,13 @@ type BusyError struct {
 }
 
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("%s is busy with %d requests of others, and probes need it alone: wait until it is idle, take another "+
-		"server, or let the probes share it (--shared-server), whose results then say \"contaminated\"", e.URL, e.Requests)
+	return fmt.Sprintf("%s is busy with %d requests of others, and probes need it alone: wait until it is idle, take "+
+		"another server, or let the probes share it (--shared-server), whose results then say \"contaminated\"",
+		e.URL, e.Requests)
 }
 
-// idle looks at a server's requests until it has none, for at most a second: its gauges lag behind what was just aborted.
+// idle looks at a server's requests until it has none, for at most a second: its gauges lag behind what was just
+// aborted.
 func idle(ctx context.Context, srv *vllm.Server) error {
 	for try := 1; ; try++ {
 		c, err := srv.Scrape(ctx)

@@ -13,8 +13,8 @@ import (
 )
 
 // ErrNotRestartable says that a plan cannot be verified on a server that keeps its settings.
-var ErrNotRestartable = errors.New("the running server keeps its settings; start one with the planned flags and point " +
-	"`kvtune verify --endpoint` at it, or use --launch")
+var ErrNotRestartable = errors.New("the running server keeps its settings; start one with the planned flags and " +
+	"point `kvtune verify --endpoint` at it, or use --launch")
 
 // verifyAll runs the chosen plan (every plan unless Quick) and puts measured beside predicted. Also a plan that changes
 // nothing is measured anew: the model has seen the run that it was fitted on.
@@ -71,8 +71,8 @@ func (opt *Options) verifyOne(ctx context.Context, cfg harness.Config, plan *pla
 	return opt.Verify(ctx, cfg, plan)
 }
 
-// Verification is the configuration that measures a plan: the workload it was made for, and those of the plan's settings
-// that are not vLLM's defaults, so that flags which the user passes on unchanged stay free.
+// Verification is the configuration that measures a plan: the workload it was made for, and those of the plan's
+// settings that are not vLLM's defaults, so that flags which the user passes on unchanged stay free.
 func (s *Setup) Verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
 	device := DeviceOf(s.GPU)
 	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, "", device)

@@ -1,8 +1,9 @@
 // Package workflow joins an endpoint with the planner: it profiles configurations, fits the cost model, plans, verifies
 // the plan on a server started with it, and keeps every stage's files so that an interrupted run can go on.
 //
-// Read [Run] for the whole loop; [Setup.Profile], [Basis.Plan] and [Setup.Verify] are its stages, each usable alone. A [Source] says where
-// servers come from: the embedded engine, a running vLLM, or one that is launched per configuration.
+// Read [Run] for the whole loop; [Setup.Profile], [Basis.Plan] and [Setup.Verify] are its stages, each usable alone. A
+// [Source] says where servers come from: the embedded engine, a running vLLM, or one that is launched per
+// configuration.
 package workflow
 
 import (
@@ -82,10 +83,10 @@ type Options struct {
 	Resume bool
 }
 
-// Run profiles every configuration, fits, analyses, plans for the target, verifies the chosen plan and writes the report.
-// Configurations without a name get one. When the run ends early the outcome holds what was measured and says so; a
-// configuration that cannot be measured does not cost the others. The error is for a suite that [Options.Check] refuses,
-// files that cannot be written, and a suite of which nothing could be measured.
+// Run profiles every configuration, fits, analyses, plans for the target, verifies the chosen plan and writes the
+// report. Configurations without a name get one. When the run ends early the outcome holds what was measured and says
+// so; a configuration that cannot be measured does not cost the others. The error is for a suite that [Options.Check]
+// refuses, files that cannot be written, and a suite of which nothing could be measured.
 func Run(ctx context.Context, opt Options) (*Outcome, error) {
 	if err := opt.prepare(); err != nil {
 		return nil, err
@@ -135,8 +136,8 @@ func (opt *Options) conclude(ctx context.Context, out *Outcome) error {
 }
 
 // Check refuses, before anything is started or written, a suite that cannot be run as asked: two configurations of one
-// name (*harness.FieldError), settings that conflict with flags passed on unchanged (*vllm.ConflictError), a budget that
-// is too small (*BudgetError).
+// name (*harness.FieldError), settings that conflict with flags passed on unchanged (*vllm.ConflictError), a budget
+// that is too small (*BudgetError).
 func (opt Options) Check(ctx context.Context) error {
 	if err := opt.prepare(); err != nil {
 		return err
@@ -273,8 +274,8 @@ func (opt *Options) profileOne(ctx context.Context, cfg harness.Config, probes b
 	return []*profile.Output{run}, err
 }
 
-// resumed reads back a run that an interrupted workflow finished; nil where there is none of this configuration, on such
-// a device.
+// resumed reads back a run that an interrupted workflow finished; nil where there is none of this configuration, on
+// such a device.
 func (opt *Options) resumed(cfg harness.Config) *profile.Output {
 	if !opt.Resume || opt.Folder == nil {
 		return nil
