@@ -120,7 +120,9 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 		}
 	}
 	if writer != nil {
-		writeErr = errors.Join(writeErr, writer.Close())
+		if cerr := writer.Close(); writeErr == nil { // else it is the same error again
+			writeErr = cerr
+		}
 	}
 	return run, seen, series, errors.Join(err, writeErr)
 }
