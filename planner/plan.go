@@ -67,6 +67,8 @@ type Plan struct {
 	Binding    analysis.Kind `json:"binding"`
 	Limit      string        `json:"limit,omitempty"`
 	BindingWhy string        `json:"binding_why,omitempty"`
+	// Extrapolated says how far the prediction goes beyond what the cost model was fitted on, "" where it does not.
+	Extrapolated string `json:"extrapolated,omitempty"`
 	// Why says in a sentence why this configuration was chosen.
 	Why string `json:"why"`
 	// Gain is over the baseline in the strategy's own metric; nil when the plan is the baseline.

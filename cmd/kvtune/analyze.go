@@ -68,7 +68,7 @@ func analyze(c *cli.Context) error {
 	}
 	s.screen.stage("analysing")
 	run := report.Run{Result: runs[0].Result, Records: runs[0].Records, Series: runs[0].Series}
-	run.Analysis = workflow.Analyze(c.Context, &run, basis.Server)
+	run.Analysis = basis.Analyze(c.Context, &run)
 	file := c.Path("analysis-file")
 	if file == "" {
 		file = s.Folder.Path(workflow.AnalysisFile)

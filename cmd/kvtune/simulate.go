@@ -41,6 +41,6 @@ func simulate(c *cli.Context) error {
 	if err := workflow.WriteRun(s.Folder, run); err != nil {
 		return err
 	}
-	run.Analysis = workflow.Analyze(c.Context, run, basis.Server)
+	run.Analysis = basis.Analyze(c.Context, run)
 	return printRuns(c, []report.Run{*run}, s.files())
 }

@@ -210,3 +210,22 @@ func (b *Basis) simulate(ctx context.Context, w *workload.Workload) (*report.Run
 func DeviceOf(gpu spec.GPU) vllmflags.Device {
 	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory, CPU: gpu.CPU}
 }
+
+// A simulated gain rests on analysisDraws draws; above whatIfRequests requests none is simulated, as it would take longer
+// than the run that is analysed.
+const (
+	analysisDraws  = 4
+	whatIfRequests = 4000
+)
+
+// Analyze says what binds a run of the basis's server, and simulates what lifting a limit or changing a flag would gain
+// (not where the workload cannot be made again, as when a trace is gone); see [analysis.Analyze].
+func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
+	in := analysis.Input{
+		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
+	}
+	if w, err := b.workload(b.Config.Seed); err == nil && len(w.Requests) <= whatIfRequests {
+		in.Workload = w
+	}
+	return analysis.Analyze(ctx, in)
+}

@@ -45,7 +45,7 @@ func (opt *Options) verifyAll(ctx context.Context, out *Outcome) error {
 			continue
 		}
 		verified := reportRun(run)
-		verified.Analysis = Analyze(ctx, &verified, BasisOf(run.Result, opt.Model, opt.GPU, out.Cost).Server)
+		verified.Analysis = BasisOf(run.Result, opt.Model, opt.GPU, out.Cost).Analyze(ctx, &verified)
 		out.Runs = append(out.Runs, verified)
 		if run.Result.Partial {
 			out.note(run.Result.Name, run.Result.Why)

@@ -21,7 +21,6 @@ import (
 	"kvtune/harness/profile"
 	"kvtune/harness/workload"
 	"kvtune/planner"
-	"kvtune/planner/analysis"
 	"kvtune/planner/report"
 	"kvtune/planner/spec"
 )
@@ -326,7 +325,7 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		}
 		opt.stage("%s: what binds", run.Result.Name)
 		basis := BasisOf(run.Result, opt.Model, opt.GPU, out.Cost)
-		run.Analysis = Analyze(ctx, run, basis.Server)
+		run.Analysis = basis.Analyze(ctx, run)
 		opt.stage("%s: planning", run.Result.Name)
 		plans, err := basis.Plan(ctx, PlanOptions{
 			Current: opt.Current, Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: []planner.Strategy{opt.Target},
@@ -372,11 +371,4 @@ func (opt *Options) write(out *Outcome) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Analyze says what binds a run; see [analysis.Analyze].
-func Analyze(ctx context.Context, run *report.Run, server analysis.Server) *analysis.Report {
-	return analysis.Analyze(ctx, analysis.Input{
-		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: server,
-	})
 }

@@ -27,8 +27,8 @@ type hidden struct {
 	// reach is the decode context in tokens up to which the TLB and the L2 cache help; walk is by how much a KV read
 	// grows far beyond it; read is the time of a context token, in s.
 	reach, walk, read float64
-	// bend is the relative growth of a prompt token's time at bendTokens of them in a step (slower clocks under full
-	// load, larger intermediates).
+	// bend is the relative growth of a prompt token's time at bendTokens of them in a step, half of what it comes to in
+	// the end (slower clocks under full load, larger intermediates).
 	bend float64
 }
 
@@ -129,7 +129,8 @@ func (h *hidden) mean(s cost.Step) time.Duration {
 	}
 	far := float64(s.DecodeContext) / h.reach
 	extra += h.walk * far / (1 + far) * h.read * float64(s.DecodeContext)
-	extra += h.bend * float64(s.PrefillTokens) / bendTokens * t
+	n := float64(s.PrefillTokens)
+	extra += 2 * h.bend * n / (n + bendTokens) * t
 	compute, memory := h.moved.Roofline(s)
 	return max(time.Duration((t+extra)*1e9), compute, memory)
 }
