@@ -2,7 +2,6 @@ package planner
 
 import (
 	"encoding/csv"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,8 +15,6 @@ import (
 	"kvtune/planner/analysis"
 	"kvtune/planner/cost"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestParseRange(t *testing.T) {
 	for text, want := range map[string][]int{
@@ -191,7 +188,7 @@ func TestGoldenPlan(t *testing.T) {
 		got += fmt.Sprintf("%s: %s\n%s\n%s\n", p.Strategy, p.Why, strings.Join(p.Launch, " "), p.BindingWhy)
 	}
 	const golden = "testdata/plan.txt"
-	if *update {
+	if os.Getenv("KVTUNE_UPDATE") != "" {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
