@@ -19,7 +19,7 @@ run: build ## profile, plan, verify and report on the embedded engine (no GPU, n
 
 test: lint ## all tests that need no GPU and no vLLM, with the race detector
 	$(GO) test -race ./...
-	$(GO) test -run 'TestScripts/seed' ./cmd/kvtune
+	$(GO) test -run 'TestScripts/seed|Example' ./cmd/kvtune ./harness/workflow # long: once, without it
 
 lint: tools
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

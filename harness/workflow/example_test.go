@@ -26,8 +26,7 @@ func Example() {
 	cfg.Name, cfg.C, cfg.M, cfg.B, cfg.NumMeasurements = "chat", 128, 4, 8, 1
 	run, err := setup.Profile(ctx, cfg)
 	if err != nil {
-		fmt.Println(err)
-		return
+		panic(err)
 	}
 	basis := workflow.BasisOf(run.Result, model, gpu, nil) // nil: the prior's step times
 	plans, _ := basis.Plan(ctx, workflow.PlanOptions{Quick: true})
@@ -37,8 +36,6 @@ func Example() {
 	second.Name, second.B = "chat-16", 16
 	suite, _ := workflow.Run(ctx, workflow.Options{Setup: setup, Configs: []harness.Config{cfg, second},
 		Target: planner.Balanced, Quick: true})
-
-	fmt.Println(run.Result.Origin, len(plans.Plans), "plans,", len(sweep.Rows), "sweep rows,", len(suite.Plans),
-		"configurations")
-	// Output: simulated 5 plans, 2 sweep rows, 2 configurations
+	fmt.Println(run.Result.Origin, "plans:", len(plans.Plans), "rows:", len(sweep.Rows), "suite:", len(suite.Plans))
+	// Output: simulated plans: 5 rows: 2 suite: 2
 }
