@@ -73,6 +73,6 @@ func checkBytes(what string, got, want []byte) error {
 			}
 		}
 	}
-	return fmt.Errorf("%s array: %d of %d bytes are wrong, the first is byte %d: %#02x, want %#02x", what, wrong, len(want),
-		first, got[first], want[first])
+	return fmt.Errorf("%s array: %d of %d bytes are wrong, the first is byte %d: %#02x, want %#02x", what, wrong,
+		len(want), first, got[first], want[first])
 }

@@ -19,11 +19,10 @@ const (
 	FP8
 )
 
-// fp8Max is the largest finite number of FP8, with its code.
+// The codes of FP8's largest number, 448, and of NaN.
 const (
-	fp8Max     = 448
-	fp8MaxCode = 0x7e
-	fp8NaN     = 0x7f
+	fp8Max = 0x7e
+	fp8NaN = 0x7f
 )
 
 // DTypes lists every dtype.
@@ -90,39 +89,35 @@ func (d DType) PutCode(array []byte, i int, code uint16) {
 	binary.LittleEndian.PutUint16(array[2*i:], code)
 }
 
-// Decode is the number that a code stands for; it is exact.
+// Decode is the number that a code stands for; it is exact, and NaN keeps its sign.
 func (d DType) Decode(code uint16) float32 {
 	switch d {
 	case FP16:
-		return decode(code, 5, 10, true)
+		return decode(code, 5, 10, false)
 	case FP8:
-		if code&0x7f == fp8NaN {
-			return float32(math.NaN())
-		}
-		return decode(code, 4, 3, false)
+		return decode(code, 4, 3, true)
 	}
 	return math.Float32frombits(uint32(code) << 16)
 }
 
-// decode reads a code of one sign bit, the given bits of exponent and of mantissa. With special, the largest exponent
-// is infinity and NaN, as in IEEE 754.
-func decode(code uint16, exponentBits, mantissaBits int, special bool) float32 {
-	bias := 1<<(exponentBits-1) - 1
-	exponent := int(code) >> mantissaBits & (1<<exponentBits - 1)
-	mantissa := float64(int(code) & (1<<mantissaBits - 1))
+// decode reads a code of one sign bit, the given bits of exponent and of mantissa. The largest exponent is infinity and
+// NaN, as in IEEE 754, or with onlyNaN a number like others, save for the one code with a full mantissa, which is NaN.
+func decode(code uint16, exponentBits, mantissaBits int, onlyNaN bool) float32 {
+	bias, full := 1<<(exponentBits-1)-1, 1<<mantissaBits-1
+	exponent, mantissa := int(code)>>mantissaBits&(1<<exponentBits-1), int(code)&full
 	v := 0.0
-	switch {
-	case special && exponent == 1<<exponentBits-1 && mantissa != 0:
-		return float32(math.NaN())
-	case special && exponent == 1<<exponentBits-1:
+	switch last := exponent == 1<<exponentBits-1; {
+	case last && onlyNaN && mantissa == full, last && !onlyNaN && mantissa != 0:
+		v = math.NaN()
+	case last && !onlyNaN:
 		v = math.Inf(1)
 	case exponent == 0:
-		v = math.Ldexp(mantissa, 1-bias-mantissaBits)
+		v = math.Ldexp(float64(mantissa), 1-bias-mantissaBits)
 	default:
-		v = math.Ldexp(mantissa+float64(int(1)<<mantissaBits), exponent-bias-mantissaBits)
+		v = math.Ldexp(float64(full+1+mantissa), exponent-bias-mantissaBits)
 	}
 	if code>>(exponentBits+mantissaBits)&1 != 0 {
-		v = -v
+		v = math.Copysign(v, -1)
 	}
 	return float32(v)
 }
@@ -134,7 +129,7 @@ func (d DType) Encode(v float32) uint16 {
 	case FP16:
 		return encode(v, 5, 10, 0x7c00, 0x7e00)
 	case FP8:
-		return encode(v, 4, 3, fp8MaxCode, fp8NaN)
+		return encode(v, 4, 3, fp8Max, fp8NaN)
 	}
 	bits := math.Float32bits(v)
 	if v != v {
