@@ -3,6 +3,9 @@ GO    ?= go
 CC    ?= cc
 CACHE := $(CURDIR)/.cache
 
+# go-nvml's header marks much of itself as deprecated; its warnings are not ours to mend.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
+
 # Real vLLM on the CPU, for test-vllm. Installed once, into a folder that git ignores.
 VLLM_DIR := $(CACHE)/vllm
 

@@ -3,33 +3,47 @@ package stats
 import (
 	"math"
 	"slices"
+
+	"gonum.org/v1/gonum/stat"
 )
 
 // Autocorrelation is the correlation of values with themselves lag places later, -1..1: near 0 where neighbours know
 // nothing of each other. It is 0 where there is nothing to correlate (lag is not from 1 to len-1, or all values are
 // equal).
 func Autocorrelation(values []float64, lag int) float64 {
-	n := len(values)
-	if lag < 1 || lag >= n {
+	if lag < 1 || lag >= len(values) {
 		return 0
 	}
-	mean := New(values).Mean()
-	var own, shifted float64
-	for i, v := range values {
-		own += (v - mean) * (v - mean)
-		if i+lag < n {
-			shifted += (v - mean) * (values[i+lag] - mean)
-		}
-	}
+	centred := centre(values)
+	own := product(centred, 0)
 	if !(own > 0) {
 		return 0
 	}
-	return shifted / own
+	return product(centred, lag) / own
+}
+
+// centre is values less their mean.
+func centre(values []float64) []float64 {
+	mean := stat.Mean(values, nil)
+	centred := make([]float64, len(values))
+	for i, v := range values {
+		centred[i] = v - mean
+	}
+	return centred
+}
+
+// product is the sum of values times themselves lag places later.
+func product(values []float64, lag int) float64 {
+	sum := 0.0
+	for i, v := range values[lag:] {
+		sum += v * values[i]
+	}
+	return sum
 }
 
 // Effective is how many independent values tell as much as these n, from 1 to n: n / (1 + 2 x the sum of the
 // autocorrelations), summed in pairs for as long as a pair is positive (Geyer 1992, Practical Markov Chain Monte Carlo,
-// section 3.3: the initial positive sequence). 0 for no values.
+// section 3.3: the initial positive sequence). It is 0 for no values. A trend counts as values that know of each other.
 //
 // A few wild values hide how the others hang together, so the correlation is that of the ranks.
 func Effective(values []float64) int {
@@ -37,10 +51,15 @@ func Effective(values []float64) int {
 	if n < 4 {
 		return n
 	}
-	r := ranks(values)
+	centred := centre(ranks(values))
+	own := product(centred, 0)
+	if !(own > 0) {
+		return n
+	}
 	sum := 0.0
-	for lag := 1; lag+1 < n/2; lag += 2 {
-		pair := Autocorrelation(r, lag) + Autocorrelation(r, lag+1)
+	// Fewer than 2 independent values are as good as 1: a long trend is not summed to its end.
+	for lag := 1; lag+1 < n/2 && 1+2*sum < float64(n)/2; lag += 2 {
+		pair := (product(centred, lag) + product(centred, lag+1)) / own
 		// A pair within the noise of n independent values (2.6 of its standard deviations) is none.
 		if pair < 2.6*math.Sqrt(2/float64(n)) {
 			break

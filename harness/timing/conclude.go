@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"gonum.org/v1/gonum/stat"
+
 	"kvtune/harness/stats"
 	"kvtune/harness/telemetry"
 )
@@ -55,29 +57,40 @@ func (r *Result) conclude(o Options) {
 		r.warn("%d of %d samples were taken while the device was throttled (%s): they are kept, and not in the median",
 			r.Gated, len(r.Samples), r.gates())
 	}
-	s := stats.New(values)
-	r.Median, r.Effective = s.Median(), stats.Effective(values)
+	r.locate(values)
 	r.Autocorrelation = stats.Autocorrelation(values, 1)
-	r.Resolution = resolution(values)
-	r.Interval = s.PercentileInterval(50, level, r.Effective)
-	// A clock of coarse steps gives an interval of no width where most samples are on one step.
-	r.Interval.Low = min(r.Interval.Low, r.Median-r.Resolution/2)
-	r.Interval.High = max(r.Interval.High, r.Median+r.Resolution/2)
-	r.markOutliers(s)
-	r.Drift, r.DriftP = drift(values, r.Effective)
+	r.markOutliers(stats.New(values))
+	r.Drift, r.DriftP = drift(values)
 	if r.DriftP < 0.01 && math.Abs(r.Drift) > o.Precision {
 		r.warn("the samples drift: the last third is %+.2f %% from the first (p = %.2g)", 100*r.Drift, r.DriftP)
 	}
 	switch r.Stop {
 	case TimeUp, Full:
-		r.warn("%s with the median known to %.2f %% only: %.2f %% was asked for", r.Stop, 100*r.Precision(), 100*o.Precision)
+		r.warn("%s with the median known %s: %.2f %% was asked for", r.Stop, r.known(), 100*o.Precision)
 	case Cancelled:
-		r.warn("cancelled with the median known to %.2f %%", 100*r.Precision())
+		r.warn("cancelled with the median known %s", r.known())
 	}
 	if half := (r.OverheadInterval.High - r.OverheadInterval.Low) / 2 / float64(r.Launches); half > o.Precision*r.Median {
 		r.warn("the launch is too short for this clock: the uncertainty of the subtracted cost is %.2g s, %.1f %% of the median",
 			half, 100*half/r.Median)
 	}
+}
+
+// locate computes the median of values and how well it is known.
+func (r *Result) locate(values []float64) {
+	s := stats.New(values)
+	r.Median, r.Effective, r.Resolution = s.Median(), stats.Effective(values), resolution(values)
+	r.Interval = s.PercentileInterval(50, level, r.Effective)
+	// A clock of coarse steps gives an interval of no width where most samples are on one step.
+	r.Interval.Low = min(r.Interval.Low, r.Median-r.Resolution/2)
+	r.Interval.High = max(r.Interval.High, r.Median+r.Resolution/2)
+}
+
+func (r *Result) known() string {
+	if math.IsInf(r.Precision(), 1) {
+		return "without an interval (too few independent samples)"
+	}
+	return fmt.Sprintf("to %.2f %% only", 100*r.Precision())
 }
 
 func (r *Result) warn(format string, args ...any) {
@@ -124,14 +137,24 @@ func resolution(values []float64) float64 {
 }
 
 // drift compares the first third of values with the last: the change of the median relative to the first, and the
-// p-value of a Mann-Whitney test between blocks of both that are nearly independent.
-func drift(values []float64, effective int) (relative, p float64) {
+// p-value of a Mann-Whitney test between blocks of both. The blocks are long enough to be nearly independent of each
+// other; the drift itself, taken as a straight line, does not count against that.
+func drift(values []float64) (relative, p float64) {
 	third := len(values) / 3
 	if third < 2 {
 		return 0, 1
 	}
+	at := make([]float64, len(values))
+	for i := range at {
+		at[i] = float64(i)
+	}
+	start, slope := stat.LinearRegression(at, values, nil, false)
+	rest := make([]float64, len(values))
+	for i, v := range values {
+		rest[i] = v - start - slope*at[i]
+	}
+	blocks := min(max(stats.Effective(rest)/3, 1), 50)
 	first, last := values[:third], values[len(values)-third:]
-	blocks := min(max(effective/3, 1), 50)
-	from := stats.New(first).Median()
-	return stats.New(last).Median()/from - 1, stats.MannWhitney(stats.Blocks(first, blocks), stats.Blocks(last, blocks)).P
+	change := stats.New(last).Median()/stats.New(first).Median() - 1
+	return change, stats.MannWhitney(stats.Blocks(first, blocks), stats.Blocks(last, blocks)).P
 }

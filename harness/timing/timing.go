@@ -153,10 +153,8 @@ type Result struct {
 }
 
 // Precision is the half width of the median's interval relative to the median; infinite where there is no interval.
-func (r *Result) Precision() float64 { return precision(r.Median, r.Interval) }
-
-func precision(median float64, iv stats.Interval) float64 {
-	if p := (iv.High - iv.Low) / 2 / median; p >= 0 {
+func (r *Result) Precision() float64 {
+	if p := (r.Interval.High - r.Interval.Low) / 2 / r.Median; p >= 0 {
 		return p
 	}
 	return math.Inf(1)
@@ -233,7 +231,7 @@ func (r *Result) sample(ctx context.Context, clock Clock, o Options, each float6
 		return err
 	}
 	r.Before = before
-	begin := o.Now()
+	begin, seen := o.Now(), 0
 	for {
 		size := int(min(max(seriesTime.Seconds()/each, 1), largestSeries, float64(o.MaxSamples-len(r.Samples))))
 		at := o.Now().Sub(begin)
@@ -259,7 +257,7 @@ func (r *Result) sample(ctx context.Context, clock Clock, o Options, each float6
 		before, r.After = after, after
 		each = max(stats.New(got).Median(), 1e-9)
 		switch {
-		case r.precise(o):
+		case r.precise(o, &seen):
 			r.Stop = Precise
 		case ctx.Err() != nil:
 			r.Stop = Cancelled
@@ -288,12 +286,15 @@ func (r *Result) look(o Options) (*telemetry.GPU, error) {
 	return &state, nil
 }
 
-// precise says whether the median is known as precisely as was asked, looking at the samples that are not gated.
-func (r *Result) precise(o Options) bool {
+// precise says whether the median is known as precisely as was asked, looking at the samples that are not gated. seen is
+// how many those were at the last look.
+func (r *Result) precise(o Options, seen *int) bool {
 	values := r.fit()
-	if len(values) < o.MinSamples {
+	// The more often one looks, the likelier is a narrow interval by chance; and a look costs a sort.
+	if len(values) < o.MinSamples || len(values) < *seen+*seen/10 {
 		return false
 	}
-	s := stats.New(values)
-	return precision(s.Median(), s.PercentileInterval(50, level, stats.Effective(values))) <= o.Precision
+	*seen = len(values)
+	r.locate(values)
+	return r.Precision() <= o.Precision
 }
