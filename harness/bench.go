@@ -18,7 +18,9 @@ type Bench struct {
 	Backend string `json:"backend"`
 	Device  string `json:"device"`
 	// Cold: the data of a launch is not in a cache when it begins.
-	Cold       bool       `json:"cold"`
+	Cold bool `json:"cold"`
+	// Rounds is how often all cases were gone through, forwards and backwards by turns.
+	Rounds     int        `json:"rounds"`
 	Conditions Conditions `json:"conditions"`
 	// ReadCeiling and CopyCeiling are the bandwidths (B/s) of reading and of copying, measured in the same run; nil where
 	// they were not.
