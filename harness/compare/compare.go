@@ -44,7 +44,7 @@ const (
 	Better Verdict = "better"
 	// Same: whatever the difference is, its interval lies within the threshold.
 	Same Verdict = "same"
-	// Small: significant, but not beyond the threshold.
+	// Small: significant and not beyond the threshold, but its interval is.
 	Small Verdict = "small"
 	// Unclear: not significant, and the interval reaches beyond the threshold.
 	Unclear Verdict = "unclear"
