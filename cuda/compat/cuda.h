@@ -1,9 +1,9 @@
 // Found ahead of CUDA's own cuda.h in a tagged build (the Makefile passes "-I cuda/compat" to the C compiler), so that
 // gorgonia.org/cu, which is written against CUDA 11, builds with the headers of CUDA 11.8, 12 and 13, and so that a
 // tagged program starts on a machine that has a driver library and no device.
+#include_next <cuda.h>
 #ifndef KVTUNE_COMPAT_CUDA_H
 #define KVTUNE_COMPAT_CUDA_H
-#include_next <cuda.h>
 
 // gorgonia.org/cu ends the process in its init function when cuInit fails. It calls this instead, which never fails;
 // the package cuda calls the real one and returns its error.
