@@ -8,7 +8,6 @@ import (
 	"kvtune/harness/telemetry"
 	"kvtune/kernels"
 	"kvtune/kernels/gpu"
-	"kvtune/kernels/host"
 )
 
 // Machine is an open backend with what it runs on.
@@ -46,20 +45,6 @@ func Open(name string, cold bool) (*Machine, error) {
 		return nil, err
 	}
 	return nil, fmt.Errorf("backend %q is unknown: expected auto, cuda or host", name)
-}
-
-func openHost() (*Machine, error) {
-	b, err := host.Open(host.Options{})
-	if err != nil {
-		return nil, err
-	}
-	device, err := telemetry.Host()
-	if err != nil {
-		b.Close()
-		return nil, err
-	}
-	return &Machine{Backend: b, Device: fmt.Sprintf("%s; %s, %d threads", device, b.Variant(), b.Threads()),
-		Close: func() error { b.Close(); return nil }}, nil
 }
 
 func openGPU(cold bool) (*Machine, error) {

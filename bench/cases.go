@@ -12,8 +12,8 @@ import (
 )
 
 // Base is the case of an operation from which axes are varied: Llama-3.1-8B's attention (32 query heads, 8 KV heads,
-// head size 128) in bf16, blocks of 16 tokens, a permuted block table. large is for a GPU: 32 sequences of 4,096 tokens,
-// 8,192 tokens appended or prefilled; otherwise 8 of 1,024, and 2,048 or, prefilled, 64.
+// head size 128) in bf16, blocks of 16 tokens, a permuted block table. large is for a GPU: 32 sequences of 4,096
+// tokens, 8,192 tokens appended or prefilled; otherwise 8 of 1,024, and 2,048 or, prefilled, 64.
 func Base(op kernels.Op, large bool) kernels.Case {
 	c := kernels.Case{Op: op, Layout: layout.NHD, BlockSize: 16, DType: layout.BF16, Heads: 32, KVHeads: 8, HeadSize: 128,
 		Batch: 8, Context: 1024, Permuted: true}
@@ -46,7 +46,8 @@ func Cases(ops []string, axes []string, large bool) ([]kernels.Case, error) {
 	for _, axis := range axes {
 		name, values, ok := strings.Cut(axis, "=")
 		if !ok || values == "" {
-			return nil, fmt.Errorf("axis %q: expected name=value,value with a name of %s", axis, strings.Join(kernels.Axes(), ", "))
+			return nil, fmt.Errorf("axis %q: expected name=value,value with a name of %s", axis, strings.Join(kernels.Axes(),
+				", "))
 		}
 		if slices.Contains(seen, name) {
 			return nil, fmt.Errorf("axis %s is given twice: put all its values behind one", name)

@@ -66,7 +66,8 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	r := &runner{Options: o, steps: (1+o.Rounds)*len(o.Cases) + 2}
 	begin := time.Now()
-	out := &Outcome{cases: o.Cases, Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name, Origin: harness.OriginMeasured,
+	out := &Outcome{cases: o.Cases, Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name,
+		Origin:  harness.OriginMeasured,
 		Backend: o.Backend.Name(), Device: o.Device, Cold: o.Cold, Rounds: o.Rounds, Cases: []harness.BenchCase{}}}
 	b := out.Bench
 	environment, err := telemetry.ReadEnvironment()
@@ -102,8 +103,8 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 			}
 			timed[at] = append(timed[at], one)
 			for _, s := range one.Samples {
-				out.Samples = append(out.Samples, harness.BenchSample{Case: o.Cases[at].Name(), Round: round, At: s.At, Seconds: s.Seconds,
-					Clock: s.SMClock, Gate: s.Gate, Outlier: s.Outlier})
+				out.Samples = append(out.Samples, harness.BenchSample{Case: o.Cases[at].Name(), Round: round, At: s.At,
+					Seconds: s.Seconds, Clock: s.SMClock, Gate: s.Gate, Outlier: s.Outlier})
 			}
 		}
 	}
@@ -262,8 +263,8 @@ func fill(row *harness.BenchCase, results []*timing.Result, values []float64) {
 	row.Launches, row.Overhead = last.Launches, last.Overhead
 	row.Autocorrelation, row.Drift = last.Autocorrelation, last.Drift
 	if first := results[0].Median; len(results) > 1 && math.Abs(last.Median/first-1) > 0.01 {
-		row.Warnings = append(row.Warnings, fmt.Sprintf("the last round is %+.1f %% from the first: the interval does not know of that",
-			100*(last.Median/first-1)))
+		row.Warnings = append(row.Warnings, fmt.Sprintf(
+			"the last round is %+.1f %% from the first: the interval does not know of that", 100*(last.Median/first-1)))
 	}
 }
 

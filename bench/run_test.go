@@ -208,21 +208,24 @@ func TestInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !out.Bench.Partial || len(out.Bench.Cases) == 0 || len(out.Bench.Cases) == 3 || !strings.Contains(out.Verdict(), "PARTIAL") {
+	if !out.Bench.Partial || len(out.Bench.Cases) == 0 || len(out.Bench.Cases) == 3 || !strings.Contains(out.Verdict(),
+		"PARTIAL") {
 		t.Errorf("%d cases, partial %v: %s", len(out.Bench.Cases), out.Bench.Partial, out.Verdict())
 	}
 }
 
 func TestCases(t *testing.T) {
 	list, err := Cases([]string{"decode", "gather"}, []string{"layout=NHD,HND", "block_size=1,16"}, true)
-	if err != nil || len(list) != 8 || list[0].Context != 4096 || list[1].BlockSize != 16 || list[4].Op != kernels.OpGather {
+	if err != nil || len(list) != 8 || list[0].Context != 4096 || list[1].BlockSize != 16 ||
+		list[4].Op != kernels.OpGather {
 		t.Errorf("%v, %v", list, err)
 	}
 	for _, c := range []struct {
 		op, axis, want string
 	}{
 		{"decod", "block_size=1", "unknown"}, {"decode", "block_size", "name=value"}, {"decode", "page=1", "unknown axis"},
-		{"decode", "block_size=3", "power of two"}, {"decode", "block_size=16,16", "twice"}, {"decode", "block_size=x", "whole number"},
+		{"decode", "block_size=3", "power of two"}, {"decode", "block_size=16,16", "twice"}, {"decode", "block_size=x",
+			"whole number"},
 	} {
 		if _, err := Cases([]string{c.op}, []string{c.axis}, false); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s %s: %v, want %q", c.op, c.axis, err, c.want)
@@ -308,7 +311,8 @@ func Example() {
 		return
 	}
 	defer m.Close()
-	out, err := Run(context.Background(), Options{Name: "kernels", Backend: m.Backend, Device: m.Device, Cases: list, Rounds: 1,
+	out, err := Run(context.Background(), Options{Name: "kernels", Backend: m.Backend, Device: m.Device, Cases: list,
+		Rounds:  1,
 		Ceiling: 16 << 20, Timing: timing.Options{MaxTime: 1e7}})
 	if err != nil {
 		fmt.Println(err)

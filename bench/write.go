@@ -64,7 +64,8 @@ func (out *Outcome) heatMaps() []report.HeatMap {
 		if out.Bench.Cold {
 			temperature = "cold"
 		}
-		m := report.HeatMap{Title: title(g) + ", " + temperature, Says: "time above the fastest's (~ not significant); " + out.Bench.Device,
+		m := report.HeatMap{Title: title(g) + ", " + temperature,
+			Says:   "time above the fastest's (~ not significant); " + out.Bench.Device,
 			XLabel: "block_size", YLabel: "layout"}
 		for _, size := range sizes {
 			m.X = append(m.X, strconv.Itoa(size))
@@ -183,8 +184,8 @@ func share(v float64, ceiling *float64) string {
 	return fmt.Sprintf("%.0f", 100*v / *ceiling)
 }
 
-// Text writes the verdict, the warnings, and a table per group that says what a layout and a block size cost against the
-// best, and whether that is significant.
+// Text writes the verdict, the warnings, and a table per group that says what a layout and a block size cost against
+// the best, and whether that is significant.
 func (out *Outcome) Text(w io.Writer) error {
 	b := out.Bench
 	o := bufio.NewWriter(w)
@@ -213,8 +214,8 @@ func (out *Outcome) Text(w io.Writer) error {
 		}
 		t.Flush()
 	}
-	fmt.Fprintf(o, "\nMedians of one launch; significant: Mann-Whitney test on nearly independent values, p below %v after Holm's "+
-		"correction.\n", significant)
+	fmt.Fprintf(o, "\nMedians of one launch; significant: Mann-Whitney test on nearly independent values,\n"+
+		"p below %v after Holm's correction.\n", significant)
 	return o.Flush()
 }
 
@@ -269,7 +270,8 @@ func (out *Outcome) JSON(w io.Writer) error {
 func (out *Outcome) CSV(w io.Writer) error {
 	c := csv.NewWriter(w)
 	axes := kernels.Axes()
-	c.Write(append(append([]string{"op"}, axes...), "cold", "median_s", "low_s", "high_s", "samples", "launches", "bytes", "flops",
+	c.Write(append(append([]string{"op"}, axes...), "cold", "median_s", "low_s", "high_s", "samples", "launches",
+		"bytes", "flops",
 		"read_ceiling_bytes_per_s", "copy_ceiling_bytes_per_s", "slower", "p_holm"))
 	number := func(v *float64) string {
 		if v == nil {
@@ -300,7 +302,8 @@ func (out *Outcome) GoBench(w io.Writer) error {
 	if b.Cold {
 		temperature = "cold"
 	}
-	fmt.Fprintf(o, "pkg: kvtune/bench\nbackend: %s\ndevice: %s\nUnit B/s better=higher\nUnit %%read better=higher\n", b.Backend, b.Device)
+	fmt.Fprintf(o, "pkg: kvtune/bench\nbackend: %s\ndevice: %s\nUnit B/s better=higher\nUnit %%read better=higher\n",
+		b.Backend, b.Device)
 	values := out.values()
 	for _, c := range b.Cases {
 		v := values[c.Case]

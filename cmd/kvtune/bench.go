@@ -18,22 +18,26 @@ func benchCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "bench",
 		Usage: "what block sizes and layouts of the KV cache cost on this machine, measured",
-		Description: "Every case is checked against a reference before it is timed. Axes: op's name, then those of a case's name\n" +
-			"(layout, block_size, dtype, heads, kv_heads, head_size, batch, context, new, lengths, table, seed).\n\nExamples:\n" +
+		Description: "Every case is checked against a reference before it is timed. Axes: layout, block_size, dtype, heads,\n" +
+			"kv_heads, head_size, batch, context, new, lengths, table, seed.\n\nExamples:\n" +
 			"   kvtune bench --op decode --axis block_size=1,8,16,32 --axis layout=NHD,HND\n" +
 			"   kvtune bench --op decode --op append --axis dtype=bf16,fp8 --warm --format csv",
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "op", Usage: "`operation`: decode, prefill, append, gather, copy_blocks, swap_out, swap_in, quantize, copy, read (repeat; default decode)",
-				Category: catBench},
-			&cli.StringSliceFlag{Name: "axis", Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)", Category: catBench},
+			&cli.StringSliceFlag{Name: "op", Category: catBench, Usage: "`operation`: decode, prefill, append, gather, " +
+				"copy_blocks, swap_out, swap_in, quantize, copy, read (repeat; default decode)"},
+			&cli.StringSliceFlag{Name: "axis", Category: catBench,
+				Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)"},
 			&cli.StringFlag{Name: "backend", Usage: "`auto|cuda|host`", Value: "auto", Category: catBench},
-			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)", Category: catTiming},
+			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)",
+				Category: catTiming},
 			&cli.BoolFlag{Name: "warm", Usage: "launches find in the caches what fits", Category: catTiming},
 			&cli.DurationFlag{Name: "time", Usage: "at most so `long` per case and round", Category: catTiming},
-			&cli.Float64Flag{Name: "precision", Usage: "stop at this relative half `width` of the median's 95 % interval", Value: 0.005, Category: catTiming},
-			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2, Category: catTiming},
-			&cli.StringFlag{Name: "format", Usage: "of what is printed: `text|json|csv|bench` (bench: for benchstat and kvtune compare)", Value: "text",
-				Category: catOutput},
+			&cli.Float64Flag{Name: "precision", Usage: "stop at this relative half `width` of the median's 95 % interval",
+				Value: 0.005, Category: catTiming},
+			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2,
+				Category: catTiming},
+			&cli.StringFlag{Name: "format", Value: "text", Category: catOutput,
+				Usage: "of what is printed: `text|json|csv|bench` (bench: for benchstat and kvtune compare)"},
 			outputDirFlag("results"),
 			&cli.StringFlag{Name: "name", Usage: "`name` of the files", Value: "kernels", Category: catOutput},
 		},
@@ -43,7 +47,8 @@ func benchCommand() *cli.Command {
 
 func benchAction(c *cli.Context) error {
 	formats := map[string]func(*bench.Outcome, io.Writer) error{
-		"text": (*bench.Outcome).Text, "json": (*bench.Outcome).JSON, "csv": (*bench.Outcome).CSV, "bench": (*bench.Outcome).GoBench,
+		"text": (*bench.Outcome).Text, "json": (*bench.Outcome).JSON, "csv": (*bench.Outcome).CSV,
+		"bench": (*bench.Outcome).GoBench,
 	}
 	write := formats[c.String("format")]
 	if write == nil {
@@ -88,7 +93,8 @@ func benchAction(c *cli.Context) error {
 	scr := newScreen(c.App.ErrWriter)
 	defer scr.close()
 	out, err := bench.Run(c.Context, bench.Options{
-		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: cases, Cold: cold,
+		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: cases,
+		Cold:   cold,
 		Rounds: c.Int("rounds"),
 		Timing: timing.Options{MaxTime: c.Duration("time"), Precision: c.Float64("precision"), Probe: machine.Probe},
 		Progress: func(done, of int, what string) {

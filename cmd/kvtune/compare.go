@@ -16,17 +16,18 @@ func compareCommand() *cli.Command {
 		Name:      "compare",
 		Usage:     "did B get slower than A, and is that significant?",
 		ArgsUsage: "A B",
-		Description: "A and B are archives of kvtune bench or kvtune profile, or files in Go's benchmark format. With --run they are\n" +
-			"programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit status 3 is a\n" +
+		Description: "A and B are archives of kvtune bench or kvtune profile, or files in Go's benchmark format. With\n" +
+			"--run they are programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit status 3 is a\n" +
 			"significant regression beyond the threshold.\n\nExamples:\n" +
 			"   kvtune compare results/old results/new\n" +
 			"   kvtune compare --threshold 0.005 --run ./old ./new -- bench --op decode --format bench\n" +
 			"   kvtune compare --run old.test new.test -- -test.run=NONE -test.bench=.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "run", Usage: "run A and B by turns, A B B A", Category: catCompare},
-			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 5, Category: catCompare},
+			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 10, Category: catCompare},
 			&cli.Float64Flag{Name: "threshold", Usage: "relative `difference` that matters", Value: 0.01, Category: catCompare},
-			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01, Category: catCompare},
+			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01,
+				Category: catCompare},
 			&cli.StringFlag{Name: "format", Usage: "of what is printed: `text|json`", Value: "text", Category: catOutput},
 		},
 		Action: compareAction,

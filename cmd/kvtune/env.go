@@ -54,13 +54,15 @@ func printEnvironment(w io.Writer, e *telemetry.Environment) {
 		fmt.Fprintf(w, "! %s\n  %s\n", f.What, f.Do)
 	}
 	fmt.Fprintf(w, "\nhost   %s\n", e.Host)
-	fmt.Fprintf(w, "       noise %.1f %%, steal %s, load average %s, governor %s, core limit %s\n", 100*e.Noise, told(e.Steal, 100, "%"),
+	fmt.Fprintf(w, "       noise %.1f %%, steal %s, load average %s, governor %s, core limit %s\n", 100*e.Noise,
+		told(e.Steal, 100, "%"),
 		told(e.Load, 1, ""), orNotTold(strings.Join(e.Governors, ", ")), told(e.Quota, 1, ""))
 	if e.NoGPU != "" {
 		fmt.Fprintf(w, "GPU    %s\n", e.NoGPU)
 	}
 	for i, g := range e.GPUs {
-		fmt.Fprintf(w, "GPU %d  %s, driver %s, CUDA %s, %s GiB\n", i, g.Device.Name, orNotTold(g.Device.Driver), orNotTold(g.Device.CUDA),
+		fmt.Fprintf(w, "GPU %d  %s, driver %s, CUDA %s, %s GiB\n", i, g.Device.Name, orNotTold(g.Device.Driver),
+			orNotTold(g.Device.CUDA),
 			told(g.Device.Memory, 1.0/(1<<30), ""))
 		fmt.Fprintf(w, "       SM clock %s of %s MHz, memory clock %s of %s MHz, %s of %s W, %s C, busy %s\n",
 			told(g.Now.SMClock, 1e-6, ""), told(g.Device.MaxSMClock, 1e-6, ""), told(g.Now.MemoryClock, 1e-6, ""),

@@ -44,8 +44,8 @@ func (f *Folder) WriteBench(b *harness.Bench, samples []harness.BenchSample) err
 	return f.WriteJSON(b.Name+BenchSuffix, &out)
 }
 
-// ReadBench reads a kernel benchmark and its samples: a `_bench.json` file, any other file of the same part, or a folder
-// that holds exactly one.
+// ReadBench reads a kernel benchmark and its samples: a `_bench.json` file, any other file of the same part, or a
+// folder that holds exactly one.
 func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 	f, err := Open(path)
 	if err != nil {
@@ -53,7 +53,8 @@ func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 	}
 	names := f.Benches()
 	if len(names) != 1 {
-		return nil, nil, fmt.Errorf("%s holds %d files that end in %s: name the one that is meant", path, len(names), BenchSuffix)
+		return nil, nil, fmt.Errorf("%s holds %d files that end in %s: name the one that is meant", path, len(names),
+			BenchSuffix)
 	}
 	b := new(harness.Bench)
 	if err := ReadJSON(f.Path(names[0]+BenchSuffix), harness.BenchSchema, b); err != nil {

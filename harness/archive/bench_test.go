@@ -16,8 +16,10 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &harness.Bench{Schema: harness.BenchSchema, Name: "kernels", Origin: harness.OriginMeasured, Backend: "host", Cold: true,
-		ReadCeiling: new(2e10), Cases: []harness.BenchCase{{Case: "decode/block_size=16", Axes: map[string]string{"block_size": "16"},
+	b := &harness.Bench{Schema: harness.BenchSchema, Name: "kernels", Origin: harness.OriginMeasured, Backend: "host",
+		Cold:        true,
+		ReadCeiling: new(2e10), Cases: []harness.BenchCase{{Case: "decode/block_size=16",
+			Axes:   map[string]string{"block_size": "16"},
 			Median: 1e-3, Low: new(0.9e-3), Samples: 3, Stop: "precise", Bytes: 1 << 20, Best: true}}}
 	samples := []harness.BenchSample{
 		{Case: "decode/block_size=16", Seconds: 1.2e-3, Clock: new(1.98e9), Outlier: true},

@@ -1,5 +1,5 @@
-// Package compare says whether one set of measurements differs from another, and by how much: two kernel benchmarks, two
-// profiles, two files in Go's benchmark format, or two programs that it runs by turns.
+// Package compare says whether one set of measurements differs from another, and by how much: two kernel benchmarks,
+// two profiles, two files in Go's benchmark format, or two programs that it runs by turns.
 //
 // [Read] reads a side, [Run] measures two by running programs, [Compare] gives the verdict on every case that both
 // sides have. A difference counts when it is both significant (a Mann-Whitney test after Holm's correction for the
@@ -71,8 +71,8 @@ type Row struct {
 	// UsedA and UsedB are how many nearly independent values the test had: medians of blocks of neighbours.
 	UsedA int `json:"used_a"`
 	UsedB int `json:"used_b"`
-	// Ratio is by how much B is larger than A, with its interval at 1 - alpha (for this case alone); an end that the values
-	// cannot bound is nil.
+	// Ratio is by how much B is larger than A, with its interval at 1 - alpha (for this case alone); an end that the
+	// values cannot bound is nil.
 	Ratio float64  `json:"ratio"`
 	Low   *float64 `json:"ratio_low"`
 	High  *float64 `json:"ratio_high"`
@@ -151,15 +151,16 @@ func Compare(a, b *Side, o Options) (*Report, error) {
 		}
 	}
 	if len(r.Rows) == 0 {
-		return nil, fmt.Errorf("%s and %s have no case in common: %s beside %s", a.Name, b.Name, first(r.OnlyA), first(r.OnlyB))
+		return nil, fmt.Errorf("%s and %s have no case in common: %s beside %s", a.Name, b.Name, first(r.OnlyA),
+			first(r.OnlyB))
 	}
 	for i, p := range stats.Holm(ps) {
 		r.Rows[i].P = p
 		r.Rows[i].judge(o, len(ps))
 	}
 	if (a.OneRun || b.OneRun) && r.Count(Worse)+r.Count(Better) > 0 {
-		r.Warnings = append(r.Warnings, "every case was measured in one go: two runs of the same program may differ as much; "+
-			"repeat it, or compare with --run, which runs both by turns")
+		r.Warnings = append(r.Warnings, "every case was measured in one go, and two runs of the same program may differ "+
+			"as much: repeat it, or compare with --run, which runs both by turns")
 	}
 	return r, nil
 }
@@ -185,7 +186,8 @@ func Blocks(values []float64) []float64 {
 // pair compares two series and returns the p-value before any correction.
 func pair(x, y *Series, o Options) (Row, float64) {
 	u, v := Blocks(x.Values), Blocks(y.Values)
-	row := Row{Case: x.Case, Unit: x.Unit, Higher: x.Higher, A: stats.New(x.Values).Median(), B: stats.New(y.Values).Median(),
+	row := Row{Case: x.Case, Unit: x.Unit, Higher: x.Higher, A: stats.New(x.Values).Median(),
+		B:  stats.New(y.Values).Median(),
 		NA: len(x.Values), NB: len(y.Values), UsedA: len(u), UsedB: len(v)}
 	ratio, iv := stats.Ratio(u, v, 1-o.Alpha)
 	row.Ratio = ratio

@@ -13,8 +13,8 @@ import (
 	"kvtune/harness/archive"
 )
 
-// side has cases of n values around 1 ms with relative noise sd, of which each keeps rho of the one before; factor makes
-// the last case slower.
+// side has cases of n values around 1 ms with relative noise sd, of which each keeps rho of the one before; factor
+// makes the last case slower.
 func side(seed uint64, cases, n int, sd, rho, factor float64) *Side {
 	rng := rand.New(rand.NewPCG(seed, 4))
 	s := &Side{Name: fmt.Sprintf("side %d", seed)}
@@ -60,8 +60,8 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-// TestFalseAlarms: of 150 comparisons of equal sides with 4 cases each, 1 % may show any difference; neighbours depend on
-// each other, and no threshold helps.
+// TestFalseAlarms: of 150 comparisons of equal sides with 4 cases each, 1 % may show any difference; neighbours depend
+// on each other, and no threshold helps.
 func TestFalseAlarms(t *testing.T) {
 	const runs = 150
 	alarms := 0
@@ -81,7 +81,8 @@ func TestVerdicts(t *testing.T) {
 	if v := one(side(1, 1, 500, 0.001, 0, 1), side(2, 1, 500, 0.001, 0, 1), Options{}).Verdict; v != Same {
 		t.Errorf("equal and quiet: %s", v)
 	}
-	if v := one(side(1, 1, 500, 0.001, 0, 1), side(2, 1, 500, 0.001, 0, 1.003), Options{Threshold: 0.003}).Verdict; v != Small && v != Worse {
+	if v := one(side(1, 1, 500, 0.001, 0, 1), side(2, 1, 500, 0.001, 0, 1.003),
+		Options{Threshold: 0.003}).Verdict; v != Small && v != Worse {
 		t.Errorf("0.3 %% at a threshold of 0.3 %%: %s", v)
 	}
 	if v := one(side(1, 1, 20, 0.1, 0, 1), side(2, 1, 20, 0.1, 0, 1), Options{}).Verdict; v != Unclear {

@@ -50,7 +50,7 @@ func readBench(path string) (*Side, error) {
 		}
 	}
 	if gated > 0 {
-		side.Warnings = append(side.Warnings, fmt.Sprintf("%d of %d samples were taken while the device was throttled and are left out",
+		side.Warnings = append(side.Warnings, fmt.Sprintf("%d of %d samples are left out: the device was throttled",
 			gated, len(samples)))
 	}
 	for _, c := range b.Cases {

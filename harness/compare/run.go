@@ -10,10 +10,10 @@ import (
 	"kvtune/harness/stats"
 )
 
-// Run measures two programs that print Go's benchmark format on stdout by running them by turns, A B B A in every round,
-// so that what changes on the machine meanwhile changes both alike. A value is the median of one run of the program:
-// what is alike within a run (where its memory lies, how the device's clocks were) is not taken for noise. args are
-// given to both. progress, if not nil, is called after every run with how many of all were made.
+// Run measures two programs that print Go's benchmark format on stdout by running them by turns, A B B A in every
+// round, so that what changes on the machine meanwhile changes both alike. A value is the median of one run of the
+// program: what is alike within a run (where its memory lies, how the device's clocks were) is not taken for noise.
+// args are given to both. progress, if not nil, is called after every run with how many of all were made.
 //
 // rounds is at least 1; among k cases, a difference can be significant at 0.01 with 2 rounds for k = 1 not yet, with 3
 // for k up to 4, with 4 for k up to 64.

@@ -14,13 +14,16 @@ func (r *Report) Verdict() string {
 	worse, better := r.extreme(Worse), r.extreme(Better)
 	switch {
 	case worse != nil && better != nil:
-		return fmt.Sprintf("REGRESSION: %d of %d cases are worse %s (most: %s, %s), %d better", r.Count(Worse), len(r.Rows), over,
+		return fmt.Sprintf("REGRESSION: %d of %d cases are worse %s (most: %s, %s), %d better", r.Count(Worse),
+			len(r.Rows), over,
 			worse.Case, worse.change(), r.Count(Better))
 	case worse != nil:
-		return fmt.Sprintf("REGRESSION: %d of %d cases are worse %s (most: %s, %s)", r.Count(Worse), len(r.Rows), over, worse.Case,
+		return fmt.Sprintf("REGRESSION: %d of %d cases are worse %s (most: %s, %s)", r.Count(Worse), len(r.Rows), over,
+			worse.Case,
 			worse.change())
 	case better != nil:
-		return fmt.Sprintf("better: %d of %d cases %s (most: %s, %s), none worse", r.Count(Better), len(r.Rows), over, better.Case,
+		return fmt.Sprintf("better: %d of %d cases %s (most: %s, %s), none worse", r.Count(Better), len(r.Rows), over,
+			better.Case,
 			better.change())
 	case r.Count(Unclear) > 0:
 		return fmt.Sprintf("no regression shown; %d of %d cases are too noisy to exclude one of %.3g %%", r.Count(Unclear),
@@ -69,7 +72,8 @@ func (r *Report) Text(w io.Writer) error {
 	fmt.Fprintf(t, "case\tunit\tA\tB\tB against A\t%.3g %% interval\tp (Holm)\tverdict\n", 100*(1-r.Alpha))
 	for i := range r.Rows {
 		row := &r.Rows[i]
-		fmt.Fprintf(t, "%s\t%s\t%.4g\t%.4g\t%s\t%s\t%.2g\t%s\n", row.Case, row.Unit, row.A, row.B, row.change(), row.interval(), row.P,
+		fmt.Fprintf(t, "%s\t%s\t%.4g\t%.4g\t%s\t%s\t%.2g\t%s\n", row.Case, row.Unit, row.A, row.B, row.change(),
+			row.interval(), row.P,
 			row.Verdict)
 	}
 	t.Flush()
@@ -86,6 +90,7 @@ func (r *Report) Text(w io.Writer) error {
 			fmt.Fprintf(b, "only in %s: %s\n", only.side, name)
 		}
 	}
-	fmt.Fprintf(b, "\nMann-Whitney test on nearly independent values, Holm's correction, chance of any false alarm %.3g.\n", r.Alpha)
+	fmt.Fprintf(b, "\nMann-Whitney test on nearly independent values, Holm's correction, chance of any false alarm %.3g.\n",
+		r.Alpha)
 	return b.Flush()
 }

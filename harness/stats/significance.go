@@ -150,8 +150,8 @@ func Holm(ps []float64) []float64 {
 }
 
 // Ratio estimates by how much y is larger than x, all values positive: the median of all quotients y/x (Hodges and
-// Lehmann 1963, on logarithms) with the interval that holds every factor which a Mann-Whitney test at 1 - level does not
-// reject. The ranks of its ends are exact for samples of together at most 40 values without ties, by the normal
+// Lehmann 1963, on logarithms) with the interval that holds every factor which a Mann-Whitney test at 1 - level does
+// not reject. The ranks of its ends are exact for samples of together at most 40 values without ties, by the normal
 // approximation otherwise; an end that the data cannot bound is 0 or infinite. It is NaN where a sample is empty.
 func Ratio(x, y []float64, level float64) (float64, Interval) {
 	n, m := len(x), len(y)

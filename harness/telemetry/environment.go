@@ -53,8 +53,8 @@ type Finding struct {
 // noiseTime is how long the host's noise is measured.
 const noiseTime = 500 * time.Millisecond
 
-// ReadEnvironment looks at the machine; it keeps one core busy for half a second to measure its noise. A machine without
-// a GPU is no error.
+// ReadEnvironment looks at the machine; it keeps one core busy for half a second to measure its noise. A machine
+// without a GPU is no error.
 func ReadEnvironment() (*Environment, error) {
 	gpus, err := OpenGPUs()
 	if err != nil && !errors.Is(err, ErrNoGPU) {
@@ -145,7 +145,7 @@ func (e *Environment) judge(cores int) []Finding {
 		e.judgeGPU(i, g, add)
 	}
 	if e.Noise > 0.05 {
-		add("stop what else runs here, or pin to cores that nobody else uses; compare by interleaved runs (kvtune compare --run)",
+		add("stop what else runs here, or pin to cores of your own; compare by interleaved runs (kvtune compare --run)",
 			"the host is noisy: a twentieth of a fixed piece of work took %.0f %% or more longer than its median", 100*e.Noise)
 	}
 	if e.Steal != nil && *e.Steal > 0.01 {
@@ -156,10 +156,12 @@ func (e *Environment) judge(cores int) []Finding {
 	}
 	if e.Quota != nil && *e.Quota < float64(cores) {
 		add("raise the container's limit, or use no more threads than that",
-			"the container may use %.3g of %d cores: threads beyond that are stopped in the middle of a measurement", *e.Quota, cores)
+			"the container may use %.3g of %d cores: threads beyond that are stopped in the middle of a measurement",
+			*e.Quota, cores)
 	}
 	if slices.ContainsFunc(e.Governors, func(name string) bool { return name != "performance" }) {
-		add("cpupower frequency-set -g performance", "CPU governor is %s: clocks follow the load", strings.Join(e.Governors, ", "))
+		add("cpupower frequency-set -g performance", "CPU governor is %s: clocks follow the load",
+			strings.Join(e.Governors, ", "))
 	}
 	return found
 }
@@ -171,7 +173,8 @@ func (e *Environment) judgeGPU(i int, g DeviceState, add func(do, what string, a
 			"GPU %d is throttled: %s", i, strings.Join(g.Now.Throttle, ", "))
 	}
 	if g.Now.Processes != nil && *g.Now.Processes > 0 {
-		add("stop them, or choose another device with CUDA_VISIBLE_DEVICES", "GPU %d has other processes: %d", i, *g.Now.Processes)
+		add("stop them, or choose another device with CUDA_VISIBLE_DEVICES", "GPU %d has other processes: %d", i,
+			*g.Now.Processes)
 	}
 	if g.Now.Busy != nil && *g.Now.Busy > 0.05 {
 		add("wait until it is idle", "GPU %d is busy: a kernel ran in %.0f %% of the time", i, 100**g.Now.Busy)

@@ -14,7 +14,8 @@ func TestUnfit(t *testing.T) {
 		return &Environment{
 			Governors: []string{"performance"}, Load: new(0.1), Quota: new(8.0), Noise: 0.01, Steal: new(0.0),
 			GPUs: []DeviceState{{
-				Device{MaxSMClock: new(1.98e9), MaxMemoryClock: new(3.2e9), Persistence: new(true), ECC: new(true), MIG: new(false)},
+				Device{MaxSMClock: new(1.98e9), MaxMemoryClock: new(3.2e9), Persistence: new(true), ECC: new(true),
+					MIG: new(false)},
 				GPU{SMClock: new(3.45e8), MemoryClock: new(3.2e9), Busy: new(0.0), Processes: new(0)},
 			}},
 		}

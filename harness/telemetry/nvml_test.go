@@ -36,7 +36,8 @@ func device() *mock.Device {
 			return []nvml.ProcessInfo{{Pid: uint32(os.Getpid())}, {Pid: 1}}, success
 		},
 		GetCurrentClocksEventReasonsFunc: func() (uint64, nvml.Return) {
-			return nvml.ClocksEventReasonSwPowerCap | nvml.ClocksThrottleReasonHwSlowdown | nvml.ClocksEventReasonGpuIdle, success
+			return nvml.ClocksEventReasonSwPowerCap | nvml.ClocksThrottleReasonHwSlowdown | nvml.ClocksEventReasonGpuIdle,
+				success
 		},
 		GetPersistenceModeFunc: func() (nvml.EnableState, nvml.Return) { return nvml.FEATURE_DISABLED, success },
 		GetEccModeFunc: func() (nvml.EnableState, nvml.EnableState, nvml.Return) {

@@ -71,7 +71,7 @@ func (r *Result) conclude(o Options) {
 		r.warn("cancelled with the median known %s", r.known())
 	}
 	if half := (r.OverheadInterval.High - r.OverheadInterval.Low) / 2 / float64(r.Launches); half > o.Precision*r.Median {
-		r.warn("the launch is too short for this clock: the uncertainty of the subtracted cost is %.2g s, %.1f %% of the median",
+		r.warn("the launch is too short for this clock: the subtracted cost is uncertain by %.2g s, %.1f %% of the median",
 			half, 100*half/r.Median)
 	}
 }

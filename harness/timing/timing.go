@@ -286,8 +286,8 @@ func (r *Result) look(o Options) (*telemetry.GPU, error) {
 	return &state, nil
 }
 
-// precise says whether the median is known as precisely as was asked, looking at the samples that are not gated. seen is
-// how many those were at the last look.
+// precise says whether the median is known as precisely as was asked, looking at the samples that are not gated. seen
+// is how many those were at the last look.
 func (r *Result) precise(o Options, seen *int) bool {
 	values := r.fit()
 	// The more often one looks, the likelier is a narrow interval by chance; and a look costs a sort.

@@ -33,7 +33,8 @@ func HeatMaps(w io.Writer, maps []HeatMap) error {
 	width, height, largest := vg.Length(least), vg.Length(margin), 0.0
 	for _, m := range maps {
 		if len(m.Values) != len(m.Y) || len(m.Texts) != len(m.Y) {
-			return fmt.Errorf("heat map %s: %d rows of values and %d of texts for %d labels", m.Title, len(m.Values), len(m.Texts),
+			return fmt.Errorf("heat map %s: %d rows of values and %d of texts for %d labels", m.Title, len(m.Values),
+				len(m.Texts),
 				len(m.Y))
 		}
 		width = max(width, left+cellWidth*vg.Length(len(m.X))+2*margin)
@@ -55,7 +56,8 @@ func HeatMaps(w io.Writer, maps []HeatMap) error {
 	c.SetColor(palette.ground)
 	c.Fill(c.Rectangle.Path())
 	top := c.Max.Y - margin
-	put := func(s string, x, y vg.Length, size vg.Length, bold bool, ink color.Color, xAlign, yAlign float64, room vg.Length) {
+	put := func(s string, x, y vg.Length, size vg.Length, bold bool, ink color.Color, xAlign, yAlign float64,
+		room vg.Length) {
 		sty := textStyle(size, bold, ink)
 		sty.XAlign, sty.YAlign = draw.XAlignment(xAlign), draw.YAlignment(yAlign)
 		c.FillText(sty, vg.Point{X: x, Y: y}, fit(s, sty, room))
