@@ -64,7 +64,7 @@ func (out *Outcome) heatMaps() []report.HeatMap {
 		if out.Bench.Cold {
 			temperature = "cold"
 		}
-		m := report.HeatMap{Title: title(g) + ", " + temperature,
+		m := report.HeatMap{Title: temperature + " " + title(g),
 			Says:   "time above the fastest's (~ not significant); " + out.Bench.Device,
 			XLabel: "block_size", YLabel: "layout"}
 		for _, size := range sizes {
