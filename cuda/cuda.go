@@ -1,5 +1,5 @@
-// Package cuda is the only CUDA code in C that the program has: devices, streams, memory, modules from an image, and the
-// loop that enqueues and times a whole series of launches in one C call, so that neither cgo nor Go's scheduler is
+// Package cuda is the only CUDA code in C that the program has: devices, streams, memory, modules from an image, and
+// the loop that enqueues and times a whole series of launches in one C call, so that neither cgo nor Go's scheduler is
 // within a timed interval. It stands on gorgonia.org/cu and adds what that lacks: pinned memory, function attributes,
 // graphs.
 //

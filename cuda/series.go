@@ -163,8 +163,8 @@ func (s *Series) Run(n int) error {
 }
 
 // Time enqueues samples of n steps each, every sample between two events, all in one C call, and returns their seconds
-// once they are done. n may be 0: what an empty pair of events costs. Where before is not nil, one step of it runs ahead
-// of every sample, outside of the events: to flush the L2 cache, for example.
+// once they are done. n may be 0: what an empty pair of events costs. Where before is not nil, one step of it runs
+// ahead of every sample, outside of the events: to flush the L2 cache with a [Fill], for example.
 func (s *Series) Time(samples, n int, before *Series) ([]float64, error) {
 	if samples < 1 || n < 0 {
 		return nil, fmt.Errorf("%d samples of %d steps: want 1 or more, 0 or more", samples, n)

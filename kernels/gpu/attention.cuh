@@ -24,28 +24,31 @@ struct Tile {
   }
 };
 
-// load_values copies the values of a tile of x-packed values, N bytes of slots of one dimension at a time.
+// load_values copies the values of a tile of x-packed values, N bytes of slots of one dimension at a time. Lanes that
+// follow each other take the slots of a dimension in one block, then the next dimension.
 template <typename T, int D, int N>
 __device__ __forceinline__ void load_values(const Cache &c, uint32_t to, uint32_t block_of_token, uint32_t head,
                                             int token, int end) {
-  constexpr int BYTES = sizeof(T), EACH = N / BYTES;  // tokens in a copy
   typedef Tile<T, D, PACKED> L;
-  uint32_t lane = threadIdx.x % 32, size = 1u << c.shift;
-  uint32_t run = size < TILE ? size : TILE, copies = run / EACH;  // tokens of a tile in one block; copies of them
+  constexpr int BYTES = sizeof(T), EACH = N / BYTES;  // tokens in a copy
+  const int lane = threadIdx.x % 32, run = min(1 << c.shift, TILE), copies = run / EACH;
+  const int dimension = copies == 2 ? lane / 2 : lane, step = copies == 2 ? 16 : 32;
+  for (int t = copies == 2 ? lane % 2 * EACH : 0; t < TILE; t += run) {
+    const uint32_t block = __shfl_sync(~0u, block_of_token, t), slot = (token + t) & ((1u << c.shift) - 1);
+    const int valid = min(max(end - token - t, 0), EACH) * BYTES;
+    const char *from = c.value + (valid ? value_at(c, block, slot, head, dimension, BYTES) : 0);
+    const int64_t stride = valid ? (int64_t)(step << c.shift) * BYTES : 0;
+    uint32_t target = to + L::packed(dimension, t);  // what packed adds to a dimension repeats every eight
 #pragma unroll 4
-  for (uint32_t i = lane; i < D * TILE / EACH; i += 32) {
-    uint32_t dimension = i / copies % D, t = i / copies / D * run + i % copies * EACH;
-    uint32_t block = __shfl_sync(~0u, block_of_token, t);
-    int valid = min(max(end - token - (int)t, 0), EACH) * BYTES;
-    const char *from = c.value + (valid ? value_at(c, block, (token + t) & (size - 1), head, dimension, BYTES) : 0);
-    if constexpr (N == 16)
-      load16(to + L::packed(dimension, t), from, valid);
-    else if constexpr (N >= 4)
-      load_small<N>(to + L::packed(dimension, t), from, valid);
-    else {
-      uint16_t pair = valid ? *(const uint16_t *)from : 0;
-      if (valid == 1) pair &= 0xff;
-      asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + L::packed(dimension, t)), "h"(pair));
+    for (int d = 0; d < D; d += step, from += stride, target += step * TILE * BYTES) {
+      if constexpr (N == 16)
+        load16(target, from, valid);
+      else if constexpr (N >= 4)
+        load_small<N>(target, from, valid);
+      else {
+        uint16_t pair = valid == 2 ? *(const uint16_t *)from : valid == 1 ? *(const uint8_t *)from : 0;
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(target), "h"(pair));
+      }
     }
   }
 }
@@ -55,36 +58,37 @@ template <typename T, int D, Values V>
 __device__ __forceinline__ void load_tile(const Cache &c, uint32_t to, uint32_t block_of_token, uint32_t head,
                                           int token, int end) {
   typedef Tile<T, D, V> L;
-  uint32_t lane = threadIdx.x % 32, mask = (1u << c.shift) - 1;
-  uint32_t row = row_of(c, block_of_token, (token + lane % TILE) & mask, head);
-  // Lanes that follow each other take the units of a token or, x-packed, the tokens of a unit, which lie side by side.
-  uint32_t near = V == PACKED ? min(c.shift, 4) : 0;
+  constexpr int COPIES = TILE * L::UNITS / 32;
+  const uint32_t lane = threadIdx.x % 32, mask = (1u << c.shift) - 1;
+  const uint32_t row = row_of(c, block_of_token, (token + lane % TILE) & mask, head);
+  if (V == PACKED && c.shift >= 4) {  // lanes that follow each other take the tokens of a unit, which lie side by side
+    const uint32_t t = lane % TILE;
+    const int valid = token + (int)t < end ? 16 : 0;
+    uint32_t from = valid ? row + lane / TILE * c.unit : 0, stride = valid ? 2 * c.unit : 0;
 #pragma unroll
-  for (int i = 0; i < TILE * L::UNITS / 32; i++) {
-    uint32_t g = i * 32 + lane, t, unit;
-    if (V == PACKED) {
-      unit = (g >> near) % L::UNITS;
-      t = (g >> near) / L::UNITS << near | (g & ((1u << near) - 1));
-    } else {
-      unit = g % L::UNITS;
-      t = g / L::UNITS;
+    for (int i = 0; i < COPIES; i++, from += stride)
+      load16(to + L::offset(t, 2 * i + lane / TILE), at(c.key, from), valid);
+  } else {  // the units of a token
+#pragma unroll
+    for (int i = 0; i < COPIES; i++) {
+      const uint32_t t = (i * 32 + lane) / L::UNITS, unit = (i * 32 + lane) % L::UNITS;
+      const int valid = token + (int)t < end ? 16 : 0;
+      uint32_t from = __shfl_sync(~0u, row, t) + unit * c.unit;
+      if (!valid) from = 0;
+      load16(to + L::offset(t, unit), at(c.key, from), valid);
+      if (V == IN_ROWS) load16(to + L::HALF + L::offset(t, unit), at(c.value, from), valid);
     }
-    uint32_t from = __shfl_sync(~0u, row, t) + unit * c.unit;
-    int valid = token + (int)t < end ? 16 : 0;
-    load16(to + L::offset(t, unit), at(c.key, valid ? from : 0), valid);
-    if (V == IN_ROWS) load16(to + L::HALF + L::offset(t, unit), at(c.value, valid ? from : 0), valid);
   }
   if constexpr (V == PACKED) {
-    constexpr int B = sizeof(T);
-    uint32_t bytes = B << c.shift;
+    const uint32_t values = to + L::HALF, bytes = sizeof(T) << c.shift;
     if (bytes >= 16)
-      load_values<T, D, 16>(c, to + L::HALF, block_of_token, head, token, end);
+      load_values<T, D, 16>(c, values, block_of_token, head, token, end);
     else if (bytes == 8)
-      load_values<T, D, 8>(c, to + L::HALF, block_of_token, head, token, end);
+      load_values<T, D, 8>(c, values, block_of_token, head, token, end);
     else if (bytes == 4)
-      load_values<T, D, 4>(c, to + L::HALF, block_of_token, head, token, end);
-    else if constexpr (B == 1)
-      load_values<T, D, 2>(c, to + L::HALF, block_of_token, head, token, end);
+      load_values<T, D, 4>(c, values, block_of_token, head, token, end);
+    else if constexpr (sizeof(T) == 1)
+      load_values<T, D, 2>(c, values, block_of_token, head, token, end);
   }
 }
 

@@ -62,7 +62,7 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	if err := in.Case.Validate(); err != nil {
 		return nil, err
 	}
-	k := &Kernel{backend: b, in: in.Case}
+	k := &Kernel{}
 	l := &loader{b: b, k: k, in: in}
 	steps := l.load()
 	if l.err == nil {
@@ -80,7 +80,7 @@ func (b *Backend) Nothing() (kernels.Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{backend: b}
+	k := &Kernel{}
 	launch := cuda.Launch{Function: f, Block: [3]int{1}, Arguments: cuda.ArgumentsOf(arrays{})}
 	k.series, err = b.device.Series([][]cuda.Op{{launch}})
 	return k, err
@@ -88,13 +88,11 @@ func (b *Backend) Nothing() (kernels.Kernel, error) {
 
 // Kernel is a case on the device.
 type Kernel struct {
-	backend *Backend
-	in      kernels.Case
-	series  *cuda.Series
-	graphs  *cuda.Series // of launches launches
-	per     int          // launches in one of graphs
-	output  func() (kernels.Output, error)
-	memory  []*cuda.Memory
+	series *cuda.Series
+	graphs *cuda.Series // of launches launches
+	per    int          // launches in one of graphs
+	output func() (kernels.Output, error)
+	memory []*cuda.Memory
 }
 
 // Run launches the kernel n times back to back, beginning with the first copy of the inputs.

@@ -70,10 +70,16 @@ struct Query<fp8> {
   typedef bf16 type;
 };
 
-// widen turns two fp8 numbers into two fp16 numbers.
-__device__ __forceinline__ uint32_t widen(uint32_t pair) {
-  __half2_raw v = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)pair, __NV_E4M3);
+// widen turns the lower two fp8 numbers into two fp16 numbers.
+__device__ __forceinline__ uint32_t widen(uint32_t numbers) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t v;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low;}" : "=r"(v) : "r"(numbers));
+  return v;
+#else
+  __half2_raw v = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)numbers, __NV_E4M3);
   return (uint32_t)v.x | (uint32_t)v.y << 16;
+#endif
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }

@@ -28,16 +28,13 @@ struct Decode {
 };
 
 constexpr int WARPS = 4, ROWS = 8, STEP = WARPS * TILE;
+constexpr int WARP_BYTES = 16 * 1024;  // shared memory for the tiles of a warp
 
-#ifndef DECODE_BYTES  // of shared memory for a warp
-#define DECODE_BYTES (24 * 1024)
-#endif
-
-// Pipeline is the shared memory of a block: for every warp STAGES tiles.
+// Pipeline is the shared memory of a block: for every warp STAGES tiles, then its sums.
 template <typename T, int D, Values V>
 struct Pipeline {
   static constexpr int STAGE = 2 * Tile<T, D, V>::HALF;
-  static constexpr int STAGES = DECODE_BYTES / STAGE < 8 ? DECODE_BYTES / STAGE : 8;
+  static constexpr int STAGES = WARP_BYTES / STAGE < 8 ? WARP_BYTES / STAGE : 8;
 };
 
 // Running is what a thread has of the softmax of one query (row lane / 4) over the tokens so far.
@@ -127,58 +124,122 @@ __device__ __forceinline__ void finish(const Decode &p, const Segment &s, int ro
   *to = Q(value * (p.value_scale / sum));
 }
 
+// add_up writes the output of a pair of which this block has finished the last part.
+template <typename T, int D>
+__device__ __forceinline__ void add_up(const Decode &p, const Segment &s) {
+  constexpr int AHEAD = 8;
+  for (int i = threadIdx.x * 4; i < p.group * D; i += WARPS * 32 * 4) {
+    const int row = i / D;
+    const float2 *totals = p.total + (int64_t)s.first * ROWS + row;
+    const float *partial = p.partial + ((int64_t)s.first * ROWS + row) * D + i % D;
+    float most = -INFINITY, sum = 0;
+    float4 value = {};
+    for (int part = 0; part < s.parts; part += AHEAD) {
+      float2 total[AHEAD];
+      float4 v[AHEAD];
+#pragma unroll
+      for (int j = 0; j < AHEAD; j++) {
+        bool is = part + j < s.parts;
+        int at = is ? part + j : 0;
+        total[j] = __ldcg(totals + at * ROWS);
+        v[j] = __ldcg((const float4 *)(partial + (int64_t)at * ROWS * D));
+        if (!is) total[j].x = -INFINITY;
+      }
+      float before = most;
+#pragma unroll
+      for (int j = 0; j < AHEAD; j++) most = fmaxf(most, total[j].x);
+      float shrink = exp2_fast(before - most);
+      sum *= shrink, value.x *= shrink, value.y *= shrink, value.z *= shrink, value.w *= shrink;
+#pragma unroll
+      for (int j = 0; j < AHEAD; j++) {
+        float weight = exp2_fast(total[j].x - most);
+        sum += weight * total[j].y;
+        value.x += weight * v[j].x, value.y += weight * v[j].y;
+        value.z += weight * v[j].z, value.w += weight * v[j].w;
+      }
+    }
+    finish<T, D>(p, s, row, i % D, value.x, sum);
+    finish<T, D>(p, s, row, i % D + 1, value.y, sum);
+    finish<T, D>(p, s, row, i % D + 2, value.z, sum);
+    finish<T, D>(p, s, row, i % D + 3, value.w, sum);
+  }
+}
+
+// Loader walks through a warp's tiles of all segments of its block, ahead of those that are attended to.
+struct Loader {
+  const int32_t *table;
+  int share, token, end;
+  uint32_t head;
+  uint32_t block;  // of the lane's token in the tile, fetched when the tile before it is loaded
+
+  // seek goes to the first segment from share on that has a tile for this warp.
+  __device__ __forceinline__ void seek(const Decode &p, int shares) {
+    for (; share < shares; share++) {
+      const Segment &s = p.segments[share];
+      token = s.begin + threadIdx.x / 32 * TILE;
+      end = s.end;
+      if (token >= end) continue;
+      head = s.head;
+      table = p.table + p.starts[s.sequence];
+      break;
+    }
+  }
+  __device__ __forceinline__ void fetch(const Decode &p, int shares) {
+    if (share < shares) block = __ldg(table + (min(token + (int)(threadIdx.x % TILE), end - 1) >> p.cache.shift));
+  }
+};
+
 template <typename T, int D, Values V>
 __device__ void decode_kernel(const Decode &p) {
   typedef Pipeline<T, D, V> S;
   extern __shared__ __align__(128) char shared[];
   __shared__ float2 totals[WARPS][ROWS];
   __shared__ bool last;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  char *stages = shared + warp * S::STAGES * S::STAGE;
-  uint32_t stage0 = shared_address(stages);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t stages = shared_address(shared) + warp * S::STAGES * S::STAGE;
+  float *sums = (float *)(shared + WARPS * S::STAGES * S::STAGE);  // (warps, rows, D)
 
-  for (int share = p.shares[blockIdx.x]; share < p.shares[blockIdx.x + 1]; share++) {
-    const Segment s = p.segments[share];
-    const int32_t *table = p.table + p.starts[s.sequence];
-    const int first = s.begin + warp * TILE;
-    const int tiles = s.end > first ? (s.end - first + STEP - 1) / STEP : 0;
-    // The block of a lane's token in tile i; beyond the end that of the last token, which is not used.
-    auto block_of = [&](int i) {
-      return (uint32_t)__ldg(table + (min(first + i * STEP + lane % TILE, s.end - 1) >> p.cache.shift));
-    };
-    auto load = [&](int i, uint32_t block) {
-      load_tile<T, D, V>(p.cache, stage0 + i % S::STAGES * S::STAGE, block, s.head, first + i * STEP, s.end);
-    };
-#pragma unroll
-    for (int i = 0; i < S::STAGES - 1; i++) {
-      if (i < tiles) load(i, block_of(i));
-      commit();
+  int share = p.shares[blockIdx.x];
+  const int shares = p.shares[blockIdx.x + 1];
+  Loader loader;
+  loader.share = share;
+  loader.seek(p, shares);
+  loader.fetch(p, shares);
+  int to = 0, from = 0;  // the stages that are loaded and attended to next
+  auto load = [&]() {
+    if (loader.share < shares) {
+      load_tile<T, D, V>(p.cache, stages + to * S::STAGE, loader.block, loader.head, loader.token, loader.end);
+      to = to + 1 < S::STAGES ? to + 1 : 0;
+      if ((loader.token += STEP) >= loader.end) loader.share++, loader.seek(p, shares);
+      loader.fetch(p, shares);
     }
-    uint32_t ahead = block_of(S::STAGES - 1);  // the blocks of the tile that is loaded next
+    commit();
+  };
+  for (int i = 0; i < S::STAGES - 1; i++) load();
+
+  for (; share < shares; share++) {
+    const Segment s = p.segments[share];
     uint32_t query[D / 16][2];
     load_query<T, D>(query, p, s.sequence, s.head);
     Running<D> r = {};
     r.maximum = -INFINITY;
-    for (int i = 0; i < tiles; i++) {
+    for (int token = s.begin + warp * TILE; token < s.end; token += STEP) {
       wait<S::STAGES - 2>();
       __syncwarp();
-      if (i + S::STAGES - 1 < tiles) load(i + S::STAGES - 1, ahead);
-      commit();
-      ahead = block_of(i + S::STAGES);
-      attend<T, D, V>(r, query, stage0 + i % S::STAGES * S::STAGE, s.end - (first + i * STEP), p.scale);
+      load();
+      attend<T, D, V>(r, query, stages + from * S::STAGE, s.end - token, p.scale);
+      from = from + 1 < S::STAGES ? from + 1 : 0;
     }
-    wait<0>();
-    __syncwarp();
 
-    // The warps' parts, through the shared memory of the stages.
+    // The sums of the warps make the block's.
     r.sum += __shfl_xor_sync(~0u, r.sum, 1);
     r.sum += __shfl_xor_sync(~0u, r.sum, 2);
     if (lane % 4 == 0) totals[warp][lane / 4] = make_float2(r.maximum, r.sum);
-    float *mine = (float *)stages + lane / 4 * D;
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
 #pragma unroll
-      for (int e = 0; e < 2; e++) mine[dimension_of<T, V>(i, lane % 4 * 2 + e)] = r.output[i][e];
+      for (int e = 0; e < 2; e++)
+        sums[(warp * ROWS + lane / 4) * D + dimension_of<T, V>(i, lane % 4 * 2 + e)] = r.output[i][e];
     __syncthreads();
     for (int i = threadIdx.x; i < p.group * D; i += WARPS * 32) {
       int row = i / D;
@@ -189,7 +250,7 @@ __device__ void decode_kernel(const Decode &p) {
       for (int w = 0; w < WARPS; w++) {
         float weight = exp2_fast(totals[w][row].x - most);
         sum += weight * totals[w][row].y;
-        value += weight * ((float *)(shared + w * S::STAGES * S::STAGE))[i];
+        value += weight * sums[w * ROWS * D + i];
       }
       if (s.parts == 1) {
         finish<T, D>(p, s, row, i % D, value, sum);
@@ -206,18 +267,7 @@ __device__ void decode_kernel(const Decode &p) {
       __syncthreads();
       if (last) {
         __threadfence();
-        for (int i = threadIdx.x; i < p.group * D; i += WARPS * 32) {
-          int64_t row = (int64_t)s.first * ROWS + i / D;
-          float most = -INFINITY, sum = 0, value = 0;
-          for (int part = 0; part < s.parts; part++) most = fmaxf(most, __ldcg(&p.total[row + part * ROWS]).x);
-          for (int part = 0; part < s.parts; part++) {
-            float2 t = __ldcg(&p.total[row + part * ROWS]);
-            float weight = exp2_fast(t.x - most);
-            sum += weight * t.y;
-            value += weight * __ldcg(&p.partial[(row + part * ROWS) * D + i % D]);
-          }
-          finish<T, D>(p, s, i / D, i % D, value, sum);
-        }
+        add_up<T, D>(p, s);
       }
     }
     __syncthreads();

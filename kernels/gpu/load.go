@@ -39,18 +39,27 @@ type arrays struct {
 	FromKey, FromValue, ToKey, ToValue, Units, Sum, Scratch uint64
 }
 
+// attention is how decode and prefill begin, scales how they end.
+type attention struct {
+	Cache                        cache
+	Query, Output, Table, Starts uint64
+}
+
+type scales struct {
+	Heads, Group      int32
+	Scale, ValueScale float32
+}
+
 type decode struct {
-	Cache                                                                   cache
-	Query, Output, Table, Starts, Segments, Shares, Partial, Total, Tickets uint64
-	Heads, Group                                                            int32
-	Scale, ValueScale                                                       float32
+	attention
+	Segments, Shares, Partial, Total, Tickets uint64
+	scales
 }
 
 type prefill struct {
-	Cache                                                 cache
-	Query, Output, Table, Starts, Queries, Context, Parts uint64
-	Heads, Group                                          int32
-	Scale, ValueScale                                     float32
+	attention
+	Queries, Context, Parts uint64
+	scales
 }
 
 // cacheOf is where a cache of a shape lies.
@@ -109,19 +118,20 @@ func (l *loader) load() [][]cuda.Op {
 		starts = append(starts, int32(len(table)))
 		table = append(table, row...)
 	}
-	scale := float32(math.Log2E / math.Sqrt(float64(c.HeadSize)) * float64(l.in.KeyScale))
+	a := attention{Query: upload(l, l.in.Query), Output: output.Address, Table: upload(l, table),
+		Starts: upload(l, starts)}
+	s := scales{Heads: int32(c.Heads), Group: int32(c.Heads / c.KVHeads), ValueScale: l.in.ValueScale,
+		Scale: float32(math.Log2E / math.Sqrt(float64(c.HeadSize)) * float64(l.in.KeyScale))}
 	if c.Op == kernels.OpDecode {
-		return l.decode(sets, decode{Query: upload(l, l.in.Query), Output: output.Address, Table: upload(l, table), Starts: upload(l, starts),
-			Heads: int32(c.Heads), Group: int32(c.Heads / c.KVHeads), Scale: scale, ValueScale: l.in.ValueScale})
+		return l.decode(sets, decode{attention: a, scales: s})
 	}
-	return l.prefill(sets, prefill{Query: upload(l, l.in.Query), Output: output.Address, Table: upload(l, table), Starts: upload(l, starts),
-		Heads: int32(c.Heads), Group: int32(c.Heads / c.KVHeads), Scale: scale, ValueScale: l.in.ValueScale})
+	return l.prefill(sets, prefill{attention: a, scales: s})
 }
 
 func (l *loader) decode(sets []set, p decode) [][]cuda.Op {
 	c := l.in.Case
 	half := tile * c.HeadSize * c.DType.Bytes()
-	shared := warps * min(decodeBytes/(2*half), 8) * 2 * half
+	shared := warps * (min(decodeBytes/(2*half), 8)*2*half + decodeRows*c.HeadSize*4)
 	f, perProcessor := l.function("decode", l.variant("decode"), warps*32, shared)
 	plan := planDecode(l.in.Sequences, c.KVHeads, l.b.Info.Processors*perProcessor)
 	p.Segments, p.Shares = upload(l, plan.Segments), upload(l, plan.Shares)
@@ -130,8 +140,8 @@ func (l *loader) decode(sets []set, p decode) [][]cuda.Op {
 	p.Tickets = upload(l, make([]int32, plan.Pairs))
 	return each(sets, func(s set) []cuda.Op {
 		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
-		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(plan.Shares) - 1}, Block: [3]int{warps * 32}, Shared: shared,
-			Arguments: cuda.ArgumentsOf(p)}}
+		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(plan.Shares) - 1}, Block: [3]int{warps * 32},
+			Shared: shared, Arguments: cuda.ArgumentsOf(p)}}
 	})
 }
 
@@ -166,7 +176,8 @@ func (l *loader) read(sets []set) [][]cuda.Op {
 		return kernels.Output{Sum: binary.LittleEndian.Uint32(data)}, nil
 	}
 	return each(sets, func(s set) []cuda.Op {
-		p := arrays{FromKey: s.key.Address, FromValue: s.value.Address, Units: uint64(l.in.Shape.Bytes() / 32), Sum: sum.Address, Scratch: scratch}
+		p := arrays{FromKey: s.key.Address, FromValue: s.value.Address, Units: uint64(l.in.Shape.Bytes() / 32),
+			Sum: sum.Address, Scratch: scratch}
 		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{l.b.Info.Processors * perProcessor}, Block: [3]int{threads},
 			Arguments: cuda.ArgumentsOf(p)}}
 	})
@@ -188,8 +199,8 @@ func (l *loader) moves() [][]cuda.Op {
 		f, _ := l.function("move", "copy", 256, 0)
 		return each(sets, func(s set) []cuda.Op {
 			units := shape.Bytes() / 32
-			return l.launch(f, units, 4, 2, cuda.ArgumentsOf(arrays{FromKey: s.key.Address, FromValue: s.value.Address, ToKey: s.toKey.Address,
-				ToValue: s.toValue.Address, Units: uint64(units)}))
+			return l.launch(f, units, 2, cuda.ArgumentsOf(arrays{FromKey: s.key.Address, FromValue: s.value.Address,
+				ToKey: s.toKey.Address, ToValue: s.toValue.Address, Units: uint64(units)}))
 		})
 	case kernels.OpCopyBlocks, kernels.OpSwapIn, kernels.OpSwapOut:
 		return l.pairs(sets)
@@ -213,7 +224,7 @@ func (l *loader) moves() [][]cuda.Op {
 			p.Narrow = cacheOf(narrow, s.toKey.Address, s.toValue.Address)
 		}
 		rows := (int64(len(slots)) + tile - 1) / tile * tile
-		return l.launch(f, rows*int64(shape.KVHeads*shape.HeadSize)/numbers, 2, 1, cuda.ArgumentsOf(p))
+		return l.launch(f, rows*int64(shape.KVHeads*shape.HeadSize)/numbers, 1, cuda.ArgumentsOf(p))
 	})
 }
 
@@ -261,14 +272,15 @@ func (l *loader) pairs(sets []set) [][]cuda.Op {
 	f, _ := l.function("move", "copy_blocks", 256, 0)
 	pairs := upload(l, l.in.Pairs)
 	return each(sets, func(s set) []cuda.Op {
-		return l.launch(f, int64(len(l.in.Pairs))*block/16, 4, 2, cuda.ArgumentsOf(blocks{FromKey: s.key.Address, FromValue: s.value.Address,
-			ToKey: s.toKey.Address, ToValue: s.toValue.Address, Pairs: pairs, Block: uint32(block / 16), Count: uint32(len(l.in.Pairs))}))
+		p := blocks{FromKey: s.key.Address, FromValue: s.value.Address, ToKey: s.toKey.Address, ToValue: s.toValue.Address,
+			Pairs: pairs, Block: uint32(block / 16), Count: uint32(len(l.in.Pairs))}
+		return l.launch(f, int64(len(l.in.Pairs))*block/16, 2, cuda.ArgumentsOf(p))
 	})
 }
 
-// launch covers items with threads of which each takes some, in blocks of 256, for each of y arrays.
-func (l *loader) launch(f *cuda.Function, items, each int64, y int, arguments cuda.Arguments) []cuda.Op {
-	grid := (items + 256*each - 1) / (256 * each)
+// launch gives every item a thread, in blocks of 256, for each of y arrays.
+func (l *loader) launch(f *cuda.Function, items int64, y int, arguments cuda.Arguments) []cuda.Op {
+	grid := (items + 255) / 256
 	if grid > math.MaxInt32 {
 		l.do(func() error { return fmt.Errorf("a grid of %d blocks: the device has at most %d", grid, math.MaxInt32) })
 		return nil

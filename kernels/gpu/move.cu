@@ -1,25 +1,25 @@
 // The operations that only move tokens: append, gather, quantize, copy_blocks (which also swaps), and the ceilings copy
-// and read. Every thread has several 16-byte accesses in flight.
+// and read. What reads and writes does so with one access of 16 bytes to each array a thread, in many blocks: a copy on
+// an H200 is then faster (4.25 TB/s) than with more accesses a thread (4.1) or with blocks that stay (3.9).
 #include "cache.cuh"
 
 struct Tokens {
   Cache cache, narrow;       // narrow: the fp8 cache that quantize writes
-  const char *key, *value;   // append: the new tokens; gather writes them. (tokens, heads, head size)
+  char *key, *value;         // append reads, gather writes them: (tokens, heads, head size)
   const int32_t *slots;      // block x block_size + slot of every token
   int32_t tokens;
   float key_scale, value_scale;  // what fp8 codes are multiplied with
 };
 
-// A thread has a piece (8 numbers, or 16 bytes) of one head of one token. Threads that follow each other take the pieces of a token; in
-// x-packed caches, whose slots lie side by side, the same piece of 16 tokens.
+// A thread has a piece (8 numbers, or 16 bytes) of one head of one token. Threads that follow each other take the
+// pieces of a token; in x-packed caches, whose slots lie side by side, the same piece of 16 tokens.
 struct Place {
   uint32_t token, block, slot, head, piece;
 };
 
 template <int D, bool PACKED>
-__device__ __forceinline__ bool place(const Tokens &p, uint32_t i, int piece_size, Place &o) {
-  uint32_t pieces = D / piece_size, row = pieces * p.cache.kv_heads;
-  uint32_t rest;
+__device__ __forceinline__ bool place(const Tokens &p, int piece_size, Place &o) {
+  uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, pieces = D / piece_size, row = pieces * p.cache.kv_heads, rest;
   if (PACKED) {
     o.token = i / (row * 16) * 16 + i % 16;
     rest = i / 16 % row;
@@ -82,25 +82,14 @@ __device__ __forceinline__ void put8(const Cache &c, const Place &o, const Eight
 
 template <typename T, typename C, int D, bool PACKED>
 __device__ void append_kernel(const Tokens &p) {
-  constexpr int EACH = 2;
-  uint32_t first = blockIdx.x * blockDim.x * EACH + threadIdx.x;
-  Place o[EACH];
-  bool in[EACH];
-  Eight key[EACH], value[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    in[i] = place<D, PACKED>(p, first + i * blockDim.x, 8, o[i]);
-    if (!in[i]) continue;
-    int64_t from = ((int64_t)o[i].token * p.cache.kv_heads + o[i].head) * D + o[i].piece * 8;
-    key[i].all = __ldcs((const uint4 *)(p.key + from * 2));
-    value[i].all = __ldcs((const uint4 *)(p.value + from * 2));
-  }
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    if (!in[i]) continue;
-    put8<T, C, PACKED, false>(p.cache, o[i], key[i], 1 / p.key_scale);
-    put8<T, C, PACKED, true>(p.cache, o[i], value[i], 1 / p.value_scale);
-  }
+  Place o;
+  if (!place<D, PACKED>(p, 8, o)) return;
+  int64_t from = ((int64_t)o.token * p.cache.kv_heads + o.head) * D + o.piece * 8;
+  Eight key, value;
+  key.all = __ldcs((const uint4 *)(p.key + from * 2));
+  value.all = __ldcs((const uint4 *)(p.value + from * 2));
+  put8<T, C, PACKED, false>(p.cache, o, key, 1 / p.key_scale);
+  put8<T, C, PACKED, true>(p.cache, o, value, 1 / p.value_scale);
 }
 
 // take16 reads 16 bytes of a token's key or value.
@@ -129,47 +118,24 @@ __device__ __forceinline__ uint4 take16(const Cache &c, const Place &o) {
 
 template <typename C, int D, bool PACKED>
 __device__ void gather_kernel(const Tokens &p) {
-  constexpr int EACH = 2, N = 16 / sizeof(C);
-  uint32_t first = blockIdx.x * blockDim.x * EACH + threadIdx.x;
-  Place o[EACH];
-  bool in[EACH];
-  uint4 key[EACH], value[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    in[i] = place<D, PACKED>(p, first + i * blockDim.x, N, o[i]);
-    if (!in[i]) continue;
-    key[i] = take16<C, PACKED, false>(p.cache, o[i]);
-    value[i] = take16<C, PACKED, true>(p.cache, o[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    if (!in[i]) continue;
-    int64_t to = (((int64_t)o[i].token * p.cache.kv_heads + o[i].head) * (D / N) + o[i].piece) * 16;
-    __stcs((uint4 *)(p.key + to), key[i]);
-    __stcs((uint4 *)(p.value + to), value[i]);
-  }
+  constexpr int N = 16 / sizeof(C);
+  Place o;
+  if (!place<D, PACKED>(p, N, o)) return;
+  uint4 key = take16<C, PACKED, false>(p.cache, o), value = take16<C, PACKED, true>(p.cache, o);
+  int64_t to = (((int64_t)o.token * p.cache.kv_heads + o.head) * (D / N) + o.piece) * 16;
+  __stcs((uint4 *)(p.key + to), key);
+  __stcs((uint4 *)(p.value + to), value);
 }
 
 template <typename T, int D, bool PACKED>
 __device__ void quantize_kernel(const Tokens &p) {
-  constexpr int EACH = 2;
-  uint32_t first = blockIdx.x * blockDim.x * EACH + threadIdx.x;
-  Place o[EACH];
-  bool in[EACH];
-  Eight key[EACH], value[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    in[i] = place<D, PACKED>(p, first + i * blockDim.x, 8, o[i]);
-    if (!in[i]) continue;
-    key[i].all = take16<T, PACKED, false>(p.cache, o[i]);
-    value[i].all = take16<T, PACKED, true>(p.cache, o[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    if (!in[i]) continue;
-    put8<T, fp8, PACKED, false>(p.narrow, o[i], key[i], 1 / p.key_scale);
-    put8<T, fp8, PACKED, true>(p.narrow, o[i], value[i], 1 / p.value_scale);
-  }
+  Place o;
+  if (!place<D, PACKED>(p, 8, o)) return;
+  Eight key, value;
+  key.all = take16<T, PACKED, false>(p.cache, o);
+  value.all = take16<T, PACKED, true>(p.cache, o);
+  put8<T, fp8, PACKED, false>(p.narrow, o, key, 1 / p.key_scale);
+  put8<T, fp8, PACKED, true>(p.narrow, o, value, 1 / p.value_scale);
 }
 
 #define TOKENS(op, name, ...) \
@@ -199,24 +165,13 @@ struct Blocks {
 
 // copy_blocks: blockIdx.y is 0 for keys and 1 for values.
 extern "C" __global__ void __launch_bounds__(256) copy_blocks(const Blocks p) {
-  constexpr int EACH = 4;
+  uint64_t at = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  uint32_t pair = at / p.block, rest = at - (uint64_t)pair * p.block;
+  if (pair >= p.count) return;
+  int2 blocks = ((const int2 *)p.pairs)[pair];
   const uint4 *from = (const uint4 *)(blockIdx.y ? p.from_value : p.from_key);
   uint4 *to = (uint4 *)(blockIdx.y ? p.to_value : p.to_key);
-  uint64_t first = (uint64_t)blockIdx.x * blockDim.x * EACH + threadIdx.x, all = (uint64_t)p.count * p.block;
-  uint4 v[EACH];
-  uint64_t target[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    uint64_t at = first + i * blockDim.x;
-    if (at >= all) continue;
-    uint32_t pair = at / p.block, rest = at - (uint64_t)pair * p.block;
-    int2 blocks = ((const int2 *)p.pairs)[pair];
-    v[i] = __ldcs(from + (uint64_t)blocks.x * p.block + rest);
-    target[i] = (uint64_t)blocks.y * p.block + rest;
-  }
-#pragma unroll
-  for (int i = 0; i < EACH; i++)
-    if (first + i * blockDim.x < all) __stcs(to + target[i], v[i]);
+  __stcs(to + (uint64_t)blocks.y * p.block + rest, __ldcs(from + (uint64_t)blocks.x * p.block + rest));
 }
 
 struct Arrays {
@@ -229,17 +184,11 @@ struct Arrays {
 
 // copy: blockIdx.y is 0 for keys and 1 for values.
 extern "C" __global__ void __launch_bounds__(256) copy(const Arrays p) {
-  constexpr int EACH = 4;
+  uint64_t at = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (at >= p.units) return;
   const uint4 *from = (const uint4 *)(blockIdx.y ? p.from_value : p.from_key);
   uint4 *to = (uint4 *)(blockIdx.y ? p.to_value : p.to_key);
-  uint64_t first = (uint64_t)blockIdx.x * blockDim.x * EACH + threadIdx.x;
-  uint4 v[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; i++)
-    if (first + i * blockDim.x < p.units) v[i] = __ldcs(from + first + i * blockDim.x);
-#pragma unroll
-  for (int i = 0; i < EACH; i++)
-    if (first + i * blockDim.x < p.units) __stcs(to + first + i * blockDim.x, v[i]);
+  __stcs(to + at, __ldcs(from + at));
 }
 
 // read: a grid of as many blocks as run at a time; each goes through both arrays with the stride of the grid.
@@ -252,7 +201,8 @@ extern "C" __global__ void __launch_bounds__(512) read(const Arrays p) {
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.units; i += stride * EACH) {
       uint4 v[EACH];
 #pragma unroll
-      for (int j = 0; j < EACH; j++) v[j] = i + j * stride < p.units ? __ldcs(from + i + j * stride) : make_uint4(0, 0, 0, 0);
+      for (int j = 0; j < EACH; j++)
+        v[j] = i + j * stride < p.units ? __ldcs(from + i + j * stride) : make_uint4(0, 0, 0, 0);
 #pragma unroll
       for (int j = 0; j < EACH; j++) sum += v[j].x + v[j].y + v[j].z + v[j].w;
     }
@@ -261,7 +211,8 @@ extern "C" __global__ void __launch_bounds__(512) read(const Arrays p) {
   if (threadIdx.x % 32 == 0) atomicAdd(&p.scratch[0], sum);
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0 && atomicInc(&p.scratch[1], gridDim.x - 1) == gridDim.x - 1) *p.sum = atomicExch(&p.scratch[0], 0);
+  bool last = threadIdx.x == 0 && atomicInc(&p.scratch[1], gridDim.x - 1) == gridDim.x - 1;
+  if (last) *p.sum = atomicExch(&p.scratch[0], 0);
 }
 
 // empty does nothing: what a launch costs.

@@ -12,7 +12,7 @@ const (
 	tile        = 16        // tokens that a warp takes at a time
 	warps       = 4         // of a block
 	decodeRows  = 8         // queries that decode can have in a group
-	decodeBytes = 24 * 1024 // shared memory for a warp of decode
+	decodeBytes = 16 * 1024 // shared memory for a warp of decode
 	prefillRows = 32 * warps
 )
 
@@ -33,6 +33,9 @@ type decodePlan struct {
 	Pairs    int
 }
 
+// leastShare is the units below which it costs more to add parts up than more blocks gain.
+const leastShare = 4
+
 // unit is the tokens that the warps of a block take at a time: a share is a multiple of it.
 const unit = tile * warps
 
@@ -44,7 +47,7 @@ func planDecode(sequences []kernels.Sequence, kvHeads, blocks int) decodePlan {
 	for _, s := range sequences {
 		total += (s.Context + unit - 1) / unit * kvHeads
 	}
-	share := max((total+blocks-1)/blocks, 1)
+	share := max((total+blocks-1)/blocks, leastShare)
 	left := share // units that the current block still takes
 	flush := func() {
 		if n := int32(len(p.Segments)); n > p.Shares[len(p.Shares)-1] {
@@ -83,10 +86,10 @@ func planDecode(sequences []kernels.Sequence, kvHeads, blocks int) decodePlan {
 }
 
 // part is prefill.cu's Part: up to prefillRows queries of one head of one sequence.
-type part struct{ Sequence, Head, First, unused int32 }
+type part struct{ Sequence, Head, First, _ int32 }
 
-// planPrefill lists the parts, those with the most tokens to see first, so that the last to start end soon. The heads of
-// a part follow each other: those of a group read the same keys and values.
+// planPrefill lists the parts, those with the most tokens to see first, so that the last to start end soon. The heads
+// of the same queries follow each other: those of a group read the same keys and values.
 func planPrefill(sequences []kernels.Sequence, heads int) []part {
 	type rows struct{ sequence, first, tokens int }
 	var list []rows

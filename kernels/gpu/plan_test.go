@@ -51,7 +51,7 @@ func TestDecodePlan(t *testing.T) {
 			if int(parts) != plan.Parts {
 				t.Errorf("%s, %d blocks: %d parts, want %d", name, blocks, plan.Parts, parts)
 			}
-			share := (total + blocks - 1) / blocks
+			share := max((total+blocks-1)/blocks, leastShare)
 			for i := range plan.Shares[1:] {
 				units := 0
 				for _, g := range plan.Segments[plan.Shares[i]:plan.Shares[i+1]] {
