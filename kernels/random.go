@@ -70,10 +70,8 @@ func (in *Inputs) rows(s *source, heads int) []byte {
 		for token := sequence.Context; token < sequence.Context+added; token++ {
 			for head := range heads {
 				s.row(codes, i, token, head)
-				for _, code := range codes {
-					dtype.PutCode(out, at, code)
-					at++
-				}
+				dtype.PutCodes(out, at, codes...)
+				at += size
 			}
 		}
 	}
@@ -101,9 +99,9 @@ func (in *Inputs) fillCache() {
 					for token := b * c.BlockSize; token < min((b+1)*c.BlockSize, tokens); token++ {
 						for head := range c.KVHeads {
 							keys.row(codes, i, token, head)
-							in.putRow(in.Key, in.Shape.KeyOffset, codes, i, token, head)
+							in.putRow(in.Key, in.Shape.KeyOffset, in.Shape.KeyRun(), codes, i, token, head)
 							values.row(codes, i, token, head)
-							in.putRow(in.Value, in.Shape.ValueOffset, codes, i, token, head)
+							in.putRow(in.Value, in.Shape.ValueOffset, in.Shape.ValueRun(), codes, i, token, head)
 						}
 					}
 				}
@@ -121,11 +119,11 @@ func (in *Inputs) cacheScale(scale float32) float32 {
 	return scale
 }
 
-// putRow writes one head's row of a token to where the layout has it.
-func (in *Inputs) putRow(array []byte, offset func(block, slot, head, dim int) int, codes []uint16, sequence, token,
-	head int) {
+// putRow writes one head's row of a token to where the layout has it, run by run.
+func (in *Inputs) putRow(array []byte, offset func(block, slot, head, dim int) int, run int, codes []uint16,
+	sequence, token, head int) {
 	block, slot := in.Table.Find(sequence, token, in.Case.BlockSize)
-	for dim, code := range codes {
-		in.Shape.DType.PutCode(array, offset(block, slot, head, dim), code)
+	for dim := 0; dim < len(codes); dim += run {
+		in.Shape.DType.PutCodes(array, offset(block, slot, head, dim), codes[dim:dim+run]...)
 	}
 }

@@ -27,7 +27,8 @@ import (
 	"kvtune/kernels"
 )
 
-// Variants names the instruction sets that this machine can run, the slowest first: of "plain", "avx2", "avx512".
+// Variants names the instruction sets that this machine can run, the slowest first: of "plain", "avx2", "avx512",
+// "avx512bf16".
 func Variants() []string {
 	var names []string
 	for i := 0; ; i++ {

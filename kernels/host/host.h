@@ -67,7 +67,7 @@ struct variant {
 	void (*quantize)(uint8_t *to, const uint8_t *from, int dtype, float factor, int64_t n);
 };
 
-extern const struct variant host_plain, host_avx2, host_avx512;
+extern const struct variant host_plain, host_avx2, host_avx512, host_avx512bf16;
 
 // A pool of threads.
 struct pool;

@@ -12,6 +12,7 @@ const struct variant *host_variant(int i) {
 #ifdef __x86_64__
 	    &host_avx2,
 	    &host_avx512,
+	    &host_avx512bf16,
 #endif
 	};
 	for (int j = 0; j < (int)(sizeof all / sizeof *all); j++)

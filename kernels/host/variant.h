@@ -12,6 +12,7 @@
 //   to_bytes    stores the low bytes of LANES int32_t
 //   copy_line   copies 64 bytes between multiples of 64
 //   supported   whether the machine has what the variant uses
+//   DOT         where there are dot_scores and dot_values, which decode bf16 and fp8 caches in products of bf16
 //   VARIANT, VARIANT_NAME   the variant's name in C and for people
 #include <float.h>
 #include <math.h>
@@ -72,46 +73,47 @@ INLINE float sum_of(vec v) {
 	return s[0];
 }
 
-// softmax turns n scores (a multiple of LANES) into probabilities relative to the new maximum, and brings the running
+// score_factor is what a product of query and key is multiplied with: 1/sqrt(head size), the scale of the keys, and
+// log2(e), because the softmax is in powers of 2.
+INLINE float score_factor(const struct host_case *c) {
+	return (float)M_LOG2E / sqrtf((float)c->head_size) * c->key_scale;
+}
+
+// softmax turns n products (a multiple of LANES) into probabilities relative to the new maximum, and brings the running
 // total and sums of the row up to it.
-INLINE void softmax(int head_size, int n, float *scores, float *most, float *total, float *sums) {
-	vec m = splat(*most);
-	for (int t = 0; t < n; t += LANES)
+INLINE void softmax(int head_size, int n, float factor, float *scores, float *most, float *total, float *sums) {
+	vec m = load(scores);
+	for (int t = LANES; t < n; t += LANES)
 		m = larger(m, load(scores + t));
-	float now = max_of(m);
+	float now = max_of(m) * factor;
 	if (now > *most) {
-		float factor = power(splat(*most - now))[0];
+		float shrink = power(splat(*most - now))[0];
 		for (int i = 0; i < head_size; i += LANES)
-			store(sums + i, load(sums + i) * factor);
-		*total *= factor;
+			store(sums + i, load(sums + i) * shrink);
+		*total *= shrink;
 		*most = now;
 	}
 	vec s = splat(0);
 	for (int t = 0; t < n; t += LANES) {
-		vec p = power(load(scores + t) - now);
+		vec p = power(load(scores + t) * factor - *most);
 		store(scores + t, p);
 		s += p;
 	}
 	*total += sum_of(s);
 }
 
-// read_queries reads rows of queries as float32, with the factors of the scores in them: 1/sqrt(head size), log2(e)
-// because the softmax is in powers of 2, and the scale of the keys.
-INLINE void read_queries(const struct host_case *c, int64_t row, int rows, float *to) {
-	float factor = (float)M_LOG2E / sqrtf((float)c->head_size) * c->key_scale;
-	const uint8_t *from = c->query + row * c->head_size * 2;
-	for (int i = 0; i < rows * c->head_size / LANES; i++)
-		store(to + i * LANES, number(c->query_dtype, from, i) * factor);
-}
+// query_row is where a row of queries is: query x heads + head.
+INLINE const uint8_t *query_row(const struct host_case *c, int64_t row) { return c->query + row * c->head_size * 2; }
 
-INLINE void prefetch_row(const uint8_t *row, int bytes) {
-	for (int i = 0; i < bytes; i += 64)
-		__builtin_prefetch(row + i);
+// read_queries reads rows of queries as float32.
+INLINE void read_queries(const struct host_case *c, int64_t row, int rows, float *to) {
+	for (int i = 0; i < rows * c->head_size / LANES; i++)
+		store(to + i * LANES, number(c->query_dtype, query_row(c, row), i));
 }
 
 // decode_scores multiplies the queries of some heads with n keys (a multiple of 4).
-INLINE void decode_scores(int dtype, int head_size, int heads, const float *q, int n, const uint8_t **keys,
-                          const uint8_t **next, float *scores) {
+INLINE void decode_scores(int dtype, int head_size, int heads, const float *q, int n,
+                          const uint8_t *const *keys, const uint8_t *const *next, float *scores) {
 	for (int t = 0; t < n; t += 4) {
 		vec a[QUERIES][4] = {};
 		for (int i = 0; i < head_size / LANES; i++) {
@@ -130,8 +132,8 @@ INLINE void decode_scores(int dtype, int head_size, int heads, const float *q, i
 }
 
 // decode_values adds n values, weighed with the probabilities of some heads, to the sums of these.
-INLINE void decode_values(int dtype, int head_size, int heads, const float *scores, int n, const uint8_t **values,
-                          const uint8_t **next, float *sums) {
+INLINE void decode_values(int dtype, int head_size, int heads, const float *scores, int n,
+                          const uint8_t *const *values, const uint8_t *const *next, float *sums) {
 	for (int first = 0; first < head_size / LANES; first += 4) {
 		vec a[QUERIES][4];
 		for (int h = 0; h < heads; h++)
@@ -153,50 +155,71 @@ INLINE void decode_values(int dtype, int head_size, int heads, const float *scor
 	}
 }
 
-// A step of decode: one tile of tokens in one KV head.
+// The rows of one tile of tokens in one KV head.
 struct rows {
 	const uint8_t *keys[DECODE_TILE], *values[DECODE_TILE];
 };
 
-// decode_tile attends from the group's query heads to n tokens. state is the group's sums, maxima and totals. While it
-// works through a tile it fetches the next one.
-INLINE void decode_tile(int dtype, int head_size, int group, const float *q, int n, struct rows *at, struct rows *next,
-                        float *sums, float *most_total) {
-	float scores[8 * DECODE_TILE];
+// decode_heads is the part of decode_tile before the softmax, or with values the part after it, for some heads of a
+// group from head first on.
+INLINE void decode_heads(int dtype, int head_size, int heads, int first, int values, const float *q,
+                         const uint8_t *coded, int n, const struct rows *at, const struct rows *next, float *scores,
+                         float *sums) {
+	const uint8_t *const *fetch = first || !next ? NULL : values ? next->values : next->keys;
+	scores += first * DECODE_TILE;
+	sums += first * head_size;
+#ifdef DOT
+	if (dtype != FP16) {
+		if (values)
+			dot_values(dtype, head_size, heads, scores, n, at->values, fetch, sums);
+		else
+			dot_scores(dtype, head_size, heads, coded + first * head_size * 2, n, at->keys, fetch, scores);
+		return;
+	}
+#else
+	(void)coded;
+#endif
+	if (values)
+		decode_values(dtype, head_size, heads, scores, n, at->values, fetch, sums);
+	else
+		decode_scores(dtype, head_size, heads, q + first * head_size, n, at->keys, fetch, scores);
+}
+
+// decode_tile attends from the query heads of a group, given as float32 and as coded, to n tokens, and adds to the
+// group's sums, maxima and totals. While it works through a tile it fetches next, unless that is NULL.
+INLINE void decode_tile(int dtype, int head_size, int group, float factor, const float *q, const uint8_t *coded, int n,
+                        struct rows *at, const struct rows *next, float *sums, float *most_total) {
+	float scores[8 * DECODE_TILE] __attribute__((aligned(64)));
 	int whole = (n + LANES - 1) / LANES * LANES;
 	for (int t = n; t < whole; t++) // any row will do: its score is set below, its probability is 0
 		at->keys[t] = at->keys[0], at->values[t] = at->values[0];
-	for (int h = 0; h < group;) {
-		const float *from = q + h * head_size;
-		const uint8_t **fetch = h == 0 && next ? next->keys : NULL;
-		if (group - h >= QUERIES)
-			decode_scores(dtype, head_size, QUERIES, from, whole, at->keys, fetch, scores + h * DECODE_TILE), h += QUERIES;
-		else
-			decode_scores(dtype, head_size, 1, from, whole, at->keys, fetch, scores + h * DECODE_TILE), h++;
-	}
+	int sets = group / QUERIES * QUERIES; // heads that are done QUERIES at once
+	for (int h = 0; h < sets; h += QUERIES)
+		decode_heads(dtype, head_size, QUERIES, h, 0, q, coded, whole, at, next, scores, sums);
+	for (int h = sets; h < group; h++)
+		decode_heads(dtype, head_size, 1, h, 0, q, coded, whole, at, next, scores, sums);
 	for (int h = 0; h < group; h++) {
 		for (int t = n; t < whole; t++)
 			scores[h * DECODE_TILE + t] = lowest;
-		softmax(head_size, whole, scores + h * DECODE_TILE, most_total + 2 * h, most_total + 2 * h + 1,
+		softmax(head_size, whole, factor, scores + h * DECODE_TILE, most_total + 2 * h, most_total + 2 * h + 1,
 		        sums + h * head_size);
 	}
-	for (int h = 0; h < group;) {
-		const uint8_t **fetch = h == 0 && next ? next->values : NULL;
-		float *to = sums + h * head_size, *p = scores + h * DECODE_TILE;
-		if (group - h >= QUERIES)
-			decode_values(dtype, head_size, QUERIES, p, n, at->values, fetch, to), h += QUERIES;
-		else
-			decode_values(dtype, head_size, 1, p, n, at->values, fetch, to), h++;
-	}
+	for (int h = 0; h < sets; h += QUERIES)
+		decode_heads(dtype, head_size, QUERIES, h, 1, q, coded, whole, at, next, scores, sums);
+	for (int h = sets; h < group; h++)
+		decode_heads(dtype, head_size, 1, h, 1, q, coded, whole, at, next, scores, sums);
 }
 
-// upcoming points at the addresses to fetch for a step: its rows, or of an x-packed cache the shares of the areas.
+// upcoming points at what to fetch while a tile is worked on in one head: a part of the tile from token from on, in the
+// order of memory. In NHD, where the heads of a token lie together, that is some tokens in all heads.
 INLINE void upcoming(const struct host_case *c, const struct item *w, int from, int head, struct rows *next) {
 	const int32_t *blocks = c->table + c->table_start[w->sequence];
 	int mask = (1 << c->block_shift) - 1;
 	for (int i = 0; i < DECODE_TILE; i++) {
-		int token = from + i < w->to ? from + i : w->to - 1;
-		int64_t at = row_offset(c, blocks[token >> c->block_shift], token & mask, head);
+		int row = head * DECODE_TILE + i, token = from + (c->layout == NHD ? row / c->kv_heads : i);
+		token = token < w->to ? token : w->to - 1;
+		int64_t at = row_offset(c, blocks[token >> c->block_shift], token & mask,
+		                        c->layout == NHD ? row % c->kv_heads : head);
 		next->keys[i] = c->key + at;
 		next->values[i] = c->value + at;
 	}
@@ -207,9 +230,10 @@ INLINE void upcoming(const struct host_case *c, const struct item *w, int from, 
 INLINE void decode_item(int dtype, int head_size, const struct host_case *c, const struct item *w, float *partial,
                         uint8_t *scratch) {
 	int group = c->heads / c->kv_heads;
+	int64_t first = (int64_t)w->sequence * c->heads;
 	float *q = (float *)scratch, *sums = partial, *most_total = partial + c->heads * head_size;
 	uint8_t *buffer = scratch + (int64_t)c->heads * head_size * sizeof(float);
-	read_queries(c, (int64_t)w->sequence * c->heads, c->heads, q);
+	read_queries(c, first, c->heads, q);
 	memset(sums, 0, c->heads * head_size * sizeof *sums);
 	for (int h = 0; h < c->heads; h++)
 		most_total[2 * h] = lowest, most_total[2 * h + 1] = 0;
@@ -217,12 +241,13 @@ INLINE void decode_item(int dtype, int head_size, const struct host_case *c, con
 	for (int from = w->from; from < w->to; from += DECODE_TILE) {
 		int n = w->to - from < DECODE_TILE ? w->to - from : DECODE_TILE;
 		for (int head = 0; head < c->kv_heads; head++) {
-			int last = head == c->kv_heads - 1, more = !last || from + DECODE_TILE < w->to;
+			int more = from + DECODE_TILE < w->to;
 			find_rows(c, w->sequence, from, n, head, DECODE_TILE, buffer, at.keys, at.values);
 			if (more)
-				upcoming(c, w, last ? from + DECODE_TILE : from, last ? 0 : head + 1, &next);
-			decode_tile(dtype, head_size, group, q + head * group * head_size, n, &at, more ? &next : NULL,
-			            sums + head * group * head_size, most_total + head * group * 2);
+				upcoming(c, w, from + DECODE_TILE, head, &next);
+			int64_t row = (int64_t)head * group;
+			decode_tile(dtype, head_size, group, score_factor(c), q + row * head_size, query_row(c, first + row), n, &at,
+			            more ? &next : NULL, sums + row * head_size, most_total + row * 2);
 		}
 	}
 }
@@ -295,7 +320,7 @@ INLINE void prefill_item(int dtype, int head_size, const struct host_case *c, co
 			int seen = context + w->from + r / group + 1 - from;
 			for (int t = seen < 0 ? 0 : seen; t < PREFILL_TILE; t++)
 				s->scores[r * PREFILL_TILE + t] = lowest;
-			softmax(head_size, PREFILL_TILE, s->scores + r * PREFILL_TILE, s->most_total + 2 * r,
+			softmax(head_size, PREFILL_TILE, score_factor(c), s->scores + r * PREFILL_TILE, s->most_total + 2 * r,
 			        s->most_total + 2 * r + 1, s->sums + r * head_size);
 		}
 		multiply(padded, PREFILL_TILE, head_size, s->scores, s->values, s->sums);

@@ -78,15 +78,19 @@ func (d DType) Get(array []byte, i int) float32 {
 }
 
 // Put sets number i of an array to v, rounded as [DType.Encode] does.
-func (d DType) Put(array []byte, i int, v float32) { d.PutCode(array, i, d.Encode(v)) }
+func (d DType) Put(array []byte, i int, v float32) { d.PutCodes(array, i, d.Encode(v)) }
 
-// PutCode sets number i of an array to a code.
-func (d DType) PutCode(array []byte, i int, code uint16) {
+// PutCodes sets the numbers of an array from number i on to codes.
+func (d DType) PutCodes(array []byte, i int, codes ...uint16) {
 	if d == FP8 {
-		array[i] = byte(code)
+		for j, code := range codes {
+			array[i+j] = byte(code)
+		}
 		return
 	}
-	binary.LittleEndian.PutUint16(array[2*i:], code)
+	for j, code := range codes {
+		binary.LittleEndian.PutUint16(array[2*(i+j):], code)
+	}
 }
 
 // Decode is the number that a code stands for; it is exact, and NaN keeps its sign.

@@ -136,6 +136,22 @@ func (s Shape) ValueOffset(block, slot, head, dim int) int {
 	return s.rowOffset(block, slot, head) + dim
 }
 
+// KeyRun is how many dimensions of a key lie side by side, from every multiple of it on.
+func (s Shape) KeyRun() int {
+	if s.Layout == XPacked {
+		return s.X()
+	}
+	return s.HeadSize
+}
+
+// ValueRun is how many dimensions of a value lie side by side.
+func (s Shape) ValueRun() int {
+	if s.Layout == XPacked {
+		return 1
+	}
+	return s.HeadSize
+}
+
 // rowOffset is where a head's contiguous row begins in the layouts that have one.
 func (s Shape) rowOffset(block, slot, head int) int {
 	if s.Layout == HND {

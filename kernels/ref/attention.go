@@ -3,6 +3,8 @@ package ref
 import (
 	"math"
 
+	"gonum.org/v1/gonum/floats"
+
 	"kvtune/kernels"
 )
 
@@ -63,10 +65,7 @@ func rows(in *kernels.Inputs, sequence, head, tokens int) (keys, values [][]floa
 func attend(q []float64, keys, values [][]float64) (out []float64, logSum float64) {
 	scores, most := make([]float64, len(keys)), math.Inf(-1)
 	for i, k := range keys {
-		for dim, v := range q {
-			scores[i] += v * k[dim]
-		}
-		scores[i] /= math.Sqrt(float64(len(q)))
+		scores[i] = floats.Dot(q, k) / math.Sqrt(float64(len(q)))
 		most = max(most, scores[i])
 	}
 	out = make([]float64, len(q))
@@ -74,12 +73,8 @@ func attend(q []float64, keys, values [][]float64) (out []float64, logSum float6
 	for i, score := range scores {
 		p := math.Exp(score - most)
 		total += p
-		for dim, v := range values[i] {
-			out[dim] += p * v
-		}
+		floats.AddScaled(out, p, values[i])
 	}
-	for dim := range out {
-		out[dim] /= total
-	}
+	floats.Scale(1/total, out)
 	return out, most + math.Log(total)
 }
