@@ -15,8 +15,8 @@ struct Tile {
 
   // offset is where a unit of a token's key, or of its value in rows, lies in a tile, such that the matrix instructions
   // find eight tokens' units in different banks. Two neighbours in 32 bytes of the cache stay neighbours, since an
-  // asynchronous copy fetches what goes to two places twice (x-packed bf16: 157 instead of 123 µs). Tokens are neighbours in x-packed keys,
-  // units elsewhere.
+  // asynchronous copy fetches what goes to two places twice (with x-packed bf16, decode then takes 157 instead of
+  // 123 µs). Neighbours are tokens in x-packed keys, units elsewhere.
   static __device__ __forceinline__ uint32_t offset(uint32_t token, uint32_t unit) {
     if (V == PACKED) return (unit * TILE + (token ^ (token >> 3 << 1))) * 16;
     return token * (UNITS * 16) + (unit ^ (UNITS >= 8 ? token & 7 : token >> 1 & 3)) * 16;
