@@ -13,15 +13,18 @@ static inline CUresult kvtune_start(unsigned int flags) {
 }
 #define cuInit kvtune_start
 
-// CUDA 13 gave these names new arguments. The driver still exports the functions that they named before.
+// CUDA 13 gave these names new arguments, or (cuEventElapsedTime) a function that older drivers lack. All drivers export
+// the functions that they named before.
 #if CUDA_VERSION >= 13000
 #undef cuCtxCreate
 #undef cuMemAdvise
 #undef cuMemPrefetchAsync
 #undef cuGraphAddDependencies
 #undef cuGraphGetEdges
+#undef cuEventElapsedTime
 #define cuCtxCreate cuCtxCreate_v2
 CUresult CUDAAPI cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device);
+CUresult CUDAAPI cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to);
 CUresult CUDAAPI cuMemAdvise(CUdeviceptr at, size_t bytes, CUmem_advise advice, CUdevice device);
 CUresult CUDAAPI cuMemPrefetchAsync(CUdeviceptr at, size_t bytes, CUdevice device, CUstream stream);
 CUresult CUDAAPI cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to, size_t count);
