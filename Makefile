@@ -3,10 +3,24 @@ GO    ?= go
 CC    ?= cc
 CACHE := $(CURDIR)/.cache
 
+# go-nvml's header marks much of itself as deprecated; its warnings are not ours to mend.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
+
 # Real vLLM on the CPU, for test-vllm. Installed once, into a folder that git ignores.
 VLLM_DIR := $(CACHE)/vllm
 
-.PHONY: help build run test lint test-vllm fuzz golden clean tools
+# CUDA: a compiler, and what the C compiler needs to build against the headers of CUDA 11.8, 12 and 13 (cuda/compat).
+# NVCC may be any of them; sm_90a wants 12 or newer. CUDA_INCLUDE is a folder with cuda.h, where the C compiler does not
+# find it by itself.
+NVCC         ?= nvcc
+CUDA_INCLUDE ?=
+CUDA_ARCHES  ?= 80 90
+CUDA_PTX     ?= 90
+CUDA_SOURCES := decode prefill move
+CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
+CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
+
+.PHONY: help build run test cuda lint test-vllm fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +34,15 @@ run: build ## profile, plan, verify and report on the embedded engine (no GPU, n
 test: lint ## all tests that need no GPU and no vLLM, with the race detector
 	$(GO) test -race ./...
 	$(GO) test -run 'TestScripts/seed|Example' ./cmd/kvtune ./harness/workflow # long: once, without it
+
+cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with the tag cuda, build bin/kvtune-cuda
+	$(CUDA_ENV) $(GO) vet -tags cuda ./...
+	$(CUDA_ENV) $(GO) test -tags cuda ./cuda ./kernels/gpu
+	$(CUDA_ENV) $(GO) build -tags cuda -o bin/kvtune-cuda ./cmd/kvtune
+
+kernels/gpu/image/%.fatbin: kernels/gpu/%.cu kernels/gpu/attention.cuh kernels/gpu/cache.cuh
+	$(NVCC) -std=c++17 -O3 -fatbin -o $@ $< $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
+	  $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
 
 lint: tools
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

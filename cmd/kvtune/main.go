@@ -137,7 +137,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:                 stderr,
 		Commands: []*cli.Command{
 			workflowCommand(), profileCommand(), analyzeCommand(), fitCommand(), simulateCommand(), planCommand(),
-			verifyCommand(), serveCommand(),
+			verifyCommand(), serveCommand(), benchCommand(), compareCommand(), envCommand(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run decides the status
 		CommandNotFound: func(c *cli.Context, name string) {
@@ -169,7 +169,7 @@ func finish(cmd *cli.Command) {
 	cmd.HideHelpCommand = true
 	action := cmd.Action
 	cmd.Action = func(c *cli.Context) error {
-		if c.Args().Present() {
+		if c.Args().Present() && cmd.ArgsUsage == "" {
 			return strayArgument(c)
 		}
 		stop, err := selfProfile(c.String("profile"))

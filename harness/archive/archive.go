@@ -30,6 +30,8 @@ const (
 	SeriesSuffix   = "_series.jsonl.zst"
 	LatencySuffix  = "_latency.hlog.zst"
 	CostSuffix     = "_cost.json"
+	BenchSuffix    = "_bench.json"
+	SamplesSuffix  = "_samples.jsonl.zst"
 	// PartialSuffix marks a file that is still growing, or that a crash left.
 	PartialSuffix = ".partial"
 
@@ -141,7 +143,8 @@ func Open(path string) (*Folder, error) {
 }
 
 func suffixes() []string {
-	return []string{ResultSuffix, RequestsSuffix, StepsSuffix, SeriesSuffix, LatencySuffix, CostSuffix}
+	return []string{ResultSuffix, RequestsSuffix, StepsSuffix, SeriesSuffix, LatencySuffix, CostSuffix, BenchSuffix,
+		SamplesSuffix}
 }
 
 // partOf is the part that a file belongs to, "" for none.

@@ -97,10 +97,13 @@ func ReadResult(path string) (*harness.Result, error) {
 }
 
 // Results are the names of the parts that have a result, sorted.
-func (f *Folder) Results() []string {
+func (f *Folder) Results() []string { return f.partsWith(ResultSuffix) }
+
+// partsWith are the names of the parts that have a file with an ending, sorted.
+func (f *Folder) partsWith(suffix string) []string {
 	var names []string
 	for _, n := range f.Names() {
-		if _, err := os.Stat(f.Path(n + ResultSuffix)); err == nil {
+		if _, err := os.Stat(f.Path(n + suffix)); err == nil {
 			names = append(names, n)
 		}
 	}

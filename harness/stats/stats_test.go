@@ -233,3 +233,32 @@ func TestHolm(t *testing.T) {
 		t.Error("no tests, but adjusted p-values")
 	}
 }
+
+// TestRatio: the interval covers the true factor as often as it says, and cannot be had from too little data.
+func TestRatio(t *testing.T) {
+	r, iv := Ratio([]float64{1, 2, 4}, []float64{2, 4, 8}, 0.95)
+	near(t, "ratio", r, 2)
+	if iv.Low != 0 || !math.IsInf(iv.High, 1) {
+		t.Errorf("3 against 3 at 95 %%: %v, want no bounds", iv)
+	}
+	rng := rand.New(rand.NewPCG(9, 1))
+	for _, n := range []int{8, 50} {
+		const runs = 1000
+		hits := 0
+		for range runs {
+			x, y := make([]float64, n), make([]float64, n)
+			for i := range x {
+				x[i], y[i] = math.Exp(0.1*rng.NormFloat64()), 1.3*math.Exp(0.1*rng.NormFloat64())
+			}
+			if _, iv := Ratio(x, y, 0.95); iv.Low <= 1.3 && 1.3 <= iv.High {
+				hits++
+			}
+		}
+		if share := float64(hits) / runs; share < 0.935 || share > 0.98 {
+			t.Errorf("n = %d: covered in %.3f of the runs, want about 0.95", n, share)
+		}
+	}
+	if r, _ := Ratio(nil, []float64{1}, 0.95); !math.IsNaN(r) {
+		t.Errorf("ratio to nothing: %v", r)
+	}
+}

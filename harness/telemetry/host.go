@@ -1,6 +1,7 @@
 // Package telemetry samples the machine that kvtune runs on and describes it for a result's conditions.
 //
-// [Host] is the description, [Watch] the samples over time.
+// [Host] is the description, [Watch] the samples of the host over time, [OpenGPUs] those of the GPUs, and
+// [ReadEnvironment] all of it with what makes the machine unfit to measure.
 package telemetry
 
 import (
@@ -119,13 +120,14 @@ func cpuTimes() (cpu.TimesStat, error) {
 // busy is the share of all cores' time between two readings that was not idle; ok is false when no time has passed.
 // Guest time is in user time already, and waiting for input or output is idle.
 func busy(from, to cpu.TimesStat) (share float64, ok bool) {
-	sum := func(t cpu.TimesStat) float64 {
-		return t.User + t.System + t.Nice + t.Irq + t.Softirq + t.Steal + t.Idle + t.Iowait
-	}
-	total := sum(to) - sum(from)
-	if !(total > 0) {
+	all := total(to) - total(from)
+	if !(all > 0) {
 		return 0, false
 	}
 	idle := to.Idle + to.Iowait - from.Idle - from.Iowait
-	return min(max(1-idle/total, 0), 1), true
+	return min(max(1-idle/all, 0), 1), true
+}
+
+func total(t cpu.TimesStat) float64 {
+	return t.User + t.System + t.Nice + t.Irq + t.Softirq + t.Steal + t.Idle + t.Iowait
 }

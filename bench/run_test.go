@@ -1,0 +1,327 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"image/png"
+	"math"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"kvtune/harness/archive"
+	"kvtune/harness/compare"
+	"kvtune/harness/timing"
+	"kvtune/kernels"
+	"kvtune/kernels/ref"
+)
+
+// fake is the reference with a clock that makes its times up: 100 us, of block_size 1 20 % more, with half a percent of
+// noise.
+type fake struct {
+	wrong  bool // outputs are not the reference's
+	loaded func()
+}
+
+func (fake) Name() string { return "fake" }
+
+func (f fake) Load(in *kernels.Inputs) (kernels.Kernel, error) {
+	if f.loaded != nil {
+		f.loaded()
+	}
+	truth := 100e-6
+	if in.Case.BlockSize == 1 {
+		truth *= 1.2
+	}
+	k := &fakeKernel{wrong: f.wrong, truth: truth, rng: rand.New(rand.NewPCG(uint64(in.Case.BlockSize), 1))}
+	if in.Case.Context <= 512 { // what is checked
+		var err error
+		if k.Kernel, err = (ref.Backend{}).Load(in); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
+
+type fakeKernel struct {
+	kernels.Kernel
+	wrong bool
+	truth float64
+	rng   *rand.Rand
+}
+
+func (k *fakeKernel) Output() (kernels.Output, error) {
+	out, err := k.Kernel.Output()
+	if k.wrong && len(out.Attention) > 0 {
+		out.Attention[0] += 1
+	}
+	return out, err
+}
+
+func (k *fakeKernel) Close() error {
+	if k.Kernel == nil {
+		return nil
+	}
+	return k.Kernel.Close()
+}
+
+func (k *fakeKernel) Series(samples, launches int) ([]float64, error) {
+	out := make([]float64, samples)
+	for i := range out {
+		out[i] = 1e-6 + float64(launches)*k.truth*(1+0.005*k.rng.NormFloat64())
+	}
+	return out, nil
+}
+
+func (*fakeKernel) Empty(samples int) ([]float64, error) {
+	out := make([]float64, samples)
+	for i := range out {
+		out[i] = 1e-6
+	}
+	return out, nil
+}
+
+func cases(t *testing.T, ops []string, axes ...string) []kernels.Case {
+	t.Helper()
+	list, err := Cases(ops, append([]string{"kv_heads=1", "heads=4", "head_size=64"}, axes...), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func run(t *testing.T, o Options) *Outcome {
+	t.Helper()
+	o.Name, o.Device, o.Ceiling = "kernels", "made up", 40<<20
+	o.Timing.WarmUp = -1
+	if o.Backend == nil {
+		o.Backend = fake{}
+	}
+	out, err := Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestRun: what block_size 1 costs is found, whatever layout it is in, and what costs nothing is not significant; files
+// and formats say the same.
+func TestRun(t *testing.T) {
+	o := Options{Cases: cases(t, []string{"decode", "append"}, "block_size=1,16,64", "layout=NHD,HND"), Cold: true,
+		Timing: timing.Options{MinSamples: 200}}
+	out := run(t, o)
+	if len(out.Bench.Cases) != 12 || out.Bench.Rounds != 2 || out.Bench.Partial {
+		t.Fatalf("%d cases, %d rounds", len(out.Bench.Cases), out.Bench.Rounds)
+	}
+	best := 0
+	for i, row := range out.Bench.Cases {
+		if row.Samples < 400 || row.Checked == "" || row.Low == nil || *row.Low > row.Median || *row.High < row.Median {
+			t.Errorf("%+v", row)
+		}
+		r := benchRow{&out.Bench.Cases[i]}
+		switch {
+		case row.Best:
+			best++
+		case row.Axes["block_size"] == "1":
+			if !r.significant() || math.Abs(*row.Slower-1.2) > 0.01 || *row.SlowerLow > 1.2 || *row.SlowerHigh < 1.2 {
+				t.Errorf("%s: %+v", row.Case, row)
+			}
+		case math.Abs(*row.Slower-1) > 0.005 || !strings.HasSuffix(r.cost(), "%") && !strings.HasSuffix(r.cost(), "~"):
+			t.Errorf("%s: %s", row.Case, r.cost())
+		}
+	}
+	if best != 2 {
+		t.Errorf("%d fastest cases, want one per operation", best)
+	}
+	if v := out.Verdict(); !strings.Contains(v, "block_size 1 ") || !strings.Contains(v, "costs +") ||
+		!strings.Contains(v, "measured, fake backend") {
+		t.Errorf("verdict: %s", v)
+	}
+
+	f, err := archive.Create(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Save(f); err != nil {
+		t.Fatal(err)
+	}
+	picture, err := os.Open(f.Path("kernels" + HeatMapSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer picture.Close()
+	if _, err := png.Decode(picture); err != nil {
+		t.Error(err)
+	}
+	intervals, _, err := f.ReadHistograms("kernels")
+	if err != nil || len(intervals) != 12 || intervals[0].Hist.Count() != int64(out.Bench.Cases[0].Samples) {
+		t.Errorf("%d histograms, %v", len(intervals), err)
+	}
+	side, err := compare.Read(f.Dir())
+	if err != nil || len(side.Series) != 12 || !strings.HasSuffix(side.Series[0].Case, "/cold") {
+		t.Errorf("the archive as a side of a comparison: %v, %v", side, err)
+	}
+
+	var text, table, lines bytes.Buffer
+	if err := errors.Join(out.Text(&text), out.CSV(&table), out.GoBench(&lines)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(text.String(), out.Verdict()+"\n") || !strings.Contains(text.String(), "yes") {
+		t.Errorf("text:\n%s", &text)
+	}
+	if records, err := csv.NewReader(&table).ReadAll(); err != nil || len(records) != 13 || records[1][2] != "1" {
+		t.Errorf("csv: %v, %v", records, err)
+	}
+	side, err = compare.ReadGo(&lines, "lines")
+	if err != nil || len(side.Series) != 12 || len(side.Warnings) > 0 || len(side.Series[0].Values) < 6 ||
+		!strings.HasPrefix(side.Series[0].Case, "Decode/layout=NHD/block_size=1/") {
+		t.Errorf("Go's benchmark format: %+v, %v", side, err)
+	}
+}
+
+// TestWrongKernelIsNotTimed: a kernel that does not agree with the reference is an error, not a fast row.
+func TestWrongKernelIsNotTimed(t *testing.T) {
+	_, err := Run(t.Context(), Options{Backend: fake{wrong: true}, Cases: cases(t, []string{"decode"})})
+	if err == nil || !strings.Contains(err.Error(), "against the reference") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestInterrupted: what was timed before is there and says that it is partial.
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	loads := 0
+	o := Options{Cases: cases(t, []string{"decode"}, "block_size=1,16,64"), Name: "kernels", Ceiling: 40 << 20,
+		Timing: timing.Options{WarmUp: -1}}
+	o.Backend = fake{loaded: func() {
+		if loads++; loads == 3+2+2 { // three checks, two ceilings, the second case
+			cancel()
+		}
+	}}
+	out, err := Run(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !out.Bench.Partial || len(out.Bench.Cases) == 0 || len(out.Bench.Cases) == 3 || !strings.Contains(out.Verdict(),
+		"PARTIAL") {
+		t.Errorf("%d cases, partial %v: %s", len(out.Bench.Cases), out.Bench.Partial, out.Verdict())
+	}
+}
+
+func TestCases(t *testing.T) {
+	list, err := Cases([]string{"decode", "gather"}, []string{"layout=NHD,HND", "block_size=1,16"}, true)
+	if err != nil || len(list) != 8 || list[0].Context != 4096 || list[1].BlockSize != 16 ||
+		list[4].Op != kernels.OpGather {
+		t.Errorf("%v, %v", list, err)
+	}
+	for _, c := range []struct {
+		op, axis, want string
+	}{
+		{"decod", "block_size=1", "unknown"}, {"decode", "block_size", "name=value"}, {"decode", "page=1", "unknown axis"},
+		{"decode", "block_size=3", "power of two"}, {"decode", "block_size=16,16", "twice"}, {"decode", "block_size=x",
+			"whole number"},
+	} {
+		if _, err := Cases([]string{c.op}, []string{c.axis}, false); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %s: %v, want %q", c.op, c.axis, err, c.want)
+		}
+	}
+	if _, err := Cases([]string{"decode"}, []string{"batch=1", "batch=2"}, false); err == nil {
+		t.Error("an axis given twice")
+	}
+	for _, op := range kernels.Ops() {
+		for _, large := range []bool{false, true} {
+			for _, c := range []kernels.Case{Base(op, large), Small(Base(op, large))} {
+				if err := c.Validate(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+}
+
+// suite times every operation at its base case, and decode over layouts and block sizes, on a backend.
+func suite(b *testing.B, backend string) {
+	m, err := Open(backend, false)
+	if err != nil {
+		b.Skip(err)
+	}
+	defer m.Close()
+	var list []kernels.Case
+	for _, op := range kernels.Ops() {
+		list = append(list, Base(op, m.Large))
+	}
+	decode, err := Cases([]string{"decode"}, []string{"layout=NHD,HND,x-packed", "block_size=1,8,32,256"}, m.Large)
+	if err != nil {
+		b.Fatal(err)
+	}
+	read := 0.0 // of plain reading in the same run, which comes first
+	slices.Reverse(list)
+	for _, c := range append(list, decode...) {
+		b.Run(c.Name(), func(b *testing.B) {
+			in, err := kernels.NewInputs(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			k, err := m.Backend.Load(in)
+			if err != nil {
+				b.Skip(err) // a backend may lack a case
+			}
+			defer k.Close()
+			for b.Loop() {
+				if err := k.Run(1); err != nil {
+					b.Fatal(err)
+				}
+			}
+			seconds := b.Elapsed().Seconds() / float64(b.N)
+			rate := float64(c.Bytes()) / seconds
+			if c.Op == kernels.OpRead {
+				read = rate
+			}
+			b.ReportMetric(rate, "B/s")
+			if c.Flops() > 0 {
+				b.ReportMetric(c.Flops()/seconds, "flop/s")
+			}
+			if read > 0 {
+				b.ReportMetric(100*rate/read, "%read")
+			}
+		})
+	}
+}
+
+func BenchmarkHost(b *testing.B) { suite(b, "host") }
+
+func BenchmarkCUDA(b *testing.B) { suite(b, "cuda") }
+
+// Example shows a run from Go.
+func Example() {
+	list, err := Cases([]string{"decode"}, []string{"block_size=1,16", "batch=1", "context=256"}, false)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	m, err := Open("host", false)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer m.Close()
+	out, err := Run(context.Background(), Options{Name: "kernels", Backend: m.Backend, Device: m.Device, Cases: list,
+		Rounds:  1,
+		Ceiling: 16 << 20, Timing: timing.Options{MaxTime: 1e7}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, c := range out.Bench.Cases {
+		fmt.Println(c.Axes["op"], c.Axes["block_size"], c.Median > 0, c.Checked != "")
+	}
+	// Output:
+	// decode 1 true true
+	// decode 16 true true
+}

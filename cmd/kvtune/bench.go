@@ -1,0 +1,125 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/bench"
+	"kvtune/cuda"
+	"kvtune/harness/archive"
+	"kvtune/harness/timing"
+)
+
+func benchCommand() *cli.Command {
+	const catBench, catTiming = "Kernels", "Timing"
+	return &cli.Command{
+		Name:  "bench",
+		Usage: "what block sizes and layouts of the KV cache cost on this machine, measured",
+		Description: "Every case is checked against a reference before it is timed. Axes: layout, block_size, dtype, heads,\n" +
+			"kv_heads, head_size, batch, context, new, lengths, table, seed.\n\nExamples:\n" +
+			"   kvtune bench --op decode --axis block_size=1,8,16,32 --axis layout=NHD,HND\n" +
+			"   kvtune bench --op decode --op append --axis dtype=bf16,fp8 --warm --format csv",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "op", Category: catBench, Usage: "`operation`: decode, prefill, append, gather, " +
+				"copy_blocks, swap_out, swap_in, quantize, copy, read (repeat; default decode)"},
+			&cli.StringSliceFlag{Name: "axis", Category: catBench,
+				Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)"},
+			&cli.StringFlag{Name: "backend", Usage: "`auto|cuda|host`", Value: "auto", Category: catBench},
+			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)",
+				Category: catTiming},
+			&cli.BoolFlag{Name: "warm", Usage: "launches find in the caches what fits", Category: catTiming},
+			&cli.DurationFlag{Name: "time", Usage: "at most so `long` per case and round", Category: catTiming},
+			&cli.Float64Flag{Name: "precision", Usage: "stop at this relative half `width` of the median's 95 % interval",
+				Value: 0.005, Category: catTiming},
+			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2,
+				Category: catTiming},
+			&cli.StringFlag{Name: "format", Value: "text", Category: catOutput,
+				Usage: "of what is printed: `text|json|csv|bench` (bench: for benchstat and kvtune compare)"},
+			outputDirFlag("results"),
+			&cli.StringFlag{Name: "name", Usage: "`name` of the files", Value: "kernels", Category: catOutput},
+		},
+		Action: benchAction,
+	}
+}
+
+func benchAction(c *cli.Context) error {
+	formats := map[string]func(*bench.Outcome, io.Writer) error{
+		"text": (*bench.Outcome).Text, "json": (*bench.Outcome).JSON, "csv": (*bench.Outcome).CSV,
+		"bench": (*bench.Outcome).GoBench,
+	}
+	write := formats[c.String("format")]
+	if write == nil {
+		return usagef("--format %s: expected text, json, csv or bench", c.String("format"))
+	}
+	if c.Bool("cold") && c.Bool("warm") {
+		return usagef("--cold and --warm exclude each other")
+	}
+	if c.Int("rounds") < 1 {
+		return usagef("--rounds %d: expected a whole number of at least 1", c.Int("rounds"))
+	}
+	if p := c.Float64("precision"); !(p > 0 && p < 1) {
+		return usagef("--precision %v: expected a number above 0 and below 1", p)
+	}
+	ops, axes := c.StringSlice("op"), c.StringSlice("axis")
+	if len(ops) == 0 {
+		ops = []string{"decode"}
+	}
+	if len(axes) == 0 {
+		axes = []string{"block_size=1,2,4,8,16,32,64,128,256"}
+	}
+	if _, err := bench.Cases(ops, axes, false); err != nil { // before anything is opened
+		return usageError{err}
+	}
+	cold := !c.Bool("warm")
+	machine, err := bench.Open(c.String("backend"), cold)
+	if errors.Is(err, cuda.ErrUnavailable) {
+		return usageError{fmt.Errorf("%w; --backend host measures the processor", err)}
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	defer machine.Close()
+	cases, err := bench.Cases(ops, axes, machine.Large)
+	if err != nil {
+		return usageError{err}
+	}
+	folder, err := archive.Create(c.Path("output-dir"))
+	if err != nil {
+		return err
+	}
+	scr := newScreen(c.App.ErrWriter)
+	defer scr.close()
+	out, err := bench.Run(c.Context, bench.Options{
+		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: cases,
+		Cold:   cold,
+		Rounds: c.Int("rounds"),
+		Timing: timing.Options{MaxTime: c.Duration("time"), Precision: c.Float64("precision"), Probe: machine.Probe},
+		Progress: func(done, of int, what string) {
+			scr.stage(fmt.Sprintf("%d/%d %s", done+1, of, what))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	scr.close()
+	if machine.Note != "" {
+		out.Bench.Warnings = append(out.Bench.Warnings, machine.Note)
+	}
+	out.Bench.Conditions.Tool, out.Bench.Conditions.Command = version(), c.App.Metadata["command"].([]string)
+	if err := out.Save(folder); err != nil {
+		return err
+	}
+	if err := write(out, c.App.Writer); err != nil {
+		return err
+	}
+	if c.String("format") == "text" {
+		fmt.Fprintln(c.App.Writer, "\nfiles")
+		for _, file := range folder.Files() {
+			fmt.Fprintf(c.App.Writer, "  %s\n", folder.Path(file))
+		}
+	}
+	return c.Context.Err()
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness/compare"
+)
+
+func compareCommand() *cli.Command {
+	const catCompare = "Comparison"
+	return &cli.Command{
+		Name:      "compare",
+		Usage:     "did B get slower than A, and is that significant?",
+		ArgsUsage: "A B",
+		Description: "A and B are archives of kvtune bench or kvtune profile, or files in Go's benchmark format. With\n" +
+			"--run they are programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit status 3 is a\n" +
+			"significant regression beyond the threshold.\n\nExamples:\n" +
+			"   kvtune compare results/old results/new\n" +
+			"   kvtune compare --threshold 0.005 --run ./old ./new -- bench --op decode --format bench\n" +
+			"   kvtune compare --run old.test new.test -- -test.run=NONE -test.bench=.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "run", Usage: "run A and B by turns, A B B A", Category: catCompare},
+			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 10, Category: catCompare},
+			&cli.Float64Flag{Name: "threshold", Usage: "relative `difference` that matters", Value: 0.01, Category: catCompare},
+			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01,
+				Category: catCompare},
+			&cli.StringFlag{Name: "format", Usage: "of what is printed: `text|json`", Value: "text", Category: catOutput},
+		},
+		Action: compareAction,
+	}
+}
+
+func compareAction(c *cli.Context) error {
+	args := c.Args().Slice()
+	for i, arg := range args {
+		if i > 0 && strings.HasPrefix(arg, "-") {
+			return usagef("flag %q stands behind the things to compare and was not read: kvtune compare %s %s", arg,
+				strings.Join(args[i:], " "), strings.Join(args[:i], " "))
+		}
+	}
+	if len(args) != 2 {
+		return usagef("%d things to compare: expected two, kvtune compare A B", len(args))
+	}
+	format := c.String("format")
+	if format != "text" && format != "json" {
+		return usagef("--format %s: expected text or json", format)
+	}
+	if c.Int("rounds") < 1 {
+		return usagef("--rounds %d: expected a whole number of at least 1", c.Int("rounds"))
+	}
+	a, b, err := sides(c, args[0], args[1])
+	if err != nil {
+		return err
+	}
+	report, err := compare.Compare(a, b, compare.Options{Threshold: c.Float64("threshold"), Alpha: c.Float64("alpha")})
+	if err != nil {
+		return usageError{err}
+	}
+	if format == "json" {
+		e := json.NewEncoder(c.App.Writer)
+		e.SetIndent("", "  ")
+		err = e.Encode(report)
+	} else {
+		err = report.Text(c.App.Writer)
+	}
+	if err == nil && report.Count(compare.Worse) > 0 {
+		return errNegative
+	}
+	return err
+}
+
+// sides reads the two sides, or measures them.
+func sides(c *cli.Context, a, b string) (*compare.Side, *compare.Side, error) {
+	extra := c.App.Metadata["extra"].([]string)
+	if c.Bool("run") {
+		scr := newScreen(c.App.ErrWriter)
+		defer scr.close()
+		return compare.Run(c.Context, a, b, extra, c.Int("rounds"), func(made, of int) {
+			scr.stage(fmt.Sprintf("%d/%d runs of the programs", made, of))
+		})
+	}
+	if len(extra) > 0 {
+		return nil, nil, usagef("what stands behind -- is for the programs of --run")
+	}
+	sideA, err := compare.Read(a)
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	sideB, err := compare.Read(b)
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	return sideA, sideB, nil
+}

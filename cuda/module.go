@@ -1,0 +1,104 @@
+//go:build cuda
+
+package cuda
+
+// #include "driver.h"
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	"gorgonia.org/cu"
+)
+
+// Module is compiled code that a device has loaded.
+type Module struct {
+	device *Device
+	module cu.Module
+}
+
+// Function is a kernel of a module. It has one parameter: a structure, by value.
+type Function struct {
+	device   *Device
+	name     string
+	function cu.Function
+}
+
+// Module loads an image: a fat binary, a cubin or PTX, as nvcc writes it. The driver picks the code for the device.
+func (d *Device) Module(image []byte) (*Module, error) {
+	m := &Module{device: d}
+	return m, d.do(func() (err error) {
+		m.module, err = cu.LoadData(string(image))
+		return check("cuModuleLoadData", err)
+	})
+}
+
+// Close unloads the module, once nothing that was enqueued uses it.
+func (m *Module) Close() error {
+	if err := m.device.Wait(); err != nil {
+		return err
+	}
+	return m.device.do(func() error { return failure("cuModuleUnload", C.cuModuleUnload(m.c())) })
+}
+
+func (m *Module) c() C.CUmodule { return *(*C.CUmodule)(unsafe.Pointer(&m.module)) }
+
+// Function finds the kernel of a name, which the source declares extern "C".
+func (m *Module) Function(name string) (*Function, error) {
+	f := &Function{device: m.device, name: name}
+	return f, m.device.do(func() (err error) {
+		f.function, err = m.module.Function(name)
+		return check("cuModuleGetFunction of "+name, err)
+	})
+}
+
+func (f *Function) c() C.CUfunction { return *(*C.CUfunction)(unsafe.Pointer(&f.function)) }
+
+// Resources is what a block of a kernel takes.
+type Resources struct {
+	Registers int // of a thread
+	Local     int // bytes of a thread: registers that were spilled, arrays
+	Shared    int // bytes of a block that are declared in the source
+}
+
+// Resources says what the compiled kernel takes.
+func (f *Function) Resources() (r Resources, err error) {
+	err = f.device.do(func() error {
+		for _, a := range []struct {
+			attribute cu.FunctionAttribute
+			value     *int
+		}{
+			{C.CU_FUNC_ATTRIBUTE_NUM_REGS, &r.Registers},
+			{C.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, &r.Local},
+			{C.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, &r.Shared},
+		} {
+			var err error
+			if *a.value, err = f.function.Attribute(a.attribute); err != nil {
+				return check("cuFuncGetAttribute of "+f.name, err)
+			}
+		}
+		return nil
+	})
+	return r, err
+}
+
+// Occupancy lets a block of the kernel have dynamic shared memory (without this call at most 48 KiB), and says how many
+// blocks of that many threads one multiprocessor runs at a time.
+func (f *Function) Occupancy(threads, shared int) (blocks int, err error) {
+	if limit := f.device.Info.SharedPerBlock; shared > limit {
+		return 0, fmt.Errorf("%s wants %d bytes of shared memory: a block of %s has at most %d", f.name, shared,
+			f.device.Info.Name, limit)
+	}
+	err = f.device.do(func() error {
+		code := C.cuFuncSetAttribute(f.c(), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(shared))
+		if code != C.CUDA_SUCCESS {
+			return failure("cuFuncSetAttribute of "+f.name, code)
+		}
+		var n C.int
+		code = C.cuOccupancyMaxActiveBlocksPerMultiprocessor(&n, f.c(), C.int(threads), C.size_t(shared))
+		blocks = int(n)
+		return failure("cuOccupancyMaxActiveBlocksPerMultiprocessor of "+f.name, code)
+	})
+	return blocks, err
+}

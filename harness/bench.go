@@ -1,0 +1,89 @@
+package harness
+
+import "time"
+
+// BenchSchema is the schema of a [Bench] that this version writes.
+const BenchSchema = "kvtune.bench/1"
+
+// Bench is what a kernel benchmark gave: `<name>_bench.json`. Its samples are in `<name>_samples.jsonl.zst`.
+type Bench struct {
+	// Schema is [BenchSchema]. A newer major version is refused by readers.
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	Origin Origin `json:"origin"`
+	// Partial is set when the run ended early; Why says how.
+	Partial bool   `json:"partial,omitempty"`
+	Why     string `json:"why,omitempty"`
+	// Backend is what ran the kernels ("host", "gpu"), Device the processor or GPU it ran on.
+	Backend string `json:"backend"`
+	Device  string `json:"device"`
+	// Cold: the data of a launch is not in a cache when it begins.
+	Cold bool `json:"cold"`
+	// Rounds is how often all cases were gone through, forwards and backwards by turns.
+	Rounds     int        `json:"rounds"`
+	Conditions Conditions `json:"conditions"`
+	// ReadCeiling and CopyCeiling are the bandwidths (B/s) of reading and of copying, measured in the same run; nil where
+	// they were not.
+	ReadCeiling *float64    `json:"read_ceiling_bytes_per_s"`
+	CopyCeiling *float64    `json:"copy_ceiling_bytes_per_s"`
+	Cases       []BenchCase `json:"cases"`
+	// Warnings are what a reader must know before believing the numbers.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// BenchCase is one case of a [Bench]. Times are of one launch.
+type BenchCase struct {
+	// Case is its name as a Go benchmark; Axes are the parts of it.
+	Case string            `json:"case"`
+	Axes map[string]string `json:"axes"`
+	// Median and its 95 % interval, in seconds. The ends are nil where the samples cannot bound it.
+	Median float64  `json:"median_s"`
+	Low    *float64 `json:"low_s"`
+	High   *float64 `json:"high_s"`
+	// Samples were taken of so many Launches each; Effective of them are independent. Stop says why no more.
+	Samples   int    `json:"samples"`
+	Launches  int    `json:"launches"`
+	Effective int    `json:"effective"`
+	Stop      string `json:"stop"`
+	// Overhead is the clock's cost per sample in seconds, which was subtracted.
+	Overhead float64 `json:"overhead_s"`
+	// Autocorrelation is that of neighbouring samples, Drift the change from the first third of them to the last.
+	Autocorrelation float64 `json:"autocorrelation"`
+	Drift           float64 `json:"drift"`
+	Gated           int     `json:"gated"`
+	Outliers        int     `json:"outliers"`
+	// Bytes and Flops are what the operation must move and compute.
+	Bytes int64   `json:"bytes"`
+	Flops float64 `json:"flops"`
+	// Slower is the ratio of this case's time to the fastest one's of the same group (see package bench), with its 99 %
+	// interval; P is the p-value of the difference after Holm's correction. All are nil for the fastest itself and where
+	// there is nothing to compare with.
+	Slower     *float64 `json:"slower"`
+	SlowerLow  *float64 `json:"slower_low"`
+	SlowerHigh *float64 `json:"slower_high"`
+	P          *float64 `json:"p_holm"`
+	// Best marks the fastest of its group.
+	Best bool `json:"best,omitempty"`
+	// Checked says what was compared with the reference before the timing.
+	Checked  string   `json:"checked"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Bandwidth is the bytes moved per second.
+func (c *BenchCase) Bandwidth() float64 { return float64(c.Bytes) / c.Median }
+
+// BenchSample is one sample of a case: a line of `<name>_samples.jsonl.zst`, in the order in which they were taken.
+type BenchSample struct {
+	Case string
+	// Round counts the passes over all cases, from 0.
+	Round int
+	// At is when the sample's series began, from the begin of the case's measurement.
+	At time.Duration
+	// Seconds is the time of one launch.
+	Seconds float64
+	// Clock is the device's SM clock in Hz, nil where it is not known.
+	Clock *float64
+	// Gate says why the device was not fit; "" where it was.
+	Gate    string
+	Outlier bool
+}

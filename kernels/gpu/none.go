@@ -1,0 +1,34 @@
+//go:build !cuda
+
+package gpu
+
+import (
+	"kvtune/cuda"
+	"kvtune/kernels"
+)
+
+// Backend is an open GPU; there is none in a program that is built without the tag cuda.
+type Backend struct {
+	// Warm: see the documentation with the tag cuda.
+	Warm bool
+	// Info describes the device.
+	Info cuda.Info
+}
+
+// Open returns an error that wraps cuda.ErrUnavailable.
+func Open(device int) (*Backend, error) {
+	_, err := cuda.Open(device)
+	return nil, err
+}
+
+// Name is "gpu".
+func (*Backend) Name() string { return "gpu" }
+
+// Load returns cuda.ErrUnavailable.
+func (*Backend) Load(*kernels.Inputs) (kernels.Kernel, error) { return nil, cuda.ErrUnavailable }
+
+// Nothing returns cuda.ErrUnavailable.
+func (*Backend) Nothing() (kernels.Kernel, error) { return nil, cuda.ErrUnavailable }
+
+// Close does nothing.
+func (*Backend) Close() error { return nil }

@@ -1,0 +1,40 @@
+// Package kernels is the vocabulary of the kernel benchmarks: an operation on a paged KV cache as a [Case], its
+// [Inputs], what it must leave behind, and the [Backend] that runs it. The backends are kernels/ref (float64, the
+// truth), kernels/host (C with SIMD) and kernels/gpu (CUDA).
+//
+// A backend loads the inputs of a case once and runs it many times; whoever times it calls [Kernel.Run], and [Check]
+// compares what it left with the truth.
+package kernels
+
+// Backend runs cases on one kind of machine.
+type Backend interface {
+	// Name is the backend's name: "ref", "host", "gpu".
+	Name() string
+	// Load prepares a case: it copies the inputs to where the kernel reads them and poisons its outputs. It fails
+	// where the backend cannot run the case. The inputs are only read, and not used after Load has returned.
+	Load(in *Inputs) (Kernel, error)
+}
+
+// Kernel is a case that is ready to run. It is used by one goroutine at a time.
+type Kernel interface {
+	// Run does the operation n times back to back and returns when the last is done. Every run does the same work and
+	// leaves the same output.
+	Run(n int) error
+	// Output copies out what the last run left.
+	Output() (Output, error)
+	// Close gives the memory back.
+	Close() error
+}
+
+// Output is what a case leaves behind. The fields that an operation does not write are nil or 0.
+type Output struct {
+	// Attention is the output of decode and prefill, (queries, heads, head size), not yet or no longer rounded to the
+	// query's dtype.
+	Attention []float32
+	// Key and Value are the arrays that the other operations write, whole: what an operation must not touch is still
+	// as [Inputs.Destination] had it. gather leaves (tokens, KV heads, head size), the others a cache.
+	Key, Value []byte
+	// Sum is what read leaves: the sum of the key and value arrays as little-endian 32-bit words, modulo 2^32. It does
+	// not depend on the order.
+	Sum uint32
+}
