@@ -20,7 +20,7 @@ CUDA_SOURCES := decode prefill move
 CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test cuda lint test-vllm fuzz golden clean tools
+.PHONY: help build run test test-kernels cuda lint test-vllm fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,13 +31,16 @@ build: tools ## build bin/kvtune
 run: build ## profile, plan, verify and report on the embedded engine (no GPU, no vLLM), into results/
 	./bin/kvtune workflow --quick-test --target-optimization balanced --output-dir results
 
-# Long arithmetic without shared state in Go (C kernels, statistics of many samples) runs once, without the race detector.
+# Long arithmetic without shared state in Go (C kernels, statistics of many samples): once, without the race detector.
 RACELESS := kernels/host harness/timing harness/compare
 
-test: lint ## all tests that need no GPU and no vLLM, with the race detector
+test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
 	$(GO) test -race $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
+	$(GO) test -run 'TestScripts/seed|Example' ./cmd/kvtune ./harness/workflow
+
+test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)
-	$(GO) test -run 'TestScripts/(seed|bench|compare)|Example' ./cmd/kvtune ./harness/workflow
+	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
 
 cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with the tag cuda, build bin/kvtune-cuda
 	$(CUDA_ENV) $(GO) vet -tags cuda ./...
