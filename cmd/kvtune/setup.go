@@ -94,7 +94,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 		}
 		s.Source = &workflow.Launched{
 			Argv: argv, Model: c.String("model"), Extra: words(c, "extra"), StopCommand: c.StringSlice("stop-arg"),
-			Opts: opts, OnProgress: s.screen.detail, Device: workflow.DeviceOf(gpu),
+			Opts: opts, OnProgress: s.screen.detail, OnRetry: s.screen.stage, Device: workflow.DeviceOf(gpu),
 		}
 	default:
 		s.Source = workflow.Embedded{Model: s.Model, GPU: s.GPU, Base: base, Seed: c.Uint64("seed")}

@@ -13,8 +13,24 @@ const (
 	maxLines   = 5
 )
 
+// Cause is the kind of reason for which a server ended.
+type Cause string
+
+const (
+	CauseFlag    Cause = "flag"     // this version does not take a flag or its value
+	CausePort    Cause = "port"     // somebody else listens there
+	CauseBlock   Cause = "block"    // the attention backend refuses the block size
+	CauseKVCache Cause = "kv cache" // what is left of the memory does not hold the KV cache that is needed
+	CauseMemory  Cause = "memory"   // the device's or the machine's memory ran out
+	CauseConfig  Cause = "config"   // values that do not go together, or that this model or machine cannot have
+	CauseModel   Cause = "model"    // the model is not there, or needs permission
+	CauseDevice  Cause = "device"   // no device
+	CauseKilled  Cause = "killed"   // a signal from outside
+)
+
 // symptom is a line in a server's log that tells why it ended, and what to do about it.
 type symptom struct {
+	cause      Cause
 	pattern    *regexp.Regexp
 	suggestion string
 }
@@ -22,39 +38,42 @@ type symptom struct {
 // symptoms in order of how decisive they are: the first that matches any line wins. Wordings are those of vLLM 0.18 to
 // 0.33 and PyTorch.
 func symptoms() []symptom {
-	s := func(pattern, suggestion string) symptom { return symptom{regexp.MustCompile(pattern), suggestion} }
+	s := func(cause Cause, pattern, suggestion string) symptom {
+		return symptom{cause, regexp.MustCompile(pattern), suggestion}
+	}
 	return []symptom{
-		s(`unrecognized arguments|error: argument|invalid choice|invalid .* value:`,
+		s(CauseFlag, `unrecognized arguments|error: argument|invalid choice|invalid .* value:`,
 			"this version of vLLM does not take the flag or value: leave it out, or use the version that the plan is for"),
-		s(`(?i)address already in use`, "the port is taken: stop what listens there, or choose another --port"),
-		s(`No common block size|[Bb]lock.?size.*(not supported|must be|multiple)`,
+		s(CausePort, `(?i)address already in use`, "the port is taken: stop what listens there, or choose another --port"),
+		s(CauseBlock, `No common block size|[Bb]lock.?size.*(not supported|must be|multiple)`,
 			"the attention backend refuses this block_size: use a multiple of 16 on a GPU, of 32 on the CPU"),
-		s(`(?i)kv cache is needed, which is larger|larger than the (available|maximum number of tokens).*KV cache|`+
+		s(CauseKVCache, `(?i)kv cache is needed, which is larger|larger than the (available|maximum number of tokens).*KV cache|`+
 			`No available memory for the cache blocks`,
 			"the KV cache is too small: lower max_model_len, or raise gpu_memory_utilization"),
-		s(`(?i)out ?of ?memory|Free memory on device|Cannot allocate memory|MemoryError`,
+		s(CauseMemory, `(?i)out ?of ?memory|Free memory on device .* is less than|Cannot allocate memory|not enough memory|MemoryError`,
 			"memory ran out: lower gpu_memory_utilization, max_num_seqs or max_num_batched_tokens, or free the device"),
-		s(`max_num_batched_tokens.*max_num_seqs|max_num_batched_tokens.*max_model_len`,
+		s(CauseConfig, `max_num_batched_tokens.*max_num_seqs|max_num_batched_tokens.*max_model_len`,
 			"set max_num_batched_tokens and max_num_seqs together: tokens at least sequences, and at least max_model_len "+
 				"without chunked prefill"),
-		s(`max_model_len|maximum model length|derived max_model_len`,
+		s(CauseConfig, `max_model_len|maximum model length|derived max_model_len`,
 			"max_model_len does not fit the model: lower it"),
-		s(`(?i)gated repo|401 Client Error|access to model .* is restricted`,
+		s(CauseModel, `(?i)gated repo|401 Client Error|access to model .* is restricted`,
 			"the model needs permission: log in to the model hub, or use a local folder"),
-		s(`(?i)RepositoryNotFound|LocalEntryNotFound|is not a local folder|not a valid model identifier|`+
+		s(CauseModel, `(?i)RepositoryNotFound|LocalEntryNotFound|is not a local folder|not a valid model identifier|`+
 			`Repo id must|config\.json|couldn't connect to`,
 			"the model was not found: give a local folder with config.json, or check the name and the network"),
-		s(`(?i)failed to infer device type|no CUDA GPUs|NVIDIA driver|libcuda`,
+		s(CauseDevice, `(?i)failed to infer device type|no CUDA GPUs|NVIDIA driver|libcuda`,
 			"vLLM sees no device: check the driver and the installed build"),
-		s(`(?i)^killed$|oom-kill`, "the system killed it, most likely for memory"),
-		s(`ValueError:|ValidationError|NotImplementedError:|AssertionError`, "vLLM refuses the configuration: see the line"),
-		s(`\w+(Error|Exception): `, ""),
+		s(CauseKilled, `(?i)^killed$|oom-kill`, "the system killed it, most likely for memory"),
+		s(CauseConfig, `ValueError:|ValidationError|NotImplementedError:|AssertionError`, "vLLM refuses the configuration: see the line"),
+		s("", `\w+(Error|Exception): `, ""),
 	}
 }
 
 // diagnose finds the lines of a log that say why the server ended.
-func diagnose(path string) (lines []string, suggestion string) {
+func diagnose(path string) *DiedError {
 	all := tail(path, -1)
+	var lines []string
 	for _, sym := range symptoms() {
 		for _, l := range all {
 			if sym.pattern.MatchString(l) && (len(lines) == 0 || lines[len(lines)-1] != l) && len(lines) < maxLines {
@@ -62,10 +81,10 @@ func diagnose(path string) (lines []string, suggestion string) {
 			}
 		}
 		if len(lines) > 0 {
-			return lines, sym.suggestion
+			return &DiedError{Lines: lines, Cause: sym.cause, Suggestion: sym.suggestion}
 		}
 	}
-	return all[max(0, len(all)-maxLines):], ""
+	return &DiedError{Lines: all[max(0, len(all)-maxLines):]}
 }
 
 // logPrefix is what vLLM puts before a message: "(EngineCore pid=7) ERROR 11-24 02:06:07 [core.py:99] ".

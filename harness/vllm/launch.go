@@ -34,11 +34,11 @@ type LaunchOptions struct {
 	// Extra is passed on unchanged, behind everything else. It must not repeat a flag of Args. With --host or --port in
 	// it, these are obeyed.
 	Extra []string
-	// Env is added to this process's environment ("NAME=value").
+	// Env is added to this process's environment ("NAME=value"), all of which the server gets.
 	Env []string
 	// LogPath is the file that gets the server's output; it is kept. "" is a new file in the folder for temporary files.
 	LogPath string
-	// Port is where the server is to listen, 0 for a free one.
+	// Port is where the server is to listen, 0 for a free one (another is tried when somebody takes it meanwhile).
 	Port int
 	// StopCommand ends the server where a signal to the process does not ("docker", "stop", NAME); nil sends SIGTERM.
 	StopCommand []string
@@ -63,7 +63,8 @@ type DiedError struct {
 	State string
 	// Lines are the log's decisive lines, at most 5, in the log's order; its last lines where none stands out.
 	Lines []string
-	// Suggestion is what to change, "" when the cause is not a known one.
+	// Cause is the kind of reason, "" when it is not a known one; Suggestion is what to change then.
+	Cause      Cause
 	Suggestion string
 	// LogPath is the whole log.
 	LogPath string
@@ -82,8 +83,8 @@ func (e *DiedError) Error() string {
 	return b.String()
 }
 
-// Process is a server that was started here. It leads its own process group and, on Linux, is told to end when this
-// process dies.
+// Process is a server that was started here. It leads its own process group, which a guard stops should this process die
+// before it has.
 type Process struct {
 	argv  []string
 	log   string
@@ -101,6 +102,18 @@ type Process struct {
 // Launch starts a server and waits until its /health answers 200. When ctx ends first, or the process dies, nothing is
 // left running; the log stays. Errors: *ConflictError, *DiedError, ctx's cause, or why the command cannot be run.
 func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
+	_, own := flagValue(opt.Extra, "--port")
+	for try := 1; ; try++ {
+		p, err := launch(ctx, opt)
+		var died *DiedError
+		if errors.As(err, &died) && died.Cause == CausePort && opt.Port == 0 && !own && try < 3 {
+			continue // it was free when it was chosen
+		}
+		return p, err
+	}
+}
+
+func launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	host, port, argv, err := commandLine(opt)
 	if err != nil {
 		return nil, err
@@ -124,38 +137,40 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), opt.Env...)
 	cmd.SysProcAttr = groupAttr()
+	if err := cmd.Start(); err != nil {
+		return nil, cannotStart(argv[0], err)
+	}
 	p := &Process{
-		argv: argv, log: log.Name(), url: base,
+		argv: argv, log: log.Name(), url: base, proc: cmd.Process,
 		stop: opt.StopCommand, grace: opt.Grace, ended: make(chan struct{}),
 	}
-	started := make(chan error, 1)
-	go p.run(cmd, started)
-	if err := <-started; err != nil {
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("cannot start %q: not found; install vLLM (pip install vllm), or name the command that "+
-				"starts it", argv[0])
-		}
-		return nil, fmt.Errorf("cannot start %q: %w", argv[0], err)
+	dismiss, guardErr := guard(p.PID(), p.stop, p.grace)
+	go p.reap(cmd, dismiss)
+	if err = guardErr; err == nil {
+		err = p.await(ctx, client, opt.OnProgress)
 	}
-	if err := p.await(ctx, client, opt.OnProgress); err != nil {
+	if err != nil {
 		_ = p.Stop() // the first error is the one to show
 		return nil, err
 	}
 	return p, nil
 }
 
-// run starts the process and reaps it. The signal that the kernel sends when a parent dies is tied to the thread that
-// started the child, so that this one is kept for the child's whole life.
-func (p *Process) run(cmd *exec.Cmd, started chan<- error) {
-	unlock := lockThread()
-	defer unlock()
-	if err := cmd.Start(); err != nil {
-		started <- err
-		return
+func cannotStart(program string, err error) error {
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot start %q: %w; install vLLM (pip install vllm), or name the command that starts it",
+			program, exec.ErrNotFound)
 	}
-	p.proc = cmd.Process
-	started <- nil
+	return fmt.Errorf("cannot start %q: %w", program, err)
+}
+
+// reap waits for the end of the process and takes what it left of its group with it.
+func (p *Process) reap(cmd *exec.Cmd, dismiss func()) {
 	_ = cmd.Wait() // the state says more
+	killGroup(p.PID())
+	if dismiss != nil {
+		dismiss()
+	}
 	p.state = cmd.ProcessState.String()
 	close(p.ended)
 }
@@ -230,8 +245,12 @@ func (p *Process) Err() error {
 func (p *Process) LogTail(n int) []string { return tail(p.log, n) }
 
 func (p *Process) died() error {
-	lines, suggestion := diagnose(p.log)
-	return &DiedError{State: p.state, Lines: lines, Suggestion: suggestion, LogPath: p.log}
+	e := diagnose(p.log)
+	e.State, e.LogPath = p.state, p.log
+	if e.Cause == "" && strings.Contains(p.state, "killed") {
+		e.Cause, e.Suggestion = CauseKilled, "somebody killed it: the system does so when memory runs out"
+	}
+	return e
 }
 
 // Stop ends the server: StopCommand or SIGTERM, and after the grace time SIGKILL, in the end for the whole process

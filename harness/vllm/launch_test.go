@@ -1,6 +1,7 @@
 package vllm
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,13 @@ func fakeServer(mode string) {
 	case strings.HasPrefix(mode, "die:"):
 		fmt.Fprintln(os.Stderr, strings.TrimPrefix(mode, "die:"))
 		os.Exit(3)
+	case mode == "port taken at first":
+		mark, err := os.OpenFile(os.Getenv("KVTUNE_FAKE_LOG"), os.O_CREATE|os.O_EXCL, 0o600)
+		if err == nil {
+			mark.Close()
+			fmt.Println("OSError: [Errno 98] error while attempting to bind on address: address already in use")
+			os.Exit(1)
+		}
 	case mode == "never ready":
 		time.Sleep(time.Hour)
 	case mode == "stubborn":
@@ -49,11 +57,15 @@ func fakeServer(mode string) {
 		fmt.Println("worker", worker.Process.Pid)
 	case mode == "launcher": // starts a server like kvtune does, and waits to be killed
 		p, err := Launch(context.Background(), LaunchOptions{Argv: []string{os.Args[0]},
-			Env: []string{"KVTUNE_FAKE_SERVER=serve"}, LogPath: os.Getenv("KVTUNE_FAKE_LOG")})
+			Env: []string{"KVTUNE_FAKE_SERVER=leaves a worker"}, LogPath: os.Getenv("KVTUNE_FAKE_LOG"), Grace: time.Second})
 		if err != nil {
 			os.Exit(5)
 		}
-		fmt.Println("server", p.PID())
+		worker := 0
+		for _, l := range p.LogTail(10) {
+			_, _ = fmt.Sscanf(l, "worker %d", &worker)
+		}
+		fmt.Println("server", p.PID(), worker)
 		time.Sleep(time.Hour)
 	}
 	port, _ := flagValue(os.Args[1:], "--port")
@@ -63,8 +75,8 @@ func fakeServer(mode string) {
 	os.Exit(6)
 }
 
-// launch starts the fake server in a mode, with a log in the test's folder.
-func launch(t *testing.T, mode string, opt LaunchOptions) (*Process, error) {
+// launchFake starts the fake server in a mode, with a log in the test's folder.
+func launchFake(t *testing.T, mode string, opt LaunchOptions) (*Process, error) {
 	t.Helper()
 	opt.Argv = []string{os.Args[0]}
 	opt.Env = append(opt.Env, "KVTUNE_FAKE_SERVER="+mode)
@@ -100,7 +112,7 @@ func gone(t *testing.T, pid int) {
 
 func TestLaunchAndStop(t *testing.T) {
 	var progress []string
-	p, err := launch(t, "serve", LaunchOptions{Model: "tiny", Args: []string{"--max-num-seqs", "8"},
+	p, err := launchFake(t, "serve", LaunchOptions{Model: "tiny", Args: []string{"--max-num-seqs", "8"},
 		Extra: []string{"--enforce-eager"}, OnProgress: func(line string) { progress = append(progress, line) }})
 	if err != nil {
 		t.Fatal(err)
@@ -147,18 +159,15 @@ func TestLaunchAndStop(t *testing.T) {
 }
 
 func TestLaunchObeysHostAndPortOfTheUser(t *testing.T) {
-	port, err := freePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := launch(t, "serve", LaunchOptions{Extra: []string{"--host", "0.0.0.0", "--port=" + strconv.Itoa(port)}})
+	port := freeTestPort(t)
+	p, err := launchFake(t, "serve", LaunchOptions{Extra: []string{"--host", "0.0.0.0", "--port=" + strconv.Itoa(port)}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p.URL() != fmt.Sprintf("http://127.0.0.1:%d", port) || len(p.Argv()) != 4 {
 		t.Errorf("%s, %q", p.URL(), p.Argv())
 	}
-	if _, err := launch(t, "serve", LaunchOptions{Port: port}); err == nil || !strings.Contains(err.Error(),
+	if _, err := launchFake(t, "serve", LaunchOptions{Port: port}); err == nil || !strings.Contains(err.Error(),
 		"already answers") {
 		t.Errorf("a second server at the same port: %v", err)
 	}
@@ -181,7 +190,7 @@ func TestLaunchConflicts(t *testing.T) {
 		}
 	}
 	var conflict *ConflictError
-	_, err := launch(t, "serve", LaunchOptions{Args: []string{"--seed", "1"}, Extra: []string{"--seed", "2"}})
+	_, err := launchFake(t, "serve", LaunchOptions{Args: []string{"--seed", "1"}, Extra: []string{"--seed", "2"}})
 	if !errors.As(err, &conflict) || conflict.Flag != "--seed" {
 		t.Errorf("launch: %v", err)
 	}
@@ -190,7 +199,7 @@ func TestLaunchConflicts(t *testing.T) {
 func TestLaunchOfWhatIsNotThere(t *testing.T) {
 	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-vllm-program"},
 		LogPath: filepath.Join(t.TempDir(), "log")})
-	if err == nil || !strings.Contains(err.Error(), "not found; install vLLM") {
+	if err == nil || !strings.Contains(err.Error(), "executable file not found in $PATH; install vLLM") {
 		t.Errorf("%v", err)
 	}
 	_, err = Launch(t.Context(), LaunchOptions{Argv: []string{os.Args[0]}, LogPath: filepath.Join(t.TempDir(), "no",
@@ -235,7 +244,7 @@ func TestLaunchOfAServerThatDies(t *testing.T) {
 		{"nothing known", "just this", "just this", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := launch(t, "die:"+c.log, LaunchOptions{})
+			_, err := launchFake(t, "die:"+c.log, LaunchOptions{})
 			var died *DiedError
 			if !errors.As(err, &died) {
 				t.Fatal(err)
@@ -272,7 +281,7 @@ func TestLaunchGivesUpWithItsContext(t *testing.T) {
 }
 
 func TestStopKillsWhatDoesNotListen(t *testing.T) {
-	p, err := launch(t, "stubborn", LaunchOptions{Grace: 100 * time.Millisecond})
+	p, err := launchFake(t, "stubborn", LaunchOptions{Grace: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +294,7 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 }
 
 func TestStopLeavesNoWorker(t *testing.T) {
-	p, err := launch(t, "leaves a worker", LaunchOptions{})
+	p, err := launchFake(t, "leaves a worker", LaunchOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +312,7 @@ func TestStopLeavesNoWorker(t *testing.T) {
 }
 
 func TestStopCommand(t *testing.T) {
-	p, err := launch(t, "serve", LaunchOptions{StopCommand: []string{"false"}, Grace: 50 * time.Millisecond})
+	p, err := launchFake(t, "serve", LaunchOptions{StopCommand: []string{"false"}, Grace: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +321,7 @@ func TestStopCommand(t *testing.T) {
 	}
 	gone(t, p.PID())
 	mark := filepath.Join(t.TempDir(), "stopped")
-	p, err = launch(t, "serve", LaunchOptions{StopCommand: []string{"touch", mark}, Grace: 50 * time.Millisecond})
+	p, err = launchFake(t, "serve", LaunchOptions{StopCommand: []string{"touch", mark}, Grace: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +333,7 @@ func TestStopCommand(t *testing.T) {
 	}
 }
 
-// kvtune killed hard takes its server with it.
+// kvtune killed hard takes its server and all that this started with it.
 func TestServerDiesWithItsParent(t *testing.T) {
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
 		t.Skip("skipped: needs Linux")
@@ -339,24 +348,45 @@ func TestServerDiesWithItsParent(t *testing.T) {
 	if err := launcher.Start(); err != nil {
 		t.Fatal(err)
 	}
-	server := 0
-	buf := make([]byte, 4096)
-	for text := ""; server == 0; {
-		n, err := out.Read(buf)
-		text += string(buf[:n])
-		for _, l := range strings.SplitAfter(text, "\n") {
-			if strings.HasSuffix(l, "\n") {
-				_, _ = fmt.Sscanf(l, "server %d", &server)
-			}
-		}
-		if err != nil && server == 0 {
-			t.Fatalf("launcher: %v after %q", err, text)
-		}
+	var server, worker int
+	lines := bufio.NewScanner(out)
+	for server == 0 && lines.Scan() {
+		_, _ = fmt.Sscanf(lines.Text(), "server %d %d", &server, &worker)
 	}
-	if !alive(server) {
-		t.Fatalf("server %d does not run", server)
+	if server == 0 || !alive(server) || worker == 0 || !alive(worker) {
+		t.Fatalf("server %d or worker %d does not run: %v", server, worker, lines.Err())
 	}
 	_ = launcher.Process.Kill()
 	_ = launcher.Wait()
 	gone(t, server)
+	gone(t, worker) // which ignores SIGTERM
+}
+
+func TestLaunchTriesAnotherPort(t *testing.T) {
+	env := []string{"KVTUNE_FAKE_LOG=" + filepath.Join(t.TempDir(), "mark")}
+	p, err := launchFake(t, "port taken at first", LaunchOptions{Env: env})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := http.Get(p.URL() + "/health"); err != nil {
+		t.Error(err)
+	} else {
+		resp.Body.Close()
+	}
+	env[0] += "2"
+	var died *DiedError
+	port := freeTestPort(t)
+	if _, err := launchFake(t, "port taken at first", LaunchOptions{Env: env, Port: port}); !errors.As(err, &died) ||
+		died.Cause != CausePort {
+		t.Errorf("a port that the user chose: %v", err)
+	}
+}
+
+func freeTestPort(t *testing.T) int {
+	t.Helper()
+	port, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }

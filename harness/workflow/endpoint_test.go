@@ -190,6 +190,39 @@ func TestLaunched(t *testing.T) {
 	}
 }
 
+// A server that runs out of memory is started again with less, and what was lowered is on record.
+func TestLaunchedStepsDown(t *testing.T) {
+	source := launched(t)
+	var told []string
+	source.OnRetry = func(text string) { told = append(told, text) }
+	ep, err := source.Start(t.Context(), harness.EngineArgs{MaxNumSeqs: outOfMemory})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := ep.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	want := []string{
+		"the server did not start as asked, it ran out of memory (server_1.log): gpu_memory_utilization 0.92 -> 0.87",
+		"the server did not start as asked, it ran out of memory (server_2.log): gpu_memory_utilization 0.87 -> 0.82",
+	}
+	if !slices.Equal(told, want) || !slices.Equal(ep.Notes[:2], want) {
+		t.Errorf("told %q, notes %q", told, ep.Notes)
+	}
+	if got := ep.Info().Args.GPUMemoryUtilization; got != 0.82 || !slices.Contains(ep.Argv, "0.82") {
+		t.Errorf("it runs with %g, started by %q", got, ep.Argv)
+	}
+	// A flag that the user pins is not lowered.
+	source.Extra = []string{"--gpu-memory-utilization", "0.9"}
+	var died *vllm.DiedError
+	if _, err := source.Start(t.Context(), harness.EngineArgs{MaxNumSeqs: outOfMemory}); !errors.As(err, &died) ||
+		died.Cause != vllm.CauseMemory {
+		t.Errorf("pinned: %v", err)
+	}
+}
+
 func TestLaunchedConflicts(t *testing.T) {
 	on, off := true, false
 	tests := []struct {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,7 +26,8 @@ type Launched struct {
 	Extra []string
 	// StopCommand ends a server that a signal to the process does not end (a container); nil sends SIGTERM.
 	StopCommand []string
-	// Version is the vLLM version that the flags are for; "" is the newest known.
+	// Version is the vLLM version that the flags are for; "" asks the command before the first start, and is the newest
+	// known where it cannot tell.
 	Version string
 	// Device is what the defaults and legal values depend on.
 	Device vllmflags.Device
@@ -32,8 +35,12 @@ type Launched struct {
 	LogDir     string
 	Opts       vllm.Options
 	OnProgress func(string)
+	// OnRetry is told of every start that is tried again, and with what; nil is silent.
+	OnRetry func(string)
 
 	starts int
+	asked  bool
+	notes  []string // what is true of every server that is started
 }
 
 // startTime is about what a vLLM takes from its start to its first answer: 75 to 95 s for a small model on 2 cores,
@@ -93,29 +100,89 @@ func (l *Launched) flags(args harness.EngineArgs) (
 	return argv, pinned.Merge(force), reps, nil
 }
 
-// Start launches the server with the settings that this vLLM accepts and waits until it is healthy.
+// maxTries bounds the starts of one configuration on a device whose memory does not suffice.
+const maxTries = 5
+
+// Start launches the server with the settings that this vLLM accepts and waits until it is healthy. Where its memory
+// does not suffice it is started again with the setting lowered that its log names, which the Notes say; flags that
+// Extra pins stay.
 func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoint, error) {
-	flags, force, reps, err := l.flags(args)
-	if err != nil {
+	if err := l.askVersion(ctx); err != nil {
 		return nil, err
 	}
+	notes := slices.Clone(l.notes)
+	for try := 1; ; try++ {
+		flags, force, reps, err := l.flags(args)
+		if err != nil {
+			return nil, err
+		}
+		proc, err := l.launch(ctx, flags)
+		var died *vllm.DiedError
+		if errors.As(err, &died) && try < maxTries {
+			set, what, ok := died.Lower(vllmflags.Resolve(force, l.Version, l.Device))
+			if lower := args.Merge(set); ok && l.Check(lower) == nil {
+				why := "its KV cache had no room"
+				if died.Cause == vllm.CauseMemory {
+					why = "it ran out of memory"
+				}
+				notes = append(notes, fmt.Sprintf("the server did not start as asked, %s (%s): %s", why,
+					filepath.Base(died.LogPath), what))
+				if l.OnRetry != nil {
+					l.OnRetry(notes[len(notes)-1])
+				}
+				args = lower
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		opts := l.Opts
+		opts.Args = force
+		srv, err := vllm.Connect(ctx, proc.URL(), opts)
+		if err != nil {
+			return nil, errors.Join(err, proc.Stop())
+		}
+		if l.Version == "" { // the next one gets its flags
+			l.Version = srv.Info().Version
+		}
+		return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: append(notes, replacementNotes(reps)...), Close: func() error {
+			srv.Close()
+			return proc.Stop()
+		}}, nil
+	}
+}
+
+func (l *Launched) launch(ctx context.Context, flags []string) (*vllm.Process, error) {
 	l.starts++
-	proc, err := vllm.Launch(ctx, vllm.LaunchOptions{
+	return vllm.Launch(ctx, vllm.LaunchOptions{
 		Argv: l.Argv, Model: l.Model, Args: flags, Extra: l.Extra, StopCommand: l.StopCommand,
 		LogPath:    filepath.Join(l.LogDir, "server_"+strconv.Itoa(l.starts)+".log"),
 		OnProgress: l.OnProgress,
 	})
-	if err != nil {
-		return nil, err
+}
+
+// askVersion asks once. A command that exists and does not tell is no reason not to start it.
+func (l *Launched) askVersion(ctx context.Context) error {
+	if l.asked || l.Version != "" {
+		return nil
 	}
-	opts := l.Opts
-	opts.Args = force
-	srv, err := vllm.Connect(ctx, proc.URL(), opts)
-	if err != nil {
-		return nil, errors.Join(err, proc.Stop())
+	l.asked = true
+	if l.OnProgress != nil {
+		l.OnProgress("which version is it?")
 	}
-	return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: replacementNotes(reps), Close: func() error {
-		srv.Close()
-		return proc.Stop()
-	}}, nil
+	version, err := vllm.Version(ctx, l.Argv)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, exec.ErrNotFound):
+		return err
+	case err != nil:
+		l.notes = append(l.notes, fmt.Sprintf("the vLLM version was not known before the start, the flags are the newest known's: %v", err))
+	}
+	l.Version = version
+	if _, warning := vllmflags.Release(version); warning != "" {
+		l.notes = append(l.notes, warning)
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package workflow_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -48,6 +49,7 @@ func TestMain(m *testing.M) {
 const (
 	diesAtStart = 13
 	diesAtWork  = 14
+	outOfMemory = 15 // unless gpu_memory_utilization is 0.83 or less
 )
 
 // launchedServer is a program like `vllm serve`, with the embedded engine behind it. It returns only when it fails.
@@ -64,6 +66,9 @@ func launchedServer(args []string) error {
 	}
 	if set.MaxNumSeqs == diesAtStart {
 		return fmt.Errorf("ValueError: %d is an unlucky number", diesAtStart)
+	}
+	if set.MaxNumSeqs == outOfMemory && (set.GPUMemoryUtilization == 0 || set.GPUMemoryUtilization > 0.83) {
+		return errors.New("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
 	}
 	shape, err := spec.FindModel(model)
 	if err != nil {
