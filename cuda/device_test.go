@@ -68,8 +68,8 @@ func TestSeriesTakesStepsInTurn(t *testing.T) {
 	want(graphs, 1, "bx")
 	want(graphs, 1, "ax")
 	want(graphs, 1, "cx")
-	empty := must[[]float64](t)(series.Time(20, 0, nil))
-	full := must[[]float64](t)(graphs.Time(20, 3, series))
+	empty := must[[]float64](t)(series.Time(20, 0, nil, nil))
+	full := must[[]float64](t)(graphs.Time(20, 3, series, series))
 	if len(empty) != 20 || len(full) != 20 || empty[0] < 0 || full[0] <= 0 {
 		t.Errorf("times of nothing %v and of three graphs %v", empty, full)
 	}

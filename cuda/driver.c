@@ -47,14 +47,15 @@ CUresult kv_run(CUstream stream, kv_steps *steps, int n, const char **call) {
   return CUDA_SUCCESS;
 }
 
-CUresult kv_time(CUstream stream, kv_steps *steps, kv_steps *before, int samples, int n, CUevent *events,
-                 float *milliseconds, const char **call) {
+CUresult kv_time(CUstream stream, kv_steps *steps, kv_steps *before, kv_steps *after, int samples, int n,
+                 CUevent *events, float *milliseconds, const char **call) {
   for (int i = 0; i < samples; i++) {
     CUresult result;
     if (before && (result = kv_run(stream, before, 1, call)) != CUDA_SUCCESS) return result;
     TRY(cuEventRecord, events[2 * i], stream);
     if ((result = kv_run(stream, steps, n, call)) != CUDA_SUCCESS) return result;
     TRY(cuEventRecord, events[2 * i + 1], stream);
+    if (after && (result = kv_run(stream, after, 1, call)) != CUDA_SUCCESS) return result;
   }
   TRY(cuStreamSynchronize, stream);
   for (int i = 0; i < samples; i++) TRY(cuEventElapsedTime, &milliseconds[i], events[2 * i], events[2 * i + 1]);

@@ -27,10 +27,10 @@ CUresult kv_initialize(void);
 // kv_run enqueues n steps. call is the name of the call that failed.
 CUresult kv_run(CUstream stream, kv_steps *steps, int n, const char **call);
 
-// kv_time enqueues samples of n steps each, every one between two events of its own, ahead of each of them the ops of
-// before (may be NULL) outside of the events; waits; and writes the milliseconds of every sample.
-CUresult kv_time(CUstream stream, kv_steps *steps, kv_steps *before, int samples, int n, CUevent *events,
-                 float *milliseconds, const char **call);
+// kv_time enqueues samples of n steps each, every one between two events of its own, around each of them a step of
+// before and one of after (may be NULL) outside of the events; waits; and writes the milliseconds of every sample.
+CUresult kv_time(CUstream stream, kv_steps *steps, kv_steps *before, kv_steps *after, int samples, int n,
+                 CUevent *events, float *milliseconds, const char **call);
 
 // kv_capture makes an executable graph of n steps.
 CUresult kv_capture(CUstream stream, kv_steps *steps, int n, CUgraphExec *graph, const char **call);

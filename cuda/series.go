@@ -163,15 +163,17 @@ func (s *Series) Run(n int) error {
 }
 
 // Time enqueues samples of n steps each, every sample between two events, all in one C call, and returns their seconds
-// once they are done. n may be 0: what an empty pair of events costs. Where before is not nil, one step of it runs
-// ahead of every sample, outside of the events: to flush the L2 cache with a [Fill], for example.
-func (s *Series) Time(samples, n int, before *Series) ([]float64, error) {
+// once they are done. n may be 0: what an empty pair of events costs. Where before and after are not nil, one step of
+// each runs ahead of and behind every sample, outside of the events: to flush the L2 cache with a [Fill], for example.
+func (s *Series) Time(samples, n int, before, after *Series) ([]float64, error) {
 	if samples < 1 || n < 0 {
 		return nil, fmt.Errorf("%d samples of %d steps: want 1 or more, 0 or more", samples, n)
 	}
-	var ahead *C.kv_steps
-	if before != nil {
-		ahead = before.steps
+	around := func(s *Series) *C.kv_steps {
+		if s == nil {
+			return nil
+		}
+		return s.steps
 	}
 	milliseconds := make([]C.float, samples)
 	err := s.device.do(func() error {
@@ -184,7 +186,8 @@ func (s *Series) Time(samples, n int, before *Series) ([]float64, error) {
 		}
 		var call *C.char
 		events := (*C.CUevent)(unsafe.Pointer(&s.device.events[0]))
-		code := C.kv_time(s.device.cStream(), s.steps, ahead, C.int(samples), C.int(n), events, &milliseconds[0], &call)
+		code := C.kv_time(s.device.cStream(), s.steps, around(before), around(after), C.int(samples), C.int(n), events,
+			&milliseconds[0], &call)
 		return failure(C.GoString(call), code)
 	})
 	if err != nil {
