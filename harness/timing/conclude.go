@@ -36,6 +36,21 @@ func (r *Result) fit() []float64 {
 	return values
 }
 
+// cycles is the median of the clock cycles of the samples that are not gated, or of all with all set; nil where some
+// were not counted.
+func (r *Result) cycles(all bool) *float64 {
+	var values []float64
+	for _, s := range r.Samples {
+		switch {
+		case !s.Counted:
+			return nil
+		case all || s.Gate == "":
+			values = append(values, s.Seconds**s.SMClock)
+		}
+	}
+	return new(stats.New(values).Median())
+}
+
 // Seconds are the times of all samples in order, gated ones among them.
 func (r *Result) Seconds() []float64 {
 	values := make([]float64, len(r.Samples))
@@ -49,7 +64,8 @@ func (r *Result) Seconds() []float64 {
 func (r *Result) conclude(o Options) {
 	values := r.fit()
 	r.Gated = len(r.Samples) - len(values)
-	if len(values) < o.MinSamples && r.Gated > 0 {
+	throughout := len(values) < o.MinSamples && r.Gated > 0
+	if throughout {
 		values = r.Seconds()
 		r.warn("the device was throttled nearly throughout (%d of %d samples: %s): the median is over all of them",
 			r.Gated, len(r.Samples), r.gates())
@@ -58,6 +74,7 @@ func (r *Result) conclude(o Options) {
 			r.Gated, len(r.Samples), r.gates())
 	}
 	r.locate(values)
+	r.Cycles = r.cycles(throughout)
 	r.Autocorrelation = stats.Autocorrelation(values, 1)
 	r.markOutliers(stats.New(values))
 	r.Drift, r.DriftP = drift(values)

@@ -14,8 +14,13 @@ type cpuClock struct {
 	before func() error
 }
 
-func (c cpuClock) Series(samples, launches int) ([]float64, error) {
-	return c.time(samples, launches, c.launch)
+func (c cpuClock) Series(samples, launches int) ([]Reading, error) {
+	seconds, err := c.time(samples, launches, c.launch)
+	readings := make([]Reading, len(seconds))
+	for i, s := range seconds {
+		readings[i].Seconds = s
+	}
+	return readings, err
 }
 
 func (c cpuClock) Empty(samples int) ([]float64, error) {

@@ -20,11 +20,18 @@ import (
 
 // Clock times one piece of work.
 type Clock interface {
-	// Series takes samples one after the other, each around launches of the work back to back, and returns the seconds of
-	// each whole sample in order. The clock's own cost is in them. launches is at least 1.
-	Series(samples, launches int) ([]float64, error)
-	// Empty is the same with nothing launched: the clock's own cost.
+	// Series takes samples one after the other, each around launches of the work back to back, and returns what it read of
+	// each whole sample in order. The clock's own cost is in the seconds. launches is at least 1.
+	Series(samples, launches int) ([]Reading, error)
+	// Empty is the same with nothing launched: the seconds of the clock's own cost.
 	Empty(samples int) ([]float64, error)
+}
+
+// Reading is what a clock says of one sample.
+type Reading struct {
+	Seconds float64
+	// SMClock is the mean rate in Hz at which the device's processors ran meanwhile; nil where the clock cannot tell.
+	SMClock *float64
 }
 
 // Options say how to measure. The zero value of a field is its default.
@@ -33,7 +40,8 @@ type Options struct {
 	Precision float64
 	// MaxTime bounds the measured part: 5 s. At least one series is taken, so a long launch takes longer.
 	MaxTime time.Duration
-	// WarmUp is how long launches run unmeasured first, at least one of them: 200 ms. Negative is a single launch.
+	// WarmUp is how long launches run unmeasured first, at least one of them: 200 ms, or a fifth of MaxTime if that is
+	// less. Negative is a single launch.
 	WarmUp time.Duration
 	// MinSamples are taken before the interval is believed: 30. MaxSamples bounds the memory: 20,000.
 	MinSamples, MaxSamples int
@@ -71,7 +79,7 @@ func (o Options) filled() Options {
 		o.Precision = 0.005
 	}
 	def(&o.MaxTime, 5*time.Second)
-	def(&o.WarmUp, 200*time.Millisecond)
+	def(&o.WarmUp, min(200*time.Millisecond, o.MaxTime/5))
 	count(&o.MinSamples, 30)
 	count(&o.MaxSamples, 20000)
 	if o.Now == nil {
@@ -103,8 +111,11 @@ type Sample struct {
 	Seconds float64
 	// At is when the sample's series began, from the begin of the measured part.
 	At time.Duration
-	// SMClock is the device's clock in Hz as read after the series; nil where it is not known.
+	// SMClock is the rate of the device's processors in Hz: what the clock says of the sample, else what the probe read
+	// after the series; nil where neither knows. Counted says that it is the former, so that Seconds times SMClock is the
+	// launch in clock cycles.
 	SMClock *float64
+	Counted bool
 	// Gate says why the device was not fit when this was taken; "" where it was. Gated samples are not in the median.
 	Gate string
 	// Outlier: further from the quartiles than three times their distance (Tukey 1977). It is in the median all the same.
@@ -133,6 +144,8 @@ type Result struct {
 	// is its 95 % interval, for as many independent samples as Effective, and no narrower than the clock can tell.
 	Median   float64
 	Interval stats.Interval
+	// Cycles is the median of the samples' clock cycles, over the samples of Median; nil where they are not counted.
+	Cycles *float64
 	// Overhead is the clock's cost per sample: the median of Empty, with its 95 % interval.
 	Overhead         float64
 	OverheadInterval stats.Interval
@@ -208,9 +221,9 @@ func warmUp(ctx context.Context, clock Clock, o Options) (float64, error) {
 			return 0, fmt.Errorf("the clock gave %d samples: 1 was asked for", len(got))
 		}
 		if o.Now().Sub(begin) >= o.WarmUp || ctx.Err() != nil {
-			return max(got[0]/float64(n), 1e-9), ctx.Err()
+			return max(got[0].Seconds/float64(n), 1e-9), ctx.Err()
 		}
-		if o.Launches == 0 && got[0] < 0.01 {
+		if o.Launches == 0 && got[0].Seconds < 0.01 {
 			n = min(2*n, mostLaunches)
 		}
 	}
@@ -247,15 +260,18 @@ func (r *Result) sample(ctx context.Context, clock Clock, o Options, each float6
 			return err
 		}
 		gate := gateOf(before, after)
-		for _, s := range got {
-			sample := Sample{Seconds: (s - r.Overhead) / float64(r.Launches), At: at, Gate: gate}
-			if after != nil {
+		seconds := make([]float64, size)
+		for i, g := range got {
+			seconds[i] = g.Seconds
+			sample := Sample{Seconds: (g.Seconds - r.Overhead) / float64(r.Launches), At: at, Gate: gate, SMClock: g.SMClock,
+				Counted: g.SMClock != nil}
+			if after != nil && !sample.Counted {
 				sample.SMClock = after.SMClock
 			}
 			r.Samples = append(r.Samples, sample)
 		}
 		before, r.After = after, after
-		each = max(stats.New(got).Median(), 1e-9)
+		each = max(stats.New(seconds).Median(), 1e-9)
 		switch {
 		case r.precise(o, &seen):
 			r.Stop = Precise

@@ -23,22 +23,27 @@ type fake struct {
 	raw         []float64 // every sample that was handed out with more than one asked for, or after the warm-up
 	fail        int       // the series from which on it fails; 0 never
 	series      int
+	hz          func(sample int) float64 // the device's clock; nil: it does not count cycles
 }
 
-func (f *fake) Series(samples, launches int) ([]float64, error) {
+func (f *fake) Series(samples, launches int) ([]Reading, error) {
 	if f.series++; f.fail > 0 && f.series >= f.fail {
 		return nil, errors.New("the device is gone")
 	}
-	out := make([]float64, samples)
+	out := make([]Reading, samples)
 	for i := range out {
-		out[i] = f.cost + float64(launches)*f.truth
+		seconds := f.cost + float64(launches)*f.truth
 		if f.noise != nil {
-			out[i] += float64(launches) * f.truth * f.noise(f.taken)
+			seconds += float64(launches) * f.truth * f.noise(f.taken)
+		}
+		out[i].Seconds = seconds
+		if f.hz != nil {
+			out[i].SMClock = new(f.hz(f.taken))
 		}
 		f.taken++
-		f.now = f.now.Add(time.Duration(out[i] * 1e9))
+		f.now = f.now.Add(time.Duration(seconds * 1e9))
+		f.raw = append(f.raw, seconds)
 	}
-	f.raw = append(f.raw, out...)
 	return out, nil
 }
 
@@ -87,6 +92,21 @@ func TestOverhead(t *testing.T) {
 	o.Launches = 7
 	if r := measure(t, f, o); r.Launches != 7 {
 		t.Errorf("%d launches, 7 were asked for", r.Launches)
+	}
+}
+
+// TestCycles: work that is bound by the processors takes the same cycles whatever the clock's rate is.
+func TestCycles(t *testing.T) {
+	slow := func(sample int) float64 { return 1 - 0.1*float64(sample%2) } // of the full clock, by turns
+	f := &fake{truth: 1e-3, noise: func(sample int) float64 { return 1/slow(sample) - 1 },
+		hz: func(sample int) float64 { return 2e9 * slow(sample) }}
+	r := measure(t, f, f.options())
+	if r.Cycles == nil || math.Abs(*r.Cycles/2e6-1) > 1e-9 || !r.Samples[0].Counted {
+		t.Errorf("cycles %v, want 2e6", r.Cycles)
+	}
+	f.hz = nil
+	if r := measure(t, f, f.options()); r.Cycles != nil || r.Samples[0].Counted {
+		t.Errorf("cycles %v of a clock that does not count them", *r.Cycles)
 	}
 }
 
