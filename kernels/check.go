@@ -30,9 +30,8 @@ func (c Case) check(got, want Output) error {
 	}
 	for at := 0; at < len(want.Attention); at += c.HeadSize {
 		query, head := at/c.HeadSize/c.Heads, at/c.HeadSize%c.Heads
-		e := rowError(got.Attention[at:at+c.HeadSize], want.Attention[at:at+c.HeadSize])
-		if !(e <= c.Bound()) {
-			return fmt.Errorf("query %d, head %d: error %.3g, want at most %.3g", query, head, e, c.Bound())
+		if err := c.CheckRow(got.Attention[at:at+c.HeadSize], want.Attention[at:at+c.HeadSize]); err != nil {
+			return fmt.Errorf("query %d, head %d: %w", query, head, err)
 		}
 	}
 	if err := checkBytes("key", got.Key, want.Key); err != nil {
@@ -43,6 +42,14 @@ func (c Case) check(got, want Output) error {
 	}
 	if got.Sum != want.Sum {
 		return fmt.Errorf("sum is %#x, want %#x", got.Sum, want.Sum)
+	}
+	return nil
+}
+
+// CheckRow compares one row of attention's output with the truth.
+func (c Case) CheckRow(got, want []float32) error {
+	if e := rowError(got, want); !(e <= c.Bound()) {
+		return fmt.Errorf("error %.3g, want at most %.3g", e, c.Bound())
 	}
 	return nil
 }

@@ -13,7 +13,25 @@ type Backend interface {
 	// Load prepares a case: it copies the inputs to where the kernel reads them and poisons its outputs. It fails
 	// where the backend cannot run the case. The inputs are only read, and not used after Load has returned.
 	Load(in *Inputs) (Kernel, error)
+	// Peak prepares what the machine does at most; one run of the kernel is so many units of it. The kernel is nil where
+	// the backend has no such thing.
+	Peak(p Peak) (k Kernel, units float64, err error)
 }
+
+// Peak is something that a machine does at most so fast, or at least so slowly: what the times of cases are held
+// against, beside the operations [OpRead] and [OpCopy].
+type Peak string
+
+const (
+	// PeakMatrix multiplies and adds, in registers, with the fastest instructions that attention could use: units are
+	// floating point operations.
+	PeakMatrix Peak = "matrix"
+	// PeakToHost and PeakToDevice copy one large piece of pinned memory over the link to the device: units are bytes.
+	PeakToHost   Peak = "to_host"
+	PeakToDevice Peak = "to_device"
+	// PeakLaunch launches a kernel that does nothing: units are launches.
+	PeakLaunch Peak = "launch"
+)
 
 // Kernel is a case that is ready to run. It is used by one goroutine at a time.
 type Kernel interface {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"kvtune/cuda"
+	"kvtune/harness/timing"
 	"kvtune/kernels"
 )
 
@@ -22,8 +23,12 @@ type Backend struct {
 	// Info describes the device.
 	Info    cuda.Info
 	device  *cuda.Device
-	modules map[string]*cuda.Module // by source: decode, prefill, move
+	modules map[string]*cuda.Module // by source
+	stamps  *stamps
 }
+
+// sources are the .cu files, each an image.
+func sources() []string { return []string{"decode", "prefill", "move", "peak"} }
 
 // Open opens the device with a number of 0 or more and loads the kernels.
 func Open(device int) (*Backend, error) {
@@ -32,7 +37,7 @@ func Open(device int) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{Info: d.Info, device: d, modules: map[string]*cuda.Module{}}
-	for _, source := range []string{"decode", "prefill", "move"} {
+	for _, source := range sources() {
 		image, err := images.ReadFile("image/" + source + ".fatbin")
 		if err != nil {
 			err = fmt.Errorf("%w: the kernels are not compiled: run make cuda", cuda.ErrUnavailable)
@@ -43,6 +48,9 @@ func Open(device int) (*Backend, error) {
 			return nil, errors.Join(fmt.Errorf("kernels of %s.cu: %w", source, err), b.Close())
 		}
 	}
+	if b.stamps, err = newStamps(b); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	return b, nil
 }
 
@@ -51,6 +59,9 @@ func (*Backend) Name() string { return "gpu" }
 
 // Close gives the device back.
 func (b *Backend) Close() (err error) {
+	if b.stamps != nil {
+		err = b.stamps.close()
+	}
 	for _, m := range b.modules {
 		err = errors.Join(err, m.Close())
 	}
@@ -62,7 +73,7 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	if err := in.Case.Validate(); err != nil {
 		return nil, err
 	}
-	k := &Kernel{}
+	k := &Kernel{stamps: b.stamps}
 	l := &loader{b: b, k: k, in: in}
 	steps := l.load()
 	if l.err == nil {
@@ -74,20 +85,9 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	return k, nil
 }
 
-// Nothing is a kernel that does nothing: what a launch costs.
-func (b *Backend) Nothing() (kernels.Kernel, error) {
-	f, err := b.modules["move"].Function("empty")
-	if err != nil {
-		return nil, err
-	}
-	k := &Kernel{}
-	launch := cuda.Launch{Function: f, Block: [3]int{1}, Arguments: cuda.ArgumentsOf(arrays{})}
-	k.series, err = b.device.Series([][]cuda.Op{{launch}})
-	return k, err
-}
-
 // Kernel is a case on the device.
 type Kernel struct {
+	stamps *stamps
 	series *cuda.Series
 	graphs *cuda.Series // of launches launches
 	per    int          // launches in one of graphs
@@ -109,8 +109,9 @@ func (k *Kernel) Output() (kernels.Output, error) {
 	return k.output()
 }
 
-// Series takes samples of launches each, a sample being one CUDA graph between two events, and returns their seconds.
-func (k *Kernel) Series(samples, launches int) ([]float64, error) {
+// Series takes samples of launches each, a sample being one CUDA graph between two events, and returns their seconds and
+// the rate of the multiprocessors' clock meanwhile, from cycles and nanoseconds that the device counts.
+func (k *Kernel) Series(samples, launches int) ([]timing.Reading, error) {
 	if k.graphs == nil || k.per != launches {
 		if k.graphs != nil {
 			if err := k.graphs.Close(); err != nil {
@@ -124,11 +125,23 @@ func (k *Kernel) Series(samples, launches int) ([]float64, error) {
 		}
 		k.graphs, k.per = graphs, launches
 	}
-	return k.graphs.Time(samples, 1, nil)
+	before, after, err := k.stamps.around(samples)
+	if err != nil {
+		return nil, err
+	}
+	seconds, err := k.graphs.Time(samples, 1, before, after)
+	if err != nil {
+		return nil, err
+	}
+	readings := make([]timing.Reading, samples)
+	for i, s := range seconds {
+		readings[i].Seconds = s
+	}
+	return readings, k.stamps.read(readings)
 }
 
 // Empty takes samples of nothing: the seconds between two events.
-func (k *Kernel) Empty(samples int) ([]float64, error) { return k.series.Time(samples, 0, nil) }
+func (k *Kernel) Empty(samples int) ([]float64, error) { return k.series.Time(samples, 0, nil, nil) }
 
 // Close gives the memory back.
 func (k *Kernel) Close() (err error) {

@@ -4,9 +4,7 @@ package gpu
 
 import (
 	"errors"
-	"math"
 	"runtime"
-	"slices"
 	"testing"
 
 	"kvtune/cuda"
@@ -127,90 +125,23 @@ func check(b *Backend, in *kernels.Inputs, want kernels.Output) error {
 	return errors.Join(err, k.Close())
 }
 
-// BenchmarkGPU times cold launches of a few large cases: the ceilings, and what is measured against them.
-func BenchmarkGPU(b *testing.B) {
-	backend := open(b)
-	base := kernels.Case{Layout: layout.NHD, BlockSize: 16, DType: layout.BF16, Heads: 32, KVHeads: 8, HeadSize: 128,
-		Permuted: true}
-	of := func(op kernels.Op, batch, context, added int, change ...string) kernels.Case {
-		c := base
-		c.Op, c.Batch, c.Context, c.New = op, batch, context, added
-		for i := 0; i < len(change); i += 2 {
-			var err error
-			if c, err = c.With(change[i], change[i+1]); err != nil {
-				b.Fatal(err)
-			}
-		}
-		return c
-	}
-	for _, c := range []kernels.Case{
-		of(kernels.OpRead, 32, 4096, 0), of(kernels.OpCopy, 32, 4096, 0),
-		of(kernels.OpDecode, 32, 4096, 0), of(kernels.OpDecode, 32, 4096, 0, "block_size", "1"),
-		of(kernels.OpDecode, 32, 4096, 0, "block_size", "64"), of(kernels.OpDecode, 32, 4096, 0, "layout", "HND"),
-		of(kernels.OpDecode, 32, 4096, 0, "layout", "x-packed"), of(kernels.OpDecode, 32, 4096, 0, "dtype", "fp8"),
-		of(kernels.OpDecode, 32, 4096, 0, "layout", "x-packed", "dtype", "fp8"),
-		of(kernels.OpDecode, 1, 4096, 0), of(kernels.OpDecode, 1, 32768, 0), of(kernels.OpDecode, 64, 1024, 0),
-		of(kernels.OpDecode, 8, 32768, 0), of(kernels.OpDecode, 16, 4096, 0, "heads", "64"),
-		of(kernels.OpDecode, 8, 8192, 0, "kv_heads", "32"), of(kernels.OpDecode, 32, 4096, 0, "lengths", "ragged"),
-		of(kernels.OpPrefill, 1, 0, 8192), of(kernels.OpPrefill, 1, 8192, 512),
-		of(kernels.OpAppend, 1, 0, 8192), of(kernels.OpAppend, 1, 0, 8192, "dtype", "fp8"),
-		of(kernels.OpAppend, 1, 0, 8192, "layout", "x-packed"),
-		of(kernels.OpGather, 16, 4096, 0), of(kernels.OpQuantize, 16, 4096, 0), of(kernels.OpCopyBlocks, 16, 4096, 0),
-		of(kernels.OpSwapOut, 1, 8192, 0), of(kernels.OpSwapIn, 1, 8192, 0),
-		of(kernels.OpSwapOut, 1, 8192, 0, "table", "ordered"), of(kernels.OpSwapIn, 1, 8192, 0, "table", "ordered"),
-	} {
-		b.Run(c.Name(), func(b *testing.B) {
-			in, err := kernels.NewInputs(c)
-			if err != nil {
-				b.Fatal(err)
-			}
-			k, err := backend.Load(in)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer k.Close()
-			report(b, k.(*Kernel), c)
-		})
-	}
-	b.Run("empty", func(b *testing.B) {
-		k, err := backend.Nothing()
+// TestPeaks: there is every peak, and the clock's rate beside its time is one that a GPU can have.
+func TestPeaks(t *testing.T) {
+	b := open(t)
+	for _, p := range []kernels.Peak{kernels.PeakMatrix, kernels.PeakToHost, kernels.PeakToDevice, kernels.PeakLaunch} {
+		k, units, err := b.Peak(p)
 		if err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
-		defer k.Close()
-		report(b, k.(*Kernel), kernels.Case{})
-	})
-}
-
-func report(b *testing.B, k *Kernel, c kernels.Case) {
-	const launches = 10
-	samples := make([]float64, 0, 60)
-	for b.Loop() {
-		s, err := k.Series(20, launches)
-		if err != nil {
-			b.Fatal(err)
+		readings, err := k.(*Kernel).Series(3, 20)
+		if err = errors.Join(err, k.Close()); err != nil {
+			t.Fatal(err)
 		}
-		samples = append(samples, s...)
+		for _, r := range readings {
+			if !(r.Seconds > 0) || r.SMClock == nil || !(*r.SMClock > 1e8 && *r.SMClock < 1e10) {
+				t.Errorf("%s: %+v", p, r)
+			}
+		}
+		t.Logf("%s: %.4g units/s at %.4g Hz", p, units*20/readings[2].Seconds, *readings[2].SMClock)
 	}
-	empty, err := k.Empty(100)
-	if err != nil {
-		b.Fatal(err)
-	}
-	seconds := (median(samples) - median(empty)) / launches
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(seconds*1e6, "µs/launch")
-	if c.Op != "" {
-		b.ReportMetric(float64(c.Bytes())/seconds/1e12, "TB/s")
-	}
-	if flops := c.Flops(); flops > 0 {
-		b.ReportMetric(flops/seconds/1e12, "TFLOP/s")
-	}
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	if len(v) == 0 {
-		return math.NaN()
-	}
-	return v[len(v)/2]
 }

@@ -27,8 +27,10 @@ func (*Backend) Name() string { return "gpu" }
 // Load returns cuda.ErrUnavailable.
 func (*Backend) Load(*kernels.Inputs) (kernels.Kernel, error) { return nil, cuda.ErrUnavailable }
 
-// Nothing returns cuda.ErrUnavailable.
-func (*Backend) Nothing() (kernels.Kernel, error) { return nil, cuda.ErrUnavailable }
+// Peak returns cuda.ErrUnavailable.
+func (*Backend) Peak(kernels.Peak) (kernels.Kernel, float64, error) {
+	return nil, 0, cuda.ErrUnavailable
+}
 
 // Close does nothing.
 func (*Backend) Close() error { return nil }

@@ -18,6 +18,7 @@ package host
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -111,6 +112,34 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	}
 	return k, nil
 }
+
+// Peak has [kernels.PeakMatrix]: multiplications and additions of float32 by all threads.
+func (b *Backend) Peak(p kernels.Peak) (kernels.Kernel, float64, error) {
+	if p != kernels.PeakMatrix {
+		return nil, 0, nil
+	}
+	const rounds = 1 << 20
+	return peak{b, rounds}, float64(b.Threads()) * rounds * float64(b.variant.peak_flops), nil
+}
+
+type peak struct {
+	backend *Backend
+	rounds  int
+}
+
+func (p peak) Run(n int) error {
+	p.backend.mu.Lock()
+	defer p.backend.mu.Unlock()
+	if p.backend.pool == nil {
+		return errors.New("peak: the backend is closed")
+	}
+	C.host_peak(p.backend.pool, p.backend.variant, C.int64_t(n*p.rounds))
+	return nil
+}
+
+func (peak) Output() (kernels.Output, error) { return kernels.Output{}, nil }
+
+func (peak) Close() error { return nil }
 
 // kernel is a loaded case.
 type kernel struct {

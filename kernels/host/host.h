@@ -65,6 +65,9 @@ struct variant {
 	uint32_t (*sum)(const uint8_t *from, int64_t bytes);
 	// quantize converts n numbers of 16 bits, times factor, to fp8.
 	void (*quantize)(uint8_t *to, const uint8_t *from, int dtype, float factor, int64_t n);
+	// peak multiplies and adds in registers, peak_flops operations in each of n rounds.
+	float (*peak)(int64_t n);
+	int peak_flops;
 };
 
 extern const struct variant host_plain, host_avx2, host_avx512, host_avx512bf16;
@@ -84,6 +87,8 @@ const struct variant *host_variant(int i);
 int64_t host_scratch(const struct host_case *, const struct variant *);
 // host_run runs a case n times; the sum that read leaves is returned.
 uint32_t host_run(struct pool *, const struct variant *, const struct host_case *, int n);
+// host_peak lets every thread do rounds of peak.
+void host_peak(struct pool *, const struct variant *, int64_t rounds);
 // host_alloc is memory for an array: aligned to 64 bytes, zero behind the given bytes up to a multiple of 256. NULL where
 // there is none.
 void *host_alloc(int64_t bytes);

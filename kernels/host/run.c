@@ -206,3 +206,21 @@ uint32_t host_run(struct pool *p, const struct variant *v, const struct host_cas
 		sum += c->sums[i];
 	return sum;
 }
+
+struct peak {
+	const struct variant *v;
+	int64_t rounds;
+	float *left; // of every thread
+};
+
+static void do_peak(void *argument, int i, int thread) {
+	(void)thread;
+	const struct peak *p = argument;
+	p->left[i] = p->v->peak(p->rounds);
+}
+
+void host_peak(struct pool *pool, const struct variant *v, int64_t rounds) {
+	float left[4096]; // the most threads of a pool
+	struct peak p = {v, rounds, left};
+	pool_run(pool, do_peak, &p, pool_threads(pool));
+}

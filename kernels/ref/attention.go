@@ -2,6 +2,7 @@ package ref
 
 import (
 	"math"
+	"sync"
 
 	"gonum.org/v1/gonum/floats"
 
@@ -14,6 +15,7 @@ func attention(in *kernels.Inputs, out []float32) {
 	c := in.Case
 	group := c.Heads / c.KVHeads
 	first := 0 // the sequence's first query
+	var wg sync.WaitGroup
 	for i, s := range in.Sequences {
 		queries, tokens := s.New, s.Context+s.New
 		seen := func(query int) int { return s.Context + query + 1 }
@@ -22,24 +24,33 @@ func attention(in *kernels.Inputs, out []float32) {
 			seen = func(int) int { return s.Context }
 		}
 		for kvHead := range c.KVHeads {
-			keys, values := rows(in, i, kvHead, tokens)
-			for query := range queries {
-				for head := kvHead * group; head < (kvHead+1)*group; head++ {
-					at := ((first+query)*c.Heads + head) * c.HeadSize
-					q := make([]float64, c.HeadSize)
-					for dim := range q {
-						q[dim] = float64(c.QueryDType().Get(in.Query, at+dim))
-					}
-					n := seen(query)
-					row, _ := attend(q, keys[:n], values[:n])
-					for dim, v := range row {
-						out[at+dim] = float32(v)
+			at := first * c.Heads * c.HeadSize // of the sequence's first query
+			wg.Go(func() {
+				keys, values := rows(in, i, kvHead, tokens)
+				for query := range queries {
+					for head := kvHead * group; head < (kvHead+1)*group; head++ {
+						at := at + (query*c.Heads+head)*c.HeadSize
+						n := seen(query)
+						row, _ := attend(queryRow(in, at), keys[:n], values[:n])
+						for dim, v := range row {
+							out[at+dim] = float32(v)
+						}
 					}
 				}
-			}
+			})
 		}
 		first += queries
 	}
+	wg.Wait()
+}
+
+// queryRow reads one head of a query, which begins at a number of the queries.
+func queryRow(in *kernels.Inputs, at int) []float64 {
+	q := make([]float64, in.Case.HeadSize)
+	for dim := range q {
+		q[dim] = float64(in.Case.QueryDType().Get(in.Query, at+dim))
+	}
+	return q
 }
 
 // rows reads one head's keys and values of a sequence's tokens out of the cache, and nothing else of it.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"kvtune/kernels"
-	"kvtune/kernels/layout"
 )
 
 // Backend is the reference backend. The zero value is ready.
@@ -23,6 +22,9 @@ func (Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	}
 	return &kernel{in: in}, nil
 }
+
+// Peak has nothing.
+func (Backend) Peak(kernels.Peak) (kernels.Kernel, float64, error) { return nil, 0, nil }
 
 // Output runs a case once: what it must leave behind.
 func Output(in *kernels.Inputs) (kernels.Output, error) {
@@ -69,82 +71,12 @@ func run(in *kernels.Inputs, out *kernels.Output) {
 	switch in.Case.Op {
 	case kernels.OpDecode, kernels.OpPrefill:
 		attention(in, out.Attention)
-	case kernels.OpAppend:
-		appendTokens(in, out)
-	case kernels.OpGather:
-		gather(in, out)
-	case kernels.OpCopyBlocks, kernels.OpSwapOut, kernels.OpSwapIn:
-		size := in.Shape.BlockElements() * in.Shape.DType.Bytes()
-		for _, p := range in.Pairs {
-			from, to := int(p[0])*size, int(p[1])*size
-			copy(out.Key[to:to+size], in.Key[from:from+size])
-			copy(out.Value[to:to+size], in.Value[from:from+size])
-		}
-	case kernels.OpQuantize:
-		quantize(in, out)
-	case kernels.OpCopy:
-		copy(out.Key, in.Key)
-		copy(out.Value, in.Value)
 	case kernels.OpRead:
 		out.Sum = sum(in.Key) + sum(in.Value)
-	}
-}
-
-// appendTokens writes token i to slot Slots[i] of the cache.
-func appendTokens(in *kernels.Inputs, out *kernels.Output) {
-	s, from := in.Shape, in.Case.QueryDType()
-	for i, at := range in.Slots {
-		block, slot := int(at)/s.BlockSize, int(at)%s.BlockSize
-		for head := range s.KVHeads {
-			for dim := range s.HeadSize {
-				source := (i*s.KVHeads+head)*s.HeadSize + dim
-				key, value := from.Get(in.NewKey, source), from.Get(in.NewValue, source)
-				s.DType.Put(out.Key, s.KeyOffset(block, slot, head, dim), key/in.KeyScale)
-				s.DType.Put(out.Value, s.ValueOffset(block, slot, head, dim), value/in.ValueScale)
-			}
-		}
-	}
-}
-
-// gather copies the tokens of all sequences to contiguous rows.
-func gather(in *kernels.Inputs, out *kernels.Output) {
-	s, size, row := in.Shape, in.Shape.DType.Bytes(), 0
-	eachToken(in, func(block, slot int) {
-		for head := range s.KVHeads {
-			for dim := range s.HeadSize {
-				to := ((row*s.KVHeads+head)*s.HeadSize + dim) * size
-				key := s.KeyOffset(block, slot, head, dim) * size
-				value := s.ValueOffset(block, slot, head, dim) * size
-				copy(out.Key[to:to+size], in.Key[key:key+size])
-				copy(out.Value[to:to+size], in.Value[value:value+size])
-			}
-		}
-		row++
-	})
-}
-
-// quantize converts the tokens of all sequences to fp8, slot by slot. The x of an x-packed cache changes with the
-// dtype, and so do the offsets.
-func quantize(in *kernels.Inputs, out *kernels.Output) {
-	from, to := in.Shape, in.Shape
-	to.DType = layout.FP8
-	eachToken(in, func(block, slot int) {
-		for head := range from.KVHeads {
-			for dim := range from.HeadSize {
-				key := from.DType.Get(in.Key, from.KeyOffset(block, slot, head, dim))
-				value := from.DType.Get(in.Value, from.ValueOffset(block, slot, head, dim))
-				to.DType.Put(out.Key, to.KeyOffset(block, slot, head, dim), key/in.KeyScale)
-				to.DType.Put(out.Value, to.ValueOffset(block, slot, head, dim), value/in.ValueScale)
-			}
-		}
-	})
-}
-
-// eachToken visits the Context tokens of every sequence, in order.
-func eachToken(in *kernels.Inputs, visit func(block, slot int)) {
-	for i, s := range in.Sequences {
-		for token := range s.Context {
-			visit(in.Table.Find(i, token, in.Shape.BlockSize))
+	default:
+		m := newMove(in)
+		for place := range m.places() {
+			m.visit(place, func(array, at int, data []byte) { copy([][]byte{out.Key, out.Value}[array][at:], data) })
 		}
 	}
 }

@@ -177,7 +177,8 @@ func TestQuantizeAgreesWithTheScale(t *testing.T) {
 		to := in.Shape
 		to.DType = layout.FP8
 		saturated := 0
-		eachToken(in, func(block, slot int) {
+		for _, at := range newMove(in).slots {
+			block, slot := at[0], at[1]
 			for dim := range c.HeadSize {
 				from := layout.BF16.Get(in.Key, in.Shape.KeyOffset(block, slot, 1, dim))
 				got := layout.FP8.Get(out.Key, to.KeyOffset(block, slot, 1, dim)) * in.KeyScale
@@ -190,7 +191,7 @@ func TestQuantizeAgreesWithTheScale(t *testing.T) {
 					t.Fatalf("%v: %v became %v", l, from, got)
 				}
 			}
-		})
+		}
 		if saturated == 0 {
 			t.Errorf("%v: nothing was saturated", l)
 		}
@@ -240,5 +241,40 @@ func TestOutputBeforeRun(t *testing.T) {
 	}
 	if _, err := k.Output(); err == nil {
 		t.Error("the output of a kernel that has not run")
+	}
+}
+
+// TestSpot: the truth passes, and an output that is wrong everywhere does not, for every operation.
+func TestSpot(t *testing.T) {
+	for _, op := range kernels.Ops() {
+		c := kernels.Case{Op: op, Layout: layout.XPacked, BlockSize: 16, DType: layout.BF16, Heads: 4, KVHeads: 2, HeadSize: 64,
+			Batch: 3, Context: 70, Ragged: true, Permuted: true, Seed: 5}
+		if op == kernels.OpPrefill || op == kernels.OpAppend {
+			c.New = 20
+		}
+		in, err := kernels.NewInputs(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := Output(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{1, 7, 1 << 20} {
+			if err := Spot(in, want, n); err != nil {
+				t.Error(err)
+			}
+		}
+		wrong := kernels.Output{Attention: slices.Clone(want.Attention), Key: bytes.Clone(want.Key),
+			Value: bytes.Clone(want.Value), Sum: want.Sum + 1}
+		for i := range wrong.Attention {
+			wrong.Attention[i] += 1
+		}
+		for i := range wrong.Value {
+			wrong.Value[i] ^= 1
+		}
+		if err := Spot(in, wrong, 7); err == nil {
+			t.Errorf("%s: a wrong output passes", c.Name())
+		}
 	}
 }
