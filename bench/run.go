@@ -16,7 +16,6 @@ import (
 	"kvtune/harness/timing"
 	"kvtune/kernels"
 	"kvtune/kernels/layout"
-	"kvtune/kernels/ref"
 )
 
 // Options of a run.
@@ -45,13 +44,16 @@ type Options struct {
 type Outcome struct {
 	Bench   *harness.Bench
 	Samples []harness.BenchSample
-	cases   []kernels.Case
+	// Series are the GPU's clocks, power and temperature before and after every case in every round.
+	Series []harness.Sample
+	cases  []kernels.Case
 }
 
-// Run checks every case against the reference, measures the ceilings of reading and copying, times all cases, and
-// compares each with the fastest of its group: the cases that differ in layout and block size only.
+// Run checks every case against the reference, measures the machine's ceilings, times all cases, and compares each with
+// the fastest of its group: the cases that differ in layout and block size only.
 //
-// When the context ends, what was timed is returned as a partial outcome without an error.
+// When the context ends, what was timed is returned as a partial outcome without an error; when a case fails after
+// others were timed, with the error.
 func Run(ctx context.Context, o Options) (*Outcome, error) {
 	if len(o.Cases) == 0 {
 		return nil, errors.New("no case to run")
@@ -64,8 +66,8 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	// The collector would take its turns within samples. Inputs are collected between cases.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	r := &runner{Options: o, steps: (1+o.Rounds)*len(o.Cases) + 2}
 	begin := time.Now()
+	r := &runner{Options: o, begin: begin, steps: (1+o.Rounds)*len(o.Cases) + len(ceilings(o.Cases))}
 	out := &Outcome{cases: o.Cases, Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name,
 		Origin:  harness.OriginMeasured,
 		Backend: o.Backend.Name(), Device: o.Device, Cold: o.Cold, Rounds: o.Rounds, Cases: []harness.BenchCase{}}}
@@ -87,7 +89,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 			return nil, ctx.Err()
 		}
 		b.Cases = append(b.Cases, harness.BenchCase{Case: c.Name(), Axes: axesOf(c), Bytes: c.Bytes(), Flops: c.Flops(),
-			Checked: Small(o.Cases[i]).Name()})
+			Checked: fmt.Sprintf("%s, and %d places of the case", Small(o.Cases[i]).Name(), spots)})
 	}
 	err = r.ceilings(ctx, b)
 	timed := make([][]*timing.Result, len(o.Cases))
@@ -98,26 +100,33 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 			}
 			r.tell("timing " + o.Cases[at].Name())
 			var one *timing.Result
-			if one, err = r.time(ctx, o.Cases[at]); err != nil {
+			if one, err = r.time(ctx, o.Cases[at], round == 0); err != nil {
 				break
 			}
+			out.Series = append(out.Series, r.states(one)...)
 			timed[at] = append(timed[at], one)
 			for _, s := range one.Samples {
 				out.Samples = append(out.Samples, harness.BenchSample{Case: o.Cases[at].Name(), Round: round, At: s.At,
-					Seconds: s.Seconds, Clock: s.SMClock, Gate: s.Gate, Outlier: s.Outlier})
+					Seconds: s.Seconds, Clock: s.SMClock, Counted: s.Counted, Gate: s.Gate, Outlier: s.Outlier})
 			}
 		}
 	}
-	if err != nil && ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+		b.Partial, b.Why, err = true, "interrupted", nil
+	case err != nil && len(out.Samples) == 0:
 		return nil, err
+	case err != nil:
+		b.Partial, b.Why = true, err.Error()
 	}
-	out.conclude(timed, ctx.Err() != nil)
+	out.conclude(timed)
 	b.Conditions.Duration = time.Since(begin).Seconds()
-	return out, nil
+	return out, err
 }
 
 type runner struct {
 	Options
+	begin       time.Time
 	done, steps int
 	sweep       []uint64 // larger than every cache of the host
 }
@@ -129,54 +138,27 @@ func (r *runner) tell(what string) {
 	r.done++
 }
 
-// check runs a case once and compares what it leaves with the reference.
-func (r *runner) check(c kernels.Case) error {
-	in, err := kernels.NewInputs(c)
-	if err != nil {
-		return err
-	}
-	k, err := r.Backend.Load(in)
-	if err != nil {
-		return err
-	}
-	defer k.Close()
-	if err := k.Run(1); err != nil {
-		return fmt.Errorf("case %s: %w", c.Name(), err)
-	}
-	got, err := k.Output()
-	if err != nil {
-		return err
-	}
-	want, err := ref.Output(in)
-	if err != nil {
-		return err
-	}
-	if err := c.Check(got, want); err != nil {
-		return fmt.Errorf("%s backend against the reference: %w", r.Backend.Name(), err)
-	}
-	return nil
-}
-
-// ceilings measures how fast the machine reads and copies.
-func (r *runner) ceilings(ctx context.Context, b *harness.Bench) error {
-	for _, ceiling := range []struct {
-		op kernels.Op
-		to **float64
-	}{{kernels.OpRead, &b.ReadCeiling}, {kernels.OpCopy, &b.CopyCeiling}} {
-		c := Base(ceiling.op, false)
-		c.Batch = 16
-		c.Context = max(1, int(r.Ceiling/c.Shape().BytesPerToken())/c.Batch)
-		r.tell("ceiling: " + string(ceiling.op))
-		result, err := r.time(ctx, c)
-		if err != nil {
-			return err
+// states are the GPU's before and after a measurement.
+func (r *runner) states(of *timing.Result) (samples []harness.Sample) {
+	for _, g := range []*telemetry.GPU{of.Before, of.After} {
+		if g == nil {
+			continue
 		}
-		*ceiling.to = new(float64(c.Bytes()) / result.Median)
+		for _, v := range []struct {
+			metric string
+			value  *float64
+		}{{harness.SeriesGPUSMClock, g.SMClock}, {harness.SeriesGPUMemoryClock, g.MemoryClock},
+			{harness.SeriesGPUPower, g.Power}, {harness.SeriesGPUTemperature, g.Temperature}} {
+			if v.value != nil {
+				samples = append(samples, harness.Sample{T: g.At.Sub(r.begin), Metric: v.metric, Value: *v.value})
+			}
+		}
 	}
-	return nil
+	return samples
 }
 
-func (r *runner) time(ctx context.Context, c kernels.Case) (*timing.Result, error) {
+// time loads a case and measures it; with check set it first looks at places of what one launch leaves.
+func (r *runner) time(ctx context.Context, c kernels.Case, check bool) (*timing.Result, error) {
 	in, err := kernels.NewInputs(c)
 	if err != nil {
 		return nil, err
@@ -186,6 +168,11 @@ func (r *runner) time(ctx context.Context, c kernels.Case) (*timing.Result, erro
 		return nil, err
 	}
 	defer k.Close()
+	if check {
+		if err := r.spot(k, in); err != nil {
+			return nil, err
+		}
+	}
 	runtime.GC()
 	o := r.Timing
 	clock, onDevice := k.(timing.Clock)
@@ -205,11 +192,8 @@ func (r *runner) time(ctx context.Context, c kernels.Case) (*timing.Result, erro
 }
 
 // conclude makes the rows of what was timed, one list of results per case.
-func (out *Outcome) conclude(timed [][]*timing.Result, cancelled bool) {
+func (out *Outcome) conclude(timed [][]*timing.Result) {
 	b := out.Bench
-	if cancelled {
-		b.Partial, b.Why = true, "interrupted"
-	}
 	values := out.values()
 	rows, cases := b.Cases[:0], out.cases[:0:0]
 	for i, results := range timed {
@@ -218,6 +202,7 @@ func (out *Outcome) conclude(timed [][]*timing.Result, cancelled bool) {
 		}
 		row := b.Cases[i]
 		fill(&row, results, values[row.Case])
+		row.Cycles = out.cycles(row.Case)
 		rows, cases = append(rows, row), append(cases, out.cases[i])
 	}
 	b.Cases, out.cases = rows, cases
@@ -239,6 +224,28 @@ func (out *Outcome) values() map[string][]float64 {
 		}
 	}
 	return fit
+}
+
+// cycles is the median of a case's clock cycles; nil where not all of its samples have them. Gated samples are not in
+// it, unless all are gated.
+func (out *Outcome) cycles(name string) *float64 {
+	var fit, all []float64
+	for _, s := range out.Samples {
+		if s.Case != name {
+			continue
+		}
+		if !s.Counted {
+			return nil
+		}
+		all = append(all, s.Seconds**s.Clock)
+		if s.Gate == "" {
+			fit = append(fit, all[len(all)-1])
+		}
+	}
+	if len(fit) == 0 {
+		fit = all
+	}
+	return new(stats.New(fit).Median())
 }
 
 // fill sums up the rounds of a case.

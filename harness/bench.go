@@ -24,9 +24,17 @@ type Bench struct {
 	Conditions Conditions `json:"conditions"`
 	// ReadCeiling and CopyCeiling are the bandwidths (B/s) of reading and of copying, measured in the same run; nil where
 	// they were not.
-	ReadCeiling *float64    `json:"read_ceiling_bytes_per_s"`
-	CopyCeiling *float64    `json:"copy_ceiling_bytes_per_s"`
-	Cases       []BenchCase `json:"cases"`
+	ReadCeiling *float64 `json:"read_ceiling_bytes_per_s"`
+	CopyCeiling *float64 `json:"copy_ceiling_bytes_per_s"`
+	// MatrixCeiling is the rate (flop/s) of multiplications and additions that attention could reach at most; ToHost and
+	// ToDevice are the bandwidths (B/s) of one large copy over the link between host and device. LaunchFloor is the time
+	// of a kernel that does nothing, among others like it, in s. All were measured in the same run; nil where they were
+	// not, or the backend has none.
+	MatrixCeiling *float64    `json:"matrix_ceiling_flop_per_s"`
+	ToHost        *float64    `json:"to_host_ceiling_bytes_per_s"`
+	ToDevice      *float64    `json:"to_device_ceiling_bytes_per_s"`
+	LaunchFloor   *float64    `json:"launch_floor_s"`
+	Cases         []BenchCase `json:"cases"`
 	// Warnings are what a reader must know before believing the numbers.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -40,6 +48,8 @@ type BenchCase struct {
 	Median float64  `json:"median_s"`
 	Low    *float64 `json:"low_s"`
 	High   *float64 `json:"high_s"`
+	// Cycles is the median in clock cycles of the device's processors; nil where they were not counted.
+	Cycles *float64 `json:"median_cycles"`
 	// Samples were taken of so many Launches each; Effective of them are independent. Stop says why no more.
 	Samples   int    `json:"samples"`
 	Launches  int    `json:"launches"`
@@ -64,13 +74,21 @@ type BenchCase struct {
 	P          *float64 `json:"p_holm"`
 	// Best marks the fastest of its group.
 	Best bool `json:"best,omitempty"`
-	// Checked says what was compared with the reference before the timing.
+	// Checked says what was compared with the reference before the timing: a small case whole, and of the timed one
+	// places that were drawn.
 	Checked  string   `json:"checked"`
 	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Bandwidth is the bytes moved per second.
 func (c *BenchCase) Bandwidth() float64 { return float64(c.Bytes) / c.Median }
+
+// ComputeBound says that a case does more operations for a byte than the machine does while it reads one, as far as its
+// ceilings are known: its time follows the processors' clock, not the memory's.
+func (b *Bench) ComputeBound(c *BenchCase) bool {
+	return b.MatrixCeiling != nil && b.ReadCeiling != nil &&
+		c.Flops/float64(c.Bytes) > *b.MatrixCeiling / *b.ReadCeiling
+}
 
 // BenchSample is one sample of a case: a line of `<name>_samples.jsonl.zst`, in the order in which they were taken.
 type BenchSample struct {
@@ -81,8 +99,10 @@ type BenchSample struct {
 	At time.Duration
 	// Seconds is the time of one launch.
 	Seconds float64
-	// Clock is the device's SM clock in Hz, nil where it is not known.
-	Clock *float64
+	// Clock is the device's SM clock in Hz, nil where it is not known. Counted: it is the mean over this sample, from
+	// cycles that the device counted.
+	Clock   *float64
+	Counted bool
 	// Gate says why the device was not fit; "" where it was.
 	Gate    string
 	Outlier bool

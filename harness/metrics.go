@@ -127,6 +127,11 @@ const (
 
 	SeriesHostCPU    = "host_cpu"    // ratio of all cores, 0..1
 	SeriesHostMemory = "host_memory" // bytes in use
+
+	SeriesGPUSMClock     = "gpu_sm_clock"     // Hz
+	SeriesGPUMemoryClock = "gpu_memory_clock" // Hz
+	SeriesGPUPower       = "gpu_power"        // W
+	SeriesGPUTemperature = "gpu_temperature"  // degrees Celsius
 )
 
 // Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).
