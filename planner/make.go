@@ -54,7 +54,7 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 		} else if len(p.changesBetween(k.args, k.args.Merge(p.req.Fixed))) == 0 {
 			k.order = len(all)
 			all = append(all, k)
-		} else if err := p.evaluate(ctx, keep[i:i+1], p.req.Options.Requests); err != nil {
+		} else if _, err := p.evaluate(ctx, keep[i:i+1], p.req.Options.Requests); err != nil {
 			return nil, err
 		}
 	}

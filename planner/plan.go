@@ -128,6 +128,9 @@ type Search struct {
 	Candidates int   `json:"candidates"`
 	Requests   int   `json:"requests"`
 	Simulated  int64 `json:"simulated_requests"`
+	// Simulations is how many simulations on the whole workload stand for the candidates that were left at the end:
+	// candidates that differ only in limits which neither reaches share one.
+	Simulations int `json:"simulations"`
 	// Exhaustive is set when every candidate was simulated on the whole workload.
 	Exhaustive bool `json:"exhaustive"`
 	// Replicas is how many draws stand behind the intervals of the finalists.

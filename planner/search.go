@@ -61,8 +61,7 @@ type outcome struct {
 	miss float64
 	// worst is the objective with that excess.
 	worst int
-	// peak is the largest number of requests in flight.
-	peak int
+	usage usage
 }
 
 func (c *candidate) feasible() bool { return c.runs[0].miss == 0 }
@@ -162,18 +161,22 @@ func (p *planning) candidate(args harness.EngineArgs) *candidate {
 // simulate predicts a configuration in draw i on a workload.
 func (p *planning) simulate(ctx context.Context, cfg sim.Config, i int, w *workload.Workload, all bool) (outcome,
 	error) {
-	out, err := sim.Run(ctx, cfg, p.timers[i], w, sim.Options{Series: all})
+	timer := &largest{Timer: p.timers[i]}
+	out, err := sim.Run(ctx, cfg, timer, w, sim.Options{Series: all})
 	if err != nil {
 		return outcome{}, err
 	}
 	p.simulated.Add(int64(len(w.Requests)))
-	return p.judge(out, cfg, all), nil
+	o := p.judge(out, cfg, all)
+	o.usage = usage{peak: peakInFlight(out.Records), tokens: timer.tokens,
+		blocks: int(math.Round(out.KVUsagePeak * float64(cfg.NumGPUBlocks-1)))}
+	return o, nil
 }
 
 // judge computes metrics and objectives. Unless all is set, the gaps between tokens are left out where no objective
 // needs them: they are most of the work.
 func (p *planning) judge(out *sim.Outcome, cfg sim.Config, all bool) outcome {
-	o := outcome{peak: peakInFlight(out.Records)}
+	var o outcome
 	records := out.Records
 	if !all && !p.gaps {
 		records = ends(records)
@@ -274,39 +277,6 @@ func (p *planning) each(ctx context.Context, n int, do func(context.Context, int
 	return cancelled
 }
 
-// evaluate simulates candidates on the first n measured requests. Candidates that differ only in max_num_seqs share one
-// simulation as long as it never has more requests in flight than the smaller limit allows: the limit is never reached,
-// so the outcomes are equal.
-func (p *planning) evaluate(ctx context.Context, all []*candidate, n int) error {
-	w := first(p.work[0], n)
-	groups := map[sim.Config][]*candidate{}
-	var keys []sim.Config
-	for _, c := range all {
-		key := c.cfg
-		key.MaxNumSeqs = 0
-		if groups[key] == nil {
-			keys = append(keys, key)
-		}
-		groups[key] = append(groups[key], c)
-	}
-	return p.each(ctx, len(keys), func(ctx context.Context, i int) error {
-		group := slices.Clone(groups[keys[i]])
-		slices.SortStableFunc(group, func(a, b *candidate) int { return b.cfg.MaxNumSeqs - a.cfg.MaxNumSeqs })
-		for j, c := range group {
-			if j > 0 && group[j-1].runs[0].peak <= c.cfg.MaxNumSeqs {
-				c.runs = group[j-1].runs
-				continue
-			}
-			o, err := p.simulate(ctx, c.cfg, 0, w, false)
-			if err != nil {
-				return err
-			}
-			c.runs = []outcome{o}
-		}
-		return nil
-	})
-}
-
 // fewest is the smallest part of the workload that candidates are compared on.
 const fewest = 24
 
@@ -321,19 +291,30 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 		}
 	}
 	s.Candidates, s.Requests = len(all), measured
+	// Candidates that share a simulation cost one: how many do shows on a small part of the requests.
+	simulations := len(all)
+	if len(all)*weight > p.req.Options.Budget && measured > fewest {
+		n, err := p.evaluate(ctx, all, max(fewest, measured/16))
+		if err != nil {
+			return nil, err
+		}
+		simulations = n
+	}
 	rounds := 1
-	for cost := len(all) * weight; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
+	for cost := simulations * weight; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
 		// Round r of R has 1/2^r of the candidates on 2^(r-R+1) of the requests: every round costs the same.
-		cost = (rounds + 1) * len(all) * (weight >> rounds)
+		cost = (rounds + 1) * simulations * (weight >> rounds)
 	}
 	s.Exhaustive = rounds == 1
 	left := all
 	for r := range rounds {
 		n := measured >> (rounds - 1 - r)
-		if err := p.evaluate(ctx, left, n); err != nil {
+		simulations, err := p.evaluate(ctx, left, n)
+		if err != nil {
 			return nil, err
 		}
 		if r == rounds-1 {
+			s.Simulations = simulations
 			break
 		}
 		left = p.half(left, keep)
@@ -343,12 +324,15 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 		s.Statement += fmt.Sprintf("%d on %d requests", len(all)>>r, n)
 	}
 	switch {
+	case s.Exhaustive && s.Simulations < len(all):
+		s.Statement = fmt.Sprintf("exhaustive: %d candidates on all %d requests in %d simulations; candidates that differ only "+
+			"in limits which neither reaches share one, exactly", len(all), measured, s.Simulations)
 	case s.Exhaustive:
 		s.Statement = fmt.Sprintf("exhaustive: every one of %d candidates was simulated on all %d requests", len(all),
 			measured)
 	default:
-		s.Statement = fmt.Sprintf("successive halving, not exhaustive: %s, the best %d on all %d", s.Statement, len(left),
-			measured)
+		s.Statement = fmt.Sprintf("successive halving, not exhaustive, so a better candidate may have been dropped: %s, the "+
+			"best %d on all %d", s.Statement, len(left), measured)
 	}
 	return left, nil
 }

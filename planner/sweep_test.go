@@ -198,7 +198,7 @@ func TestGoldenPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(want) != got {
-		t.Errorf("%s (go test -run Golden -update ./planner writes it) should be:\n%s", golden, got)
+		t.Errorf("%s (KVTUNE_UPDATE=1 go test -run Golden ./planner writes it) should be:\n%s", golden, got)
 	}
 	// Little's law holds in the prediction: requests in flight = rate x time in the system, less the ramp at the end.
 	p := plans.Plans[0]
