@@ -13,10 +13,12 @@ VLLM_DIR := $(CACHE)/vllm
 # NVCC may be any of them; sm_90a wants 12 or newer. CUDA_INCLUDE is a folder with cuda.h, where the C compiler does not
 # find it by itself.
 NVCC         ?= nvcc
+NVCC_FLAGS   ?=
 CUDA_INCLUDE ?=
-CUDA_ARCHES  ?= 80 90
+CUDA_MAJOR    = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
+CUDA_ARCHES  ?= 80 90 $(if $(filter 11,$(CUDA_MAJOR)),,90a)
 CUDA_PTX     ?= 90
-CUDA_SOURCES := decode prefill move
+CUDA_SOURCES := decode prefill move peak
 CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
@@ -48,7 +50,7 @@ cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with t
 	$(CUDA_ENV) $(GO) build -tags cuda -o bin/kvtune-cuda ./cmd/kvtune
 
 kernels/gpu/image/%.fatbin: kernels/gpu/%.cu kernels/gpu/attention.cuh kernels/gpu/cache.cuh
-	$(NVCC) -std=c++17 -O3 -fatbin -o $@ $< $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
+	$(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
 	  $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
 
 lint: tools

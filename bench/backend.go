@@ -53,7 +53,7 @@ func openGPU(cold bool) (*Machine, error) {
 		return nil, err
 	}
 	b.Warm = !cold
-	m := &Machine{Backend: b, Device: b.Info.Name, Large: true, Ceiling: 1 << 30, Close: b.Close}
+	m := &Machine{Backend: b, Device: b.Info.Name, Large: true, Ceiling: 2 << 30, Close: b.Close}
 	gpus, err := telemetry.OpenGPUs()
 	switch {
 	case errors.Is(err, telemetry.ErrNoGPU): // a device without NVML, as on some boards

@@ -3,7 +3,10 @@
 package bench
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -42,6 +45,41 @@ func Cases(ops []string, axes []string, large bool) ([]kernels.Case, error) {
 		}
 		cases = append(cases, Base(kernels.Op(op), large))
 	}
+	return product(cases, axes)
+}
+
+// ReadCases reads a list of cases: on every line an operation and axes, between spaces, of which it is the product as in
+// [Cases]. Empty lines and those that begin with # say nothing.
+func ReadCases(r io.Reader, large bool) ([]kernels.Case, error) {
+	var list []kernels.Case
+	lines := bufio.NewScanner(r)
+	for number := 1; lines.Scan(); number++ {
+		words := strings.Fields(lines.Text())
+		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		cases, err := Cases(words[:1], words[1:], large)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		}
+		for _, c := range cases {
+			if slices.Contains(list, c) {
+				return nil, fmt.Errorf("line %d: case %s is there twice", number, c.Name())
+			}
+			list = append(list, c)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, errors.New("there is no case: expected lines of an operation and axes, such as: decode block_size=1,16")
+	}
+	return list, nil
+}
+
+// product sets axes of cases to values, one case for every combination.
+func product(cases []kernels.Case, axes []string) ([]kernels.Case, error) {
 	var seen []string
 	for _, axis := range axes {
 		name, values, ok := strings.Cut(axis, "=")

@@ -42,7 +42,7 @@ func ceilings(cases []kernels.Case) []ceiling {
 
 // ceilings measures the ceilings of the cases.
 func (r *runner) ceilings(ctx context.Context, b *harness.Bench) error {
-	for _, c := range ceilings(r.Cases) {
+	for _, c := range r.limits {
 		r.tell("ceiling: " + string(c.op) + string(c.peak))
 		seconds, units, err := r.ceiling(ctx, c)
 		switch {

@@ -28,6 +28,8 @@ type Options struct {
 	Cases   []kernels.Case
 	// Ceiling is how many bytes are read and copied for the ceilings, several times the caches: 256 MiB for 0.
 	Ceiling int64
+	// NoCeilings leaves the ceilings out, where only times matter.
+	NoCeilings bool
 	// Cold: the data of a launch is in no cache when it begins; else launches find there what fits. A backend with a clock
 	// of its own was opened for that ([Open]).
 	Cold bool
@@ -67,7 +69,11 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	// The collector would take its turns within samples. Inputs are collected between cases.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	begin := time.Now()
-	r := &runner{Options: o, begin: begin, steps: (1+o.Rounds)*len(o.Cases) + len(ceilings(o.Cases))}
+	r := &runner{Options: o, begin: begin, steps: (1 + o.Rounds) * len(o.Cases)}
+	if !o.NoCeilings {
+		r.limits = ceilings(o.Cases)
+		r.steps += len(r.limits)
+	}
 	out := &Outcome{cases: o.Cases, Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name,
 		Origin:  harness.OriginMeasured,
 		Backend: o.Backend.Name(), Device: o.Device, Cold: o.Cold, Rounds: o.Rounds, Cases: []harness.BenchCase{}}}
@@ -127,6 +133,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 type runner struct {
 	Options
 	begin       time.Time
+	limits      []ceiling
 	done, steps int
 	sweep       []uint64 // larger than every cache of the host
 }

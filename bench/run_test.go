@@ -14,8 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"kvtune/cuda"
 	"kvtune/harness/archive"
 	"kvtune/harness/compare"
+	"kvtune/harness/stats"
 	"kvtune/harness/timing"
 	"kvtune/kernels"
 	"kvtune/kernels/ref"
@@ -34,7 +36,7 @@ func (fake) Peak(p kernels.Peak) (kernels.Kernel, float64, error) {
 	if p != kernels.PeakLaunch && p != kernels.PeakMatrix {
 		return nil, 0, nil
 	}
-	return &fakeKernel{truth: 1e-6, rng: rand.New(rand.NewPCG(1, 1))}, 1e6, nil
+	return &fakeKernel{truth: 1e-6, rng: rand.New(rand.NewPCG(1, 1))}, 1e12, nil
 }
 
 func (f fake) Load(in *kernels.Inputs) (kernels.Kernel, error) {
@@ -122,10 +124,17 @@ func TestRun(t *testing.T) {
 	if len(out.Bench.Cases) != 12 || out.Bench.Rounds != 2 || out.Bench.Partial {
 		t.Fatalf("%d cases, %d rounds", len(out.Bench.Cases), out.Bench.Rounds)
 	}
+	if b := out.Bench; b.ReadCeiling == nil || b.CopyCeiling == nil || b.MatrixCeiling == nil || b.LaunchFloor == nil ||
+		b.ToHost != nil {
+		t.Errorf("ceilings of %+v", b)
+	}
 	best := 0
 	for i, row := range out.Bench.Cases {
 		if row.Samples < 400 || row.Checked == "" || row.Low == nil || *row.Low > row.Median || *row.High < row.Median {
 			t.Errorf("%+v", row)
+		}
+		if row.Cycles == nil || math.Abs(*row.Cycles/(2e9*row.Median)-1) > 0.005 {
+			t.Errorf("%s: cycles %v at 2 GHz", row.Case, row.Cycles)
 		}
 		r := benchRow{&out.Bench.Cases[i]}
 		switch {
@@ -168,7 +177,7 @@ func TestRun(t *testing.T) {
 	}
 	side, err := compare.Read(f.Dir())
 	if err != nil || len(side.Series) != 12 || !strings.HasSuffix(side.Series[0].Case, "/cold") {
-		t.Errorf("the archive as a side of a comparison: %v, %v", side, err)
+		t.Errorf("the archive as a side of a comparison: %d series, %v", len(side.Series), err)
 	}
 
 	var text, table, lines bytes.Buffer
@@ -238,6 +247,19 @@ func TestCases(t *testing.T) {
 	if _, err := Cases([]string{"decode"}, []string{"batch=1", "batch=2"}, false); err == nil {
 		t.Error("an axis given twice")
 	}
+	file, err := os.Open("gpu.cases")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if list, err = ReadCases(file, true); err != nil || len(list) > 120 {
+		t.Errorf("gpu.cases: %d cases, want at most 120; %v", len(list), err)
+	}
+	for text, want := range map[string]string{"": "no case", "# decode": "no case", "decode\n\ndecode": "line 3", "decode x=1": "line 1"} {
+		if _, err := ReadCases(strings.NewReader(text), true); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
 	for _, op := range kernels.Ops() {
 		for _, large := range []bool{false, true} {
 			for _, c := range []kernels.Case{Base(op, large), Small(Base(op, large))} {
@@ -250,8 +272,8 @@ func TestCases(t *testing.T) {
 }
 
 // suite times every operation at its base case, and decode over layouts and block sizes, on a backend.
-func suite(b *testing.B, backend string) {
-	m, err := Open(backend, false)
+func suite(b *testing.B, backend string, cold bool) {
+	m, err := Open(backend, cold)
 	if err != nil {
 		b.Skip(err)
 	}
@@ -264,7 +286,7 @@ func suite(b *testing.B, backend string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	read := 0.0 // of plain reading in the same run, which comes first
+	rates := map[kernels.Op]float64{} // of plain reading and copying in the same run, which come first
 	slices.Reverse(list)
 	for _, c := range append(list, decode...) {
 		b.Run(c.Name(), func(b *testing.B) {
@@ -274,33 +296,59 @@ func suite(b *testing.B, backend string) {
 			}
 			k, err := m.Backend.Load(in)
 			if err != nil {
-				b.Skip(err) // a backend may lack a case
+				b.Fatal(err)
 			}
 			defer k.Close()
-			for b.Loop() {
-				if err := k.Run(1); err != nil {
-					b.Fatal(err)
-				}
-			}
-			seconds := b.Elapsed().Seconds() / float64(b.N)
+			seconds := each(b, k)
 			rate := float64(c.Bytes()) / seconds
-			if c.Op == kernels.OpRead {
-				read = rate
-			}
-			b.ReportMetric(rate, "B/s")
+			rates[c.Op] = rate
+			b.ReportMetric(seconds*1e9, "ns/op")
+			b.ReportMetric(rate/1e12, "TB/s")
 			if c.Flops() > 0 {
-				b.ReportMetric(c.Flops()/seconds, "flop/s")
+				b.ReportMetric(c.Flops()/seconds/1e12, "TFLOP/s")
 			}
-			if read > 0 {
-				b.ReportMetric(100*rate/read, "%read")
+			for _, ceiling := range []kernels.Op{kernels.OpRead, kernels.OpCopy} {
+				if rates[ceiling] > 0 {
+					b.ReportMetric(100*rate/rates[ceiling], "%"+string(ceiling))
+				}
 			}
 		})
 	}
 }
 
-func BenchmarkHost(b *testing.B) { suite(b, "host") }
+// each is the seconds of one launch: between the device's own events where the kernel has them, less what an empty pair
+// of events takes, else on the benchmark's clock.
+func each(b *testing.B, k kernels.Kernel) float64 {
+	clock, onDevice := k.(timing.Clock)
+	if !onDevice {
+		for b.Loop() {
+			if err := k.Run(1); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return b.Elapsed().Seconds() / float64(b.N)
+	}
+	const launches = 20
+	var samples []float64
+	for b.Loop() {
+		readings, err := clock.Series(10, launches)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, r := range readings {
+			samples = append(samples, r.Seconds)
+		}
+	}
+	empty, err := clock.Empty(100)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return (stats.New(samples).Median() - stats.New(empty).Median()) / launches
+}
 
-func BenchmarkCUDA(b *testing.B) { suite(b, "cuda") }
+func BenchmarkHost(b *testing.B) { suite(b, "host", false) }
+
+func BenchmarkCUDA(b *testing.B) { suite(b, "cuda", true) }
 
 // Example shows a run from Go.
 func Example() {
@@ -328,4 +376,36 @@ func Example() {
 	// Output:
 	// decode 1 true true
 	// decode 16 true true
+}
+
+// TestGPUCases checks every case that is recorded on a GPU, at its small shape: what compute-sanitizer runs.
+func TestGPUCases(t *testing.T) {
+	m, err := Open("cuda", false)
+	if errors.Is(err, cuda.ErrUnavailable) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	file, err := os.Open("gpu.cases")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	list, err := ReadCases(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &runner{Options: Options{Backend: m.Backend}}
+	seen := map[kernels.Case]bool{}
+	for _, c := range list {
+		if c = Small(c); !seen[c] {
+			seen[c] = true
+			if err := r.check(c); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Logf("%d cases", len(seen))
 }

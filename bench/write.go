@@ -40,6 +40,11 @@ func (out *Outcome) Save(f *archive.Folder) error {
 		}
 		recorders[s.Case].Record(seconds(s.Seconds))
 	}
+	if len(out.Series) > 0 {
+		if err := f.WriteSeries(b.Name, out.Series); err != nil {
+			return err
+		}
+	}
 	if err := f.WriteHistograms(b.Name, b.Conditions.Started, intervals); err != nil {
 		return err
 	}
@@ -196,15 +201,35 @@ func (out *Outcome) Text(w io.Writer) error {
 	out.caseWarnings(o)
 	fmt.Fprintf(o, "\n%s\n", b.Device)
 	if b.ReadCeiling != nil && b.CopyCeiling != nil {
-		fmt.Fprintf(o, "ceilings measured in this run: read %s, copy %s (read and written bytes)\n", rate(*b.ReadCeiling),
+		fmt.Fprintf(o, "ceilings measured in this run: read %s, copy %s (read and written bytes)", rate(*b.ReadCeiling),
 			rate(*b.CopyCeiling))
+		for _, c := range []struct {
+			what  string
+			value *float64
+		}{{"to the host", b.ToHost}, {"to the device", b.ToDevice}} {
+			if c.value != nil {
+				fmt.Fprintf(o, ", %s %s", c.what, rate(*c.value))
+			}
+		}
+		if b.MatrixCeiling != nil {
+			fmt.Fprintf(o, ", matrix %.3g TFLOP/s", *b.MatrixCeiling/1e12)
+		}
+		if b.LaunchFloor != nil {
+			fmt.Fprintf(o, "; an empty launch takes %.2f us", *b.LaunchFloor*1e6)
+		}
+		fmt.Fprintln(o)
 	}
 	for _, g := range out.groups() {
 		fmt.Fprintf(o, "\n%s\n", title(g))
 		t := tabwriter.NewWriter(o, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprint(t, "block_size\tlayout\ttime us\t+-%\tGB/s\t% of read\t% of copy\t")
+		fmt.Fprint(t, "block_size\tlayout\ttime us\t+-%\tGB/s\t")
+		if b.Link(string(g.Op)) != nil {
+			fmt.Fprint(t, "% of link\t")
+		} else {
+			fmt.Fprint(t, "% of read\t% of copy\t")
+		}
 		if g.Flops() > 0 {
-			fmt.Fprint(t, "TFLOP/s\t")
+			fmt.Fprint(t, "TFLOP/s\t% of matrix\t")
 		}
 		fmt.Fprint(t, "against the best\tp (Holm)\tsignificant\tsamples\tstopped\t\n")
 		for i, c := range out.cases {
@@ -240,10 +265,14 @@ func (out *Outcome) line(w io.Writer, g, c kernels.Case, r *benchRow) {
 	if r.Low != nil {
 		half = fmt.Sprintf("%.2f", 100*(*r.High-*r.Low)/2/r.Median)
 	}
-	fmt.Fprintf(w, "%d\t%s\t%.4g\t%s\t%.4g\t%s\t%s\t", c.BlockSize, c.Layout, r.Median*1e6, half, r.Bandwidth()/1e9,
-		share(r.Bandwidth(), out.Bench.ReadCeiling), share(r.Bandwidth(), out.Bench.CopyCeiling))
+	fmt.Fprintf(w, "%d\t%s\t%.4g\t%s\t%.4g\t", c.BlockSize, c.Layout, r.Median*1e6, half, r.Bandwidth()/1e9)
+	if link := out.Bench.Link(string(g.Op)); link != nil {
+		fmt.Fprintf(w, "%s\t", share(r.Bandwidth(), link))
+	} else {
+		fmt.Fprintf(w, "%s\t%s\t", share(r.Bandwidth(), out.Bench.ReadCeiling), share(r.Bandwidth(), out.Bench.CopyCeiling))
+	}
 	if g.Flops() > 0 {
-		fmt.Fprintf(w, "%.3g\t", r.Flops/r.Median/1e12)
+		fmt.Fprintf(w, "%.3g\t%s\t", r.Flops/r.Median/1e12, share(r.Flops/r.Median, out.Bench.MatrixCeiling))
 	}
 	against, p, yes := "best", "", ""
 	if r.Slower != nil {
@@ -270,9 +299,9 @@ func (out *Outcome) JSON(w io.Writer) error {
 func (out *Outcome) CSV(w io.Writer) error {
 	c := csv.NewWriter(w)
 	axes := kernels.Axes()
-	c.Write(append(append([]string{"op"}, axes...), "cold", "median_s", "low_s", "high_s", "samples", "launches",
-		"bytes", "flops",
-		"read_ceiling_bytes_per_s", "copy_ceiling_bytes_per_s", "slower", "p_holm"))
+	c.Write(append(append([]string{"op"}, axes...), "cold", "median_s", "low_s", "high_s", "median_cycles",
+		"samples", "launches", "bytes", "flops", "read_ceiling_bytes_per_s", "copy_ceiling_bytes_per_s",
+		"matrix_ceiling_flop_per_s", "slower", "p_holm"))
 	number := func(v *float64) string {
 		if v == nil {
 			return ""
@@ -286,8 +315,9 @@ func (out *Outcome) CSV(w io.Writer) error {
 			line = append(line, r.Axes[axis])
 		}
 		c.Write(append(line, strconv.FormatBool(out.Bench.Cold), number(&r.Median), number(r.Low), number(r.High),
-			strconv.Itoa(r.Samples), strconv.Itoa(r.Launches), strconv.FormatInt(r.Bytes, 10), number(&r.Flops),
-			number(out.Bench.ReadCeiling), number(out.Bench.CopyCeiling), number(r.Slower), number(r.P)))
+			number(r.Cycles), strconv.Itoa(r.Samples), strconv.Itoa(r.Launches), strconv.FormatInt(r.Bytes, 10),
+			number(&r.Flops), number(out.Bench.ReadCeiling), number(out.Bench.CopyCeiling), number(out.Bench.MatrixCeiling),
+			number(r.Slower), number(r.P)))
 	}
 	c.Flush()
 	return c.Error()

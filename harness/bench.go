@@ -83,6 +83,18 @@ type BenchCase struct {
 // Bandwidth is the bytes moved per second.
 func (c *BenchCase) Bandwidth() float64 { return float64(c.Bytes) / c.Median }
 
+// Link is the ceiling (B/s) of an operation that moves over the link between host and device; nil for another operation
+// and where it was not measured.
+func (b *Bench) Link(op string) *float64 {
+	switch op {
+	case "swap_out":
+		return b.ToHost
+	case "swap_in":
+		return b.ToDevice
+	}
+	return nil
+}
+
 // ComputeBound says that a case does more operations for a byte than the machine does while it reads one, as far as its
 // ceilings are known: its time follows the processors' clock, not the memory's.
 func (b *Bench) ComputeBound(c *BenchCase) bool {

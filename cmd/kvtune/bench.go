@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -11,6 +13,7 @@ import (
 	"kvtune/cuda"
 	"kvtune/harness/archive"
 	"kvtune/harness/timing"
+	"kvtune/kernels"
 )
 
 func benchCommand() *cli.Command {
@@ -27,6 +30,8 @@ func benchCommand() *cli.Command {
 				"copy_blocks, swap_out, swap_in, quantize, copy, read (repeat; default decode)"},
 			&cli.StringSliceFlag{Name: "axis", Category: catBench,
 				Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)"},
+			&cli.PathFlag{Name: "cases", Category: catBench, Usage: "a `file` with an operation and its axes on every line, " +
+				"instead of --op and --axis"},
 			&cli.StringFlag{Name: "backend", Usage: "`auto|cuda|host`", Value: "auto", Category: catBench},
 			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)",
 				Category: catTiming},
@@ -36,6 +41,7 @@ func benchCommand() *cli.Command {
 				Value: 0.005, Category: catTiming},
 			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2,
 				Category: catTiming},
+			&cli.BoolFlag{Name: "no-ceilings", Usage: "do not measure what the machine does at most", Category: catTiming},
 			&cli.StringFlag{Name: "format", Value: "text", Category: catOutput,
 				Usage: "of what is printed: `text|json|csv|bench` (bench: for benchstat and kvtune compare)"},
 			outputDirFlag("results"),
@@ -63,14 +69,11 @@ func benchAction(c *cli.Context) error {
 	if p := c.Float64("precision"); !(p > 0 && p < 1) {
 		return usagef("--precision %v: expected a number above 0 and below 1", p)
 	}
-	ops, axes := c.StringSlice("op"), c.StringSlice("axis")
-	if len(ops) == 0 {
-		ops = []string{"decode"}
+	cases, err := benchCases(c)
+	if err != nil {
+		return usageError{err}
 	}
-	if len(axes) == 0 {
-		axes = []string{"block_size=1,2,4,8,16,32,64,128,256"}
-	}
-	if _, err := bench.Cases(ops, axes, false); err != nil { // before anything is opened
+	if _, err := cases(false); err != nil { // before anything is opened
 		return usageError{err}
 	}
 	cold := !c.Bool("warm")
@@ -82,7 +85,7 @@ func benchAction(c *cli.Context) error {
 		return usageError{err}
 	}
 	defer machine.Close()
-	cases, err := bench.Cases(ops, axes, machine.Large)
+	list, err := cases(machine.Large)
 	if err != nil {
 		return usageError{err}
 	}
@@ -93,16 +96,16 @@ func benchAction(c *cli.Context) error {
 	scr := newScreen(c.App.ErrWriter)
 	defer scr.close()
 	out, err := bench.Run(c.Context, bench.Options{
-		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: cases,
-		Cold:   cold,
-		Rounds: c.Int("rounds"),
+		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: list,
+		NoCeilings: c.Bool("no-ceilings"), Cold: cold, Rounds: c.Int("rounds"),
 		Timing: timing.Options{MaxTime: c.Duration("time"), Precision: c.Float64("precision"), Probe: machine.Probe},
 		Progress: func(done, of int, what string) {
 			scr.stage(fmt.Sprintf("%d/%d %s", done+1, of, what))
 		},
 	})
-	if err != nil {
-		return err
+	failed := err
+	if out == nil {
+		return failed
 	}
 	scr.close()
 	if machine.Note != "" {
@@ -121,5 +124,36 @@ func benchAction(c *cli.Context) error {
 			fmt.Fprintf(c.App.Writer, "  %s\n", folder.Path(file))
 		}
 	}
+	if failed != nil {
+		return failed
+	}
 	return c.Context.Err()
+}
+
+// benchCases gives the cases that the flags ask for, once it is known whether the device wants large ones.
+func benchCases(c *cli.Context) (func(large bool) ([]kernels.Case, error), error) {
+	ops, axes, file := c.StringSlice("op"), c.StringSlice("axis"), c.Path("cases")
+	if file != "" {
+		if len(ops)+len(axes) > 0 {
+			return nil, errors.New("--cases excludes --op and --axis: put them into the file")
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		return func(large bool) ([]kernels.Case, error) {
+			list, err := bench.ReadCases(bytes.NewReader(text), large)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", file, err)
+			}
+			return list, err
+		}, nil
+	}
+	if len(ops) == 0 {
+		ops = []string{"decode"}
+	}
+	if len(axes) == 0 {
+		axes = []string{"block_size=1,2,4,8,16,32,64,128,256"}
+	}
+	return func(large bool) ([]kernels.Case, error) { return bench.Cases(ops, axes, large) }, nil
 }

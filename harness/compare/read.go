@@ -29,7 +29,8 @@ func Read(path string) (*Side, error) {
 	return readProfiles(f, path)
 }
 
-// readBench takes the samples of a kernel benchmark that are not gated, in seconds, as one series per case.
+// readBench takes the samples of a kernel benchmark that are not gated, in seconds, as one series per case, and one more
+// in clock cycles where the case is compute-bound.
 func readBench(path string) (*Side, error) {
 	b, samples, err := archive.ReadBench(path)
 	if err != nil {
@@ -40,26 +41,34 @@ func readBench(path string) (*Side, error) {
 		side.Warnings = append(side.Warnings, "it ended early: "+b.Why)
 	}
 	gated := 0
-	values := map[string][]float64{}
+	values, cycles := map[string][]float64{}, map[string][]float64{}
 	for _, s := range samples {
 		switch {
 		case s.Gate != "":
 			gated++
 		case s.Seconds > 0:
 			values[s.Case] = append(values[s.Case], s.Seconds)
+			if s.Counted {
+				cycles[s.Case] = append(cycles[s.Case], s.Seconds**s.Clock)
+			}
 		}
 	}
 	if gated > 0 {
 		side.Warnings = append(side.Warnings, fmt.Sprintf("%d of %d samples are left out: the device was throttled",
 			gated, len(samples)))
 	}
-	for _, c := range b.Cases {
-		if v := values[c.Case]; len(v) > 0 {
-			name := c.Case
-			if b.Cold {
-				name += "/cold"
-			}
+	for i := range b.Cases {
+		c := &b.Cases[i]
+		name, v := c.Case, values[c.Case]
+		if b.Cold {
+			name += "/cold"
+		}
+		if len(v) > 0 {
 			side.Series = append(side.Series, Series{Case: name, Unit: "s", Values: v})
+		}
+		// Where the processors bind, cycles tell a slower clock from slower work; elsewhere they follow the clock.
+		if w := cycles[c.Case]; len(w) == len(v) && b.ComputeBound(c) {
+			side.Series = append(side.Series, Series{Case: name, Unit: "cycle", Values: w})
 		}
 	}
 	if len(side.Series) == 0 {

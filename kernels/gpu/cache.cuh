@@ -5,6 +5,13 @@
 #include <cuda_fp8.h>
 #include <stdint.h>
 
+// HEAD_SIZE_64 is for the kernels of that size; a build to see whether everything compiles leaves them out.
+#ifdef ONLY_HEAD_SIZE_128
+#define HEAD_SIZE_64(...)
+#else
+#define HEAD_SIZE_64(...) __VA_ARGS__
+#endif
+
 typedef __nv_bfloat16 bf16;
 typedef __half fp16;
 typedef __nv_fp8_e4m3 fp8;

@@ -278,10 +278,10 @@ __device__ void decode_kernel(const Decode &p) {
   extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##name(const Decode p) { \
     decode_kernel<__VA_ARGS__>(p);                                                     \
   }
-#define SIZES(dtype)                                 \
-  DECODE(dtype##_64, dtype, 64, IN_ROWS)             \
-  DECODE(dtype##_64_packed, dtype, 64, PACKED)       \
-  DECODE(dtype##_128, dtype, 128, IN_ROWS)           \
+#define SIZES(dtype)                                          \
+  HEAD_SIZE_64(DECODE(dtype##_64, dtype, 64, IN_ROWS))          \
+  HEAD_SIZE_64(DECODE(dtype##_64_packed, dtype, 64, PACKED))    \
+  DECODE(dtype##_128, dtype, 128, IN_ROWS)                      \
   DECODE(dtype##_128_packed, dtype, 128, PACKED)
 
 SIZES(bf16)

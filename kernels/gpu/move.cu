@@ -140,10 +140,10 @@ __device__ void quantize_kernel(const Tokens &p) {
 
 #define TOKENS(op, name, ...) \
   extern "C" __global__ void __launch_bounds__(256) op##_##name(const Tokens p) { op##_kernel<__VA_ARGS__>(p); }
-#define SHAPES(op, dtype, ...)                        \
-  TOKENS(op, dtype##_64, __VA_ARGS__, 64, false)      \
-  TOKENS(op, dtype##_64_packed, __VA_ARGS__, 64, true) \
-  TOKENS(op, dtype##_128, __VA_ARGS__, 128, false)    \
+#define SHAPES(op, dtype, ...)                                         \
+  HEAD_SIZE_64(TOKENS(op, dtype##_64, __VA_ARGS__, 64, false))         \
+  HEAD_SIZE_64(TOKENS(op, dtype##_64_packed, __VA_ARGS__, 64, true))   \
+  TOKENS(op, dtype##_128, __VA_ARGS__, 128, false)                     \
   TOKENS(op, dtype##_128_packed, __VA_ARGS__, 128, true)
 
 SHAPES(append, bf16, bf16, bf16)

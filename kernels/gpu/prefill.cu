@@ -187,10 +187,10 @@ __device__ __forceinline__ void prefill_kernel(const Prefill &p) {
   extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) prefill_##name(const Prefill p) { \
     prefill_kernel<__VA_ARGS__>(p);                                                             \
   }
-#define SIZES(dtype)                            \
-  PREFILL(dtype##_64, dtype, 64, IN_ROWS)       \
-  PREFILL(dtype##_64_packed, dtype, 64, PACKED) \
-  PREFILL(dtype##_128, dtype, 128, IN_ROWS)     \
+#define SIZES(dtype)                                          \
+  HEAD_SIZE_64(PREFILL(dtype##_64, dtype, 64, IN_ROWS))          \
+  HEAD_SIZE_64(PREFILL(dtype##_64_packed, dtype, 64, PACKED))    \
+  PREFILL(dtype##_128, dtype, 128, IN_ROWS)                      \
   PREFILL(dtype##_128_packed, dtype, 128, PACKED)
 
 SIZES(bf16)

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Measure a GPU and write the record that bench/results/<gpu> keeps: `make bench-h200` on a machine with a Go toolchain
+# and a CUDA compiler, or this script where only the programs are.
+#
+#   record.sh BIN OUT
+#
+# BIN holds kvtune-cuda, and the test programs gpu.test (of kernels/gpu) and bench.test (of bench). With a Python that
+# has vLLM (PYTHON, python3 by default) its kernels are timed too. OUT is replaced part by part:
+#
+#   first, second   two whole runs of gpu.cases, in processes of their own: archives
+#   peer.json       vLLM's kernels on the same cases
+#   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
+#   env.txt compare.txt targets.txt
+set -euo pipefail
+[ $# -eq 2 ] || { echo "usage: $0 BIN OUT" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd) bin=$(cd "$1" && pwd)
+mkdir -p "$2"
+out=$(cd "$2" && pwd)
+step() { echo "== $SECONDS s: $*" >&2; }
+
+step environment
+"$bin/kvtune-cuda" env >"$out/env.txt"
+step the full product against the reference
+(cd "$here" && "$bin/gpu.test" -test.v -test.run 'TestAgainstReference|TestPeaks') |
+  grep -v '^ *\(=== \|--- PASS: TestAgainstReference/\)' >"$out/checked.txt" || { cat "$out/checked.txt"; exit 1; }
+for run in first second; do
+  step "$run run"
+  rm -rf "${out:?}/$run"
+  "$bin/kvtune-cuda" bench --backend cuda --cases "$here/gpu.cases" --rounds 1 --time 300ms --output-dir "$out/$run" \
+    2>"$out/$run.log" >"$out/$run.txt" || { tail -3 "$out/$run.log" >&2; exit 1; }
+  mv "$out/$run.txt" "$out/$run/kernels.txt"
+  rm "$out/$run.log"
+done
+if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
+  step peers
+  ${PYTHON:-python3} "$here/peer.py" "$out/first/kernels_bench.json" "$out/peer.json"
+fi
+step compare
+"$bin/kvtune-cuda" compare --threshold 0.02 "$out/first" "$out/second" >"$out/compare.txt" || [ $? -eq 3 ]
+(cd "$here" && "$bin/bench.test" -test.run TestRecord -test.v -record "$out") | grep -v '^=== ' >"$out/targets.txt" ||
+  { cat "$out/targets.txt"; exit 1; }
+step done
+cat "$out/targets.txt"
