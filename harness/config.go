@@ -22,11 +22,23 @@ type EngineArgs struct {
 	NumGPUBlocksOverride      int     `json:"num_gpu_blocks_override,omitempty"`
 	KVCacheDType              string  `json:"kv_cache_dtype,omitempty"`
 	LongPrefillTokenThreshold int     `json:"long_prefill_token_threshold,omitempty"`
-	AsyncScheduling           *bool   `json:"async_scheduling,omitempty"`
-	Watermark                 float64 `json:"watermark,omitempty"`
-	StreamInterval            int     `json:"stream_interval,omitempty"`
-	EnforceEager              *bool   `json:"enforce_eager,omitempty"`
-	TensorParallelSize        int     `json:"tensor_parallel_size,omitempty"`
+	// LongPrefillTokenThresholdAdaptive raises the threshold to a fair share of the token budget (vLLM 0.31 and later).
+	LongPrefillTokenThresholdAdaptive *bool `json:"long_prefill_token_threshold_adaptive,omitempty"`
+	// MaxNumScheduledTokens lowers the token budget below MaxNumBatchedTokens (0.26 and later), MaxNumActiveSeqs the
+	// number of running requests below MaxNumSeqs (0.31 and later).
+	MaxNumScheduledTokens int `json:"max_num_scheduled_tokens,omitempty"`
+	MaxNumActiveSeqs      int `json:"max_num_active_seqs,omitempty"`
+	// MaxNumQueuedReqs and MaxNumQueuedTokens are the API server's admission limits (0.29 and later): requests that have
+	// not ended, prompt tokens of those without a first token.
+	MaxNumQueuedReqs   int `json:"max_num_queued_reqs,omitempty"`
+	MaxNumQueuedTokens int `json:"max_num_queued_tokens,omitempty"`
+	// SchedulerReserveFullISL admits a request only when the cache holds all of its known tokens (0.19 and later).
+	SchedulerReserveFullISL *bool   `json:"scheduler_reserve_full_isl,omitempty"`
+	AsyncScheduling         *bool   `json:"async_scheduling,omitempty"`
+	Watermark               float64 `json:"watermark,omitempty"`
+	StreamInterval          int     `json:"stream_interval,omitempty"`
+	EnforceEager            *bool   `json:"enforce_eager,omitempty"`
+	TensorParallelSize      int     `json:"tensor_parallel_size,omitempty"`
 }
 
 // ProfilingType is the kind of profile.

@@ -10,6 +10,7 @@ package vllmflags
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -141,6 +142,18 @@ func fields() []field {
 			at: func(a *args) any { return &a.KVCacheDType }},
 		{Flag: Flag{Name: "long_prefill_token_threshold", Legal: "0 (off) to max_model_len", Modelled: true},
 			at: func(a *args) any { return &a.LongPrefillTokenThreshold }},
+		{Flag: Flag{Name: "long_prefill_token_threshold_adaptive", Legal: "true, false", Modelled: true},
+			at: func(a *args) any { return &a.LongPrefillTokenThresholdAdaptive }, since: 31},
+		{Flag: Flag{Name: "max_num_scheduled_tokens", Legal: "1 to max_num_batched_tokens", Modelled: true},
+			at: func(a *args) any { return &a.MaxNumScheduledTokens }, readable: true, low: 1, since: 26},
+		{Flag: Flag{Name: "max_num_active_seqs", Legal: "1 to max_num_seqs", Modelled: true},
+			at: func(a *args) any { return &a.MaxNumActiveSeqs }, low: 1, since: 31},
+		{Flag: Flag{Name: "max_num_queued_reqs", Legal: "at least 1", Modelled: true},
+			at: func(a *args) any { return &a.MaxNumQueuedReqs }, low: 1, since: 29},
+		{Flag: Flag{Name: "max_num_queued_tokens", Legal: "at least 1", Modelled: true},
+			at: func(a *args) any { return &a.MaxNumQueuedTokens }, low: 1, since: 29},
+		{Flag: Flag{Name: "scheduler_reserve_full_isl", Legal: "true, false", Modelled: true},
+			at: func(a *args) any { return &a.SchedulerReserveFullISL }, since: 19},
 		{Flag: Flag{Name: "async_scheduling", Legal: "true, false (the CPU platform forces false)", Modelled: true},
 			at: func(a *args) any { return &a.AsyncScheduling }},
 		{Flag: Flag{Name: "watermark", Legal: "at least 0, below 1", Modelled: true},
@@ -277,6 +290,11 @@ func (f field) set(args *harness.EngineArgs, value string) error {
 		*p = value
 	}
 	return nil
+}
+
+// clear makes a flag "not set".
+func (f field) clear(args *harness.EngineArgs) {
+	reflect.ValueOf(f.at(args)).Elem().SetZero()
 }
 
 // parseInt reads an integer as vllm/utils/argparse_utils.py human_readable_int does: small letters are decimal and take

@@ -181,9 +181,11 @@ func Legalize(args harness.EngineArgs, version string, dev Device) (harness.Engi
 		off := false
 		change("async_scheduling", "false", "the CPU platform forces it off", func() { args.AsyncScheduling = &off })
 	}
-	if args.Watermark > 0 && minor < 24 {
-		change("watermark", "", fmt.Sprintf("vLLM 0.%d has no such flag (0.24 and later have)", minor),
-			func() { args.Watermark = 0 })
+	for _, f := range fields() {
+		if minor < f.since && Get(args, f.Name) != "" {
+			change(f.Name, "", fmt.Sprintf("vLLM 0.%d has no such flag (0.%d and later have)", minor, f.since),
+				func() { f.clear(&args) })
+		}
 	}
 	return legalizeBatch(args, reps, version, dev)
 }
@@ -208,6 +210,11 @@ func legalizeBatch(args harness.EngineArgs, reps []Replacement, version string, 
 				fmt.Sprintf("vLLM's default %d is below max_num_seqs %d and would be refused", n, seqs)})
 			args.MaxNumBatchedTokens = seqs
 		}
+	}
+	if n := Resolve(args, version, dev).MaxNumSeqs; args.MaxNumActiveSeqs > n {
+		reps = append(reps, Replacement{"max_num_active_seqs", strconv.Itoa(args.MaxNumActiveSeqs), strconv.Itoa(n),
+			fmt.Sprintf("it must not be above max_num_seqs %d", n)})
+		args.MaxNumActiveSeqs = n
 	}
 	return args, reps, nil
 }

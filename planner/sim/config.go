@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -16,6 +17,12 @@ func (c Config) release() int {
 	}
 	return c.Release
 }
+
+// budget is how many tokens a step may compute, active how many requests may run.
+func (c Config) budget() int {
+	return min(cmp.Or(c.MaxNumScheduledTokens, c.MaxNumBatchedTokens), c.MaxNumBatchedTokens)
+}
+func (c Config) active() int { return cmp.Or(c.MaxNumActiveSeqs, c.MaxNumSeqs) }
 
 // Validate says what vLLM would refuse at start: a token budget below the number of sequences, a prompt of
 // max_model_len that no step may hold (chunked prefill off), or a KV cache too small for one request of max_model_len.
@@ -36,6 +43,17 @@ func (c Config) Validate() error {
 	case c.MaxNumBatchedTokens < c.MaxNumSeqs:
 		return fmt.Errorf("max_num_batched_tokens %d is below max_num_seqs %d: raise the first or lower the second",
 			c.MaxNumBatchedTokens, c.MaxNumSeqs)
+	case c.MaxNumActiveSeqs < 0 || c.MaxNumActiveSeqs > c.MaxNumSeqs:
+		return fmt.Errorf("max_num_active_seqs is %d: it must be between 0 (off) and max_num_seqs %d", c.MaxNumActiveSeqs,
+			c.MaxNumSeqs)
+	case c.MaxNumScheduledTokens < 0:
+		return fmt.Errorf("max_num_scheduled_tokens is %d: it must be at least 1, or 0 for max_num_batched_tokens",
+			c.MaxNumScheduledTokens)
+	case c.MaxNumQueuedReqs < 0 || c.MaxNumQueuedTokens < 0:
+		return errors.New("max_num_queued_reqs and max_num_queued_tokens must not be negative; 0 is no limit")
+	case !c.EnableChunkedPrefill && c.budget() < c.MaxModelLen && c.budget() < c.MaxNumBatchedTokens:
+		return fmt.Errorf("max_num_scheduled_tokens %d is below max_model_len %d with chunked prefill off: a longer prompt "+
+			"would wait for ever; raise it or enable chunked prefill", c.MaxNumScheduledTokens, c.MaxModelLen)
 	case !c.EnableChunkedPrefill && c.MaxNumBatchedTokens < c.MaxModelLen:
 		return fmt.Errorf("max_num_batched_tokens %d is below max_model_len %d with chunked prefill off: "+
 			"raise the first, lower the second or enable chunked prefill", c.MaxNumBatchedTokens, c.MaxModelLen)
@@ -71,8 +89,15 @@ func FromArgs(args harness.EngineArgs, numGPUBlocks int) (Config, error) {
 		LongPrefillTokenThreshold: args.LongPrefillTokenThreshold,
 		AsyncScheduling:           args.AsyncScheduling == nil || *args.AsyncScheduling,
 		Watermark:                 args.Watermark,
-		ReserveFullISL:            true,
+		ReserveFullISL:            args.SchedulerReserveFullISL == nil || *args.SchedulerReserveFullISL,
 		StreamInterval:            max(1, args.StreamInterval),
+		MaxNumScheduledTokens:     args.MaxNumScheduledTokens,
+		MaxNumActiveSeqs:          args.MaxNumActiveSeqs,
+		MaxNumQueuedReqs:          args.MaxNumQueuedReqs,
+		MaxNumQueuedTokens:        args.MaxNumQueuedTokens,
+
+		LongPrefillTokenThresholdAdaptive: args.LongPrefillTokenThresholdAdaptive != nil &&
+			*args.LongPrefillTokenThresholdAdaptive,
 	}
 	if args.NumGPUBlocksOverride > 0 {
 		c.NumGPUBlocks = args.NumGPUBlocksOverride

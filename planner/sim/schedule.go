@@ -16,15 +16,24 @@ func (s *Scheduler) Schedule() *Batch {
 	} else {
 		b = new(Batch)
 	}
-	threshold := s.cfg.LongPrefillTokenThreshold
-	if threshold == 0 || !s.loneThreshold && len(s.running)+s.waiting.n <= 1 {
-		threshold = never
-	}
-	budget := s.scheduleRunning(b, s.cfg.MaxNumBatchedTokens, threshold)
+	threshold := s.threshold()
+	budget := s.scheduleRunning(b, s.cfg.budget(), threshold)
 	if len(b.Preempted) == 0 {
 		s.scheduleWaiting(b, budget, threshold)
 	}
 	return b
+}
+
+// threshold is how many tokens of one prompt a step may compute.
+func (s *Scheduler) threshold() int {
+	threshold, requests := s.cfg.LongPrefillTokenThreshold, s.Running()+s.Waiting()
+	if threshold == 0 || !s.loneThreshold && requests <= 1 {
+		return never
+	}
+	if s.cfg.LongPrefillTokenThresholdAdaptive {
+		return max(threshold, s.cfg.MaxNumBatchedTokens/max(1, requests))
+	}
+	return threshold
 }
 
 // scheduleRunning is the first phase; it returns the token budget that is left.
@@ -74,7 +83,7 @@ func (s *Scheduler) scheduleRunning(b *Batch, budget, threshold int) int {
 // scheduleWaiting is the second phase: it admits from the head of the queue until something does not fit.
 func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 	s.aside = s.aside[:0]
-	for budget > 0 && s.waiting.n > 0 && len(s.running) < s.cfg.MaxNumSeqs {
+	for budget > 0 && s.waiting.n > 0 && len(s.running) < s.cfg.active() {
 		slot := s.waiting.peek()
 		r := &s.requests[slot]
 		if r.stale > 0 {

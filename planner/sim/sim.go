@@ -14,7 +14,10 @@ import (
 type Config struct {
 	MaxNumBatchedTokens int
 	MaxNumSeqs          int
-	BlockSize           int
+	// MaxNumScheduledTokens and MaxNumActiveSeqs lower the token budget of a step and the number of running requests below
+	// the two settings above, which size the server's buffers; 0 does not.
+	MaxNumScheduledTokens, MaxNumActiveSeqs int
+	BlockSize                               int
 	// NumGPUBlocks is the size of the KV cache in blocks, the null block included.
 	NumGPUBlocks              int
 	MaxModelLen               int
@@ -22,10 +25,16 @@ type Config struct {
 	EnablePrefixCaching       bool
 	Priority                  bool // scheduling_policy priority; else fcfs
 	LongPrefillTokenThreshold int  // 0 is off
-	AsyncScheduling           bool
-	Watermark                 float64
-	ReserveFullISL            bool
-	StreamInterval            int // tokens per streamed event, at least 1
+	// LongPrefillTokenThresholdAdaptive raises the threshold to max_num_batched_tokens / requests. (V1's limits on the
+	// number of partial prefills were never more than the value 1, and left with vLLM 0.27; nothing is to be simulated.)
+	LongPrefillTokenThresholdAdaptive bool
+	AsyncScheduling                   bool
+	Watermark                         float64
+	ReserveFullISL                    bool
+	StreamInterval                    int // tokens per streamed event, at least 1
+	// MaxNumQueuedReqs and MaxNumQueuedTokens are the API server's limits on requests that have not ended and on the
+	// prompt tokens of those that have no token yet: what comes beyond gets status 503. 0 is no limit.
+	MaxNumQueuedReqs, MaxNumQueuedTokens int
 	// Release is the minor number of the vLLM 0.x whose rules hold, 18 to 33; 0 is the newest. Behind it: the order of the
 	// free queue (24), how prefix queries are counted (27), the threshold of a lone request (31), outputs that leave
 	// max_model_len (32), a request that preempts itself under the priority policy (33).
