@@ -26,7 +26,7 @@ step the full product against the reference
 for run in first second; do
   step "$run run"
   rm -rf "${out:?}/$run"
-  "$bin/kvtune-cuda" bench --backend cuda --cases "$here/gpu.cases" --rounds 1 --time 300ms --output-dir "$out/$run" \
+  "$bin/kvtune-cuda" bench --backend cuda --cases "$here/gpu.cases" --rounds 1 --time 800ms --output-dir "$out/$run" \
     2>"$out/$run.log" >"$out/$run.txt" || { tail -3 "$out/$run.log" >&2; exit 1; }
   mv "$out/$run.txt" "$out/$run/kernels.txt"
   rm "$out/$run.log"

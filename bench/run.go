@@ -113,7 +113,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 			timed[at] = append(timed[at], one)
 			for _, s := range one.Samples {
 				out.Samples = append(out.Samples, harness.BenchSample{Case: o.Cases[at].Name(), Round: round, At: s.At,
-					Seconds: s.Seconds, Clock: s.SMClock, Counted: s.Counted, Gate: s.Gate, Outlier: s.Outlier})
+					Seconds: s.Seconds, Clock: s.SMClock, Counted: s.Counted, Gate: s.Gate, Capped: s.Capped, Outlier: s.Outlier})
 			}
 		}
 	}
@@ -182,6 +182,9 @@ func (r *runner) time(ctx context.Context, c kernels.Case, check bool) (*timing.
 	}
 	runtime.GC()
 	o := r.Timing
+	if k, ok := k.(interface{ Turn() int }); ok {
+		o.Turn = k.Turn()
+	}
 	clock, onDevice := k.(timing.Clock)
 	if !onDevice {
 		var before func() error
@@ -267,6 +270,7 @@ func fill(row *harness.BenchCase, results []*timing.Result, values []float64) {
 	for _, r := range results {
 		row.Samples += len(r.Samples)
 		row.Gated += r.Gated
+		row.Capped += r.Capped
 		row.Outliers += r.Outliers
 		if r.Stop != timing.Precise {
 			row.Stop = string(r.Stop)

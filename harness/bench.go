@@ -61,7 +61,9 @@ type BenchCase struct {
 	Autocorrelation float64 `json:"autocorrelation"`
 	Drift           float64 `json:"drift"`
 	Gated           int     `json:"gated"`
-	Outliers        int     `json:"outliers"`
+	// Capped counts samples at the device's power limit.
+	Capped   int `json:"power_capped,omitempty"`
+	Outliers int `json:"outliers"`
 	// Bytes and Flops are what the operation must move and compute.
 	Bytes int64   `json:"bytes"`
 	Flops float64 `json:"flops"`
@@ -117,5 +119,6 @@ type BenchSample struct {
 	Counted bool
 	// Gate says why the device was not fit; "" where it was.
 	Gate    string
+	Capped  bool // the device was at its power limit
 	Outlier bool
 }

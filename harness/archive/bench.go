@@ -18,6 +18,7 @@ type sampleOfCase struct {
 	Clock   *float64 `json:"sm_clock_hz,omitempty"`
 	Counted bool     `json:"counted,omitempty"`
 	Gate    string   `json:"gate,omitempty"`
+	Capped  bool     `json:"power_capped,omitempty"`
 	Outlier bool     `json:"outlier,omitempty"`
 }
 
@@ -30,7 +31,7 @@ func (f *Folder) WriteBench(b *harness.Bench, samples []harness.BenchSample) err
 			if math.IsNaN(s.Seconds) || math.IsInf(s.Seconds, 0) {
 				return fmt.Errorf("a sample of %s is %v s: expected a finite number", s.Case, s.Seconds)
 			}
-			err := e.Encode(sampleOfCase{s.Case, s.Round, s.At.Seconds(), &s.Seconds, s.Clock, s.Counted, s.Gate, s.Outlier})
+			err := e.Encode(sampleOfCase{s.Case, s.Round, s.At.Seconds(), &s.Seconds, s.Clock, s.Counted, s.Gate, s.Capped, s.Outlier})
 			if err != nil {
 				return err
 			}
@@ -78,7 +79,7 @@ func readSamples(r io.Reader) (samples []harness.BenchSample, partial bool, err 
 			return fmt.Errorf("samples file, line %d: expected case, t_s (seconds) and s (seconds)", number)
 		}
 		samples = append(samples, harness.BenchSample{Case: s.Case, Round: s.Round, At: nanoseconds(s.T), Seconds: *s.Seconds,
-			Clock: s.Clock, Counted: s.Counted, Gate: s.Gate, Outlier: s.Outlier})
+			Clock: s.Clock, Counted: s.Counted, Gate: s.Gate, Capped: s.Capped, Outlier: s.Outlier})
 		return nil
 	})
 	return samples, partial, err

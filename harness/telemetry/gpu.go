@@ -8,6 +8,9 @@ import (
 // ErrNoGPU is returned where no GPU can be asked: no NVIDIA driver on the machine, no device, or a build without cgo.
 var ErrNoGPU = errors.New("no NVIDIA driver (NVML) or no device on this machine")
 
+// PowerCap among the reasons of [GPU.Throttle]: the device draws as much power as it may.
+const PowerCap = "power cap"
+
 // GPUs asks the devices of this machine through NVML, in NVML's order (that of the PCI bus). It is safe for concurrent
 // use. [OpenGPUs] opens it.
 type GPUs interface {

@@ -122,7 +122,7 @@ func throttle(reasons uint64) []string {
 		{nvml.ClocksThrottleReasonHwPowerBrakeSlowdown, "hardware power brake"},
 		{nvml.ClocksThrottleReasonHwSlowdown, "hardware slowdown"},
 		{nvml.ClocksThrottleReasonHwThermalSlowdown, "hardware thermal slowdown"},
-		{nvml.ClocksEventReasonSwPowerCap, "power cap"},
+		{nvml.ClocksEventReasonSwPowerCap, PowerCap},
 		{nvml.ClocksEventReasonReliability, "reliability voltage"},
 		{nvml.ClocksEventReasonSwThermalSlowdown, "software thermal slowdown"},
 		{nvml.ClocksEventReasonSyncBoost, "sync boost"},

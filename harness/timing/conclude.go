@@ -13,16 +13,24 @@ import (
 	"kvtune/harness/telemetry"
 )
 
-// gateOf says why what was timed between two looks at the device is unfit; "" where it is fit or was not looked at.
-func gateOf(before, after *telemetry.GPU) string {
+// gateOf says why what was timed between two looks at the device is unfit, "" where it is fit or was not looked at, and
+// whether the device was at its power limit.
+func gateOf(before, after *telemetry.GPU) (gate string, capped bool) {
 	var reasons []string
 	for _, g := range []*telemetry.GPU{before, after} {
-		if g != nil {
-			reasons = append(reasons, g.Throttle...)
+		if g == nil {
+			continue
+		}
+		for _, reason := range g.Throttle {
+			if reason == telemetry.PowerCap {
+				capped = true
+			} else {
+				reasons = append(reasons, reason)
+			}
 		}
 	}
 	slices.Sort(reasons)
-	return strings.Join(slices.Compact(reasons), ", ")
+	return strings.Join(slices.Compact(reasons), ", "), capped
 }
 
 // fit are the samples that are not gated, in order.
@@ -72,6 +80,15 @@ func (r *Result) conclude(o Options) {
 	} else if r.Gated > 0 {
 		r.warn("%d of %d samples were taken while the device was throttled (%s): they are kept, and not in the median",
 			r.Gated, len(r.Samples), r.gates())
+	}
+	for _, s := range r.Samples {
+		if s.Capped {
+			r.Capped++
+		}
+	}
+	if r.Capped > 0 {
+		r.warn("%d of %d samples were taken at the device's power limit: the time depends on the card, clock cycles less so",
+			r.Capped, len(r.Samples))
 	}
 	r.locate(values)
 	r.Cycles = r.cycles(throughout)

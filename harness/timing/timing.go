@@ -48,6 +48,9 @@ type Options struct {
 	// Launches is the number of launches in a sample. 0 is as many as make the clock's cost at most 0.1 % of a sample,
 	// from 1 to 1,000. It is 1 where a hook of the clock makes every launch cold.
 	Launches int
+	// Turn is after how many launches the work is back where it began, where launches take turns on different data: a
+	// sample has a multiple of it if it can, so that all samples time the same. 0 is 1.
+	Turn int
 	// Probe reads the device's state, before, between and after series; nil reads nothing. An error ends the measurement.
 	// [telemetry.ErrNoGPU] does not: there is nothing to read.
 	Probe func() (telemetry.GPU, error)
@@ -98,8 +101,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("min samples is %d: allowed is from 6", o.MinSamples)
 	case o.MaxSamples < o.MinSamples:
 		return fmt.Errorf("max samples is %d: allowed is from min samples, %d", o.MaxSamples, o.MinSamples)
-	case o.Launches < 0:
-		return fmt.Errorf("launches is %d: allowed is from 0", o.Launches)
+	case o.Launches < 0 || o.Turn < 0:
+		return fmt.Errorf("launches is %d, turn is %d: allowed is from 0", o.Launches, o.Turn)
 	}
 	return nil
 }
@@ -118,6 +121,9 @@ type Sample struct {
 	Counted bool
 	// Gate says why the device was not fit when this was taken; "" where it was. Gated samples are not in the median.
 	Gate string
+	// Capped: the device was at its power limit. Work that keeps the processors busy brings it there and it stays there,
+	// so that this is how fast it is; but what else draws power, and the card, decide about the clock.
+	Capped bool
 	// Outlier: further from the quartiles than three times their distance (Tukey 1977). It is in the median all the same.
 	Outlier bool
 }
@@ -157,8 +163,8 @@ type Result struct {
 	// Drift is the change from the median of the first third to that of the last, relative; DriftP the chance of at least
 	// that without a drift.
 	Drift, DriftP float64
-	// Gated and Outliers count flagged samples.
-	Gated, Outliers int
+	// Gated, Capped and Outliers count flagged samples.
+	Gated, Capped, Outliers int
 	// Before and After are the device's state around the measurement; nil where none was read.
 	Before, After *telemetry.GPU
 	// Warnings are what a reader must know before believing the median.
@@ -191,12 +197,15 @@ func Measure(ctx context.Context, clock Clock, o Options) (*Result, error) {
 	}
 	cost := stats.New(empty)
 	r.Overhead, r.OverheadInterval = cost.Median(), cost.PercentileInterval(50, level, stats.Effective(empty))
+	// Neighbours that depend on each other much leave too few values for an interval: then it is all of them.
+	r.OverheadInterval.Low = max(r.OverheadInterval.Low, cost.Percentile(0))
+	r.OverheadInterval.High = min(r.OverheadInterval.High, cost.Percentile(100))
 	if math.IsNaN(r.Overhead) {
 		return nil, errors.New("the clock gave no sample of an empty launch")
 	}
 	r.Launches = o.Launches
 	if r.Launches == 0 {
-		r.Launches = launchesFor(one-r.Overhead, r.Overhead)
+		r.Launches = whole(launchesFor(one-r.Overhead, r.Overhead), o.Turn)
 	}
 	err = r.sample(ctx, clock, o, one*float64(r.Launches))
 	if len(r.Samples) == 0 {
@@ -237,6 +246,17 @@ func launchesFor(launch, overhead float64) int {
 	return int(min(max(math.Ceil(overhead/clockShare/launch), 1), mostLaunches))
 }
 
+// whole is launches rounded up to whole turns, or down where that would be too many; one turn that is too long is cut.
+func whole(launches, turn int) int {
+	switch {
+	case turn < 2 || turn > mostLaunches:
+		return launches
+	case launches > mostLaunches-turn:
+		return mostLaunches / turn * turn
+	}
+	return (launches + turn - 1) / turn * turn
+}
+
 // sample takes series until a rule stops it. each is what one sample is thought to last, in seconds.
 func (r *Result) sample(ctx context.Context, clock Clock, o Options, each float64) error {
 	before, err := r.look(o)
@@ -259,12 +279,12 @@ func (r *Result) sample(ctx context.Context, clock Clock, o Options, each float6
 		if err != nil {
 			return err
 		}
-		gate := gateOf(before, after)
+		gate, capped := gateOf(before, after)
 		seconds := make([]float64, size)
 		for i, g := range got {
 			seconds[i] = g.Seconds
-			sample := Sample{Seconds: (g.Seconds - r.Overhead) / float64(r.Launches), At: at, Gate: gate, SMClock: g.SMClock,
-				Counted: g.SMClock != nil}
+			sample := Sample{Seconds: (g.Seconds - r.Overhead) / float64(r.Launches), At: at, Gate: gate, Capped: capped,
+				SMClock: g.SMClock, Counted: g.SMClock != nil}
 			if after != nil && !sample.Counted {
 				sample.SMClock = after.SMClock
 			}

@@ -110,6 +110,26 @@ func TestCycles(t *testing.T) {
 	}
 }
 
+// TestPowerCap: what a device does at its power limit counts, and is said.
+func TestPowerCap(t *testing.T) {
+	f := &fake{truth: 1e-3, noise: normal(1, 0.001)}
+	o := f.options()
+	o.Probe = func() (telemetry.GPU, error) { return telemetry.GPU{Throttle: []string{telemetry.PowerCap}}, nil }
+	r := measure(t, f, o)
+	if r.Gated != 0 || r.Capped != len(r.Samples) || !strings.Contains(strings.Join(r.Warnings, " "), "power limit") {
+		t.Errorf("%d gated, %d of %d capped, %q", r.Gated, r.Capped, len(r.Samples), r.Warnings)
+	}
+}
+
+// TestTurns: samples are whole turns where that is possible.
+func TestTurns(t *testing.T) {
+	for _, c := range [][3]int{{5, 0, 5}, {5, 1, 5}, {5, 4, 8}, {8, 4, 8}, {1000, 7, 994}, {999, 7, 994}, {3, 2000, 3}} {
+		if got := whole(c[0], c[1]); got != c[2] {
+			t.Errorf("%d launches in turns of %d: %d, want %d", c[0], c[1], got, c[2])
+		}
+	}
+}
+
 // TestStop: with little noise the rule stops as soon as it may, with more it takes what it needs, and where that is too
 // much it says that the time was up and how far it came.
 func TestStop(t *testing.T) {
@@ -250,7 +270,7 @@ func TestGate(t *testing.T) {
 	o.Probe = func() (telemetry.GPU, error) {
 		g := telemetry.GPU{SMClock: new(1.98e9)}
 		if hot() {
-			g.SMClock, g.Throttle = new(1.4e9), []string{"power cap"}
+			g.SMClock, g.Throttle = new(1.4e9), []string{"hardware slowdown"}
 		}
 		return g, nil
 	}
@@ -259,7 +279,7 @@ func TestGate(t *testing.T) {
 		t.Errorf("median %v, %d of %d samples gated", r.Median, r.Gated, len(r.Samples))
 	}
 	for i, s := range r.Samples {
-		if s.Seconds > 1.2e-3 && s.Gate != "power cap" {
+		if s.Seconds > 1.2e-3 && s.Gate != "hardware slowdown" {
 			t.Fatalf("sample %d of %v while throttled: gate %q", i, s.Seconds, s.Gate)
 		}
 	}
@@ -267,7 +287,7 @@ func TestGate(t *testing.T) {
 		t.Error("the device's state is not kept")
 	}
 	o.MinSamples = 30
-	o.Probe = func() (telemetry.GPU, error) { return telemetry.GPU{Throttle: []string{"power cap"}}, nil }
+	o.Probe = func() (telemetry.GPU, error) { return telemetry.GPU{Throttle: []string{"hardware slowdown"}}, nil }
 	o.MaxTime = 300 * time.Millisecond
 	r = measure(t, f, o)
 	if math.IsNaN(r.Median) || r.Gated != len(r.Samples) || !strings.Contains(r.Warnings[0], "throughout") {

@@ -17,8 +17,9 @@ var images embed.FS
 
 // Backend is an open GPU. It is used by one goroutine at a time.
 type Backend struct {
-	// Warm lets every launch work on the same memory. Otherwise launches take copies of the inputs in turn, together at
-	// least four times the L2 cache, so that each finds its data in the device's memory.
+	// Warm lets every launch work on the same memory. Otherwise launches take copies of the inputs in turn: together at
+	// least four times the L2 cache, so that each finds its data in the device's memory, and if possible four or more,
+	// since how fast memory is depends on where it lies, by up to a percent.
 	Warm bool
 	// Info describes the device.
 	Info    cuda.Info
@@ -76,7 +77,7 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	k := &Kernel{stamps: b.stamps}
 	l := &loader{b: b, k: k, in: in}
 	steps := l.load()
-	if l.err == nil {
+	if k.turn = len(steps); l.err == nil {
 		k.series, l.err = b.device.Series(steps)
 	}
 	if l.err != nil {
@@ -91,9 +92,13 @@ type Kernel struct {
 	series *cuda.Series
 	graphs *cuda.Series // of launches launches
 	per    int          // launches in one of graphs
+	turn   int          // steps in series
 	output func() (kernels.Output, error)
 	memory []*cuda.Memory
 }
+
+// Turn is how many copies of the inputs launches take in turn.
+func (k *Kernel) Turn() int { return k.turn }
 
 // Run launches the kernel n times back to back, beginning with the first copy of the inputs.
 func (k *Kernel) Run(n int) error {
