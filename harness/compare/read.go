@@ -1,24 +1,31 @@
 package compare
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/perf/benchfmt"
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
+	"kvtune/harness/workload"
 )
 
-// Read reads a side: an archive folder or one of its files, or a file in Go's benchmark format.
+// Read reads a side: an archive folder or one of its files, the result file of another load generator
+// ([workload.ReadForeign]), or a file in Go's benchmark format.
 func Read(path string) (*Side, error) {
 	f, err := archive.Open(path)
 	if err != nil {
 		if info, e := os.Stat(path); e == nil && info.Mode().IsRegular() {
+			if side, err := readForeign(path); !errors.Is(err, workload.ErrNotForeign) {
+				return side, err
+			}
 			return readGoFile(path)
 		}
 		return nil, err
@@ -100,14 +107,53 @@ func readProfiles(f *archive.Folder, path string) (*Side, error) {
 		if len(names) == 1 {
 			prefix = "" // the only run of a folder has a partner whatever its name is
 		}
-		for _, metric := range []string{harness.MetricTTFT, harness.MetricTPOT, harness.MetricE2EL} {
-			if v := positive(harness.Samples(records, metric)); len(v) > 0 {
-				side.Series = append(side.Series, Series{Case: prefix + metric, Unit: "s", Values: v})
+		side.addLatencies(prefix, records)
+	}
+	if len(side.Series) == 0 {
+		return nil, fmt.Errorf("%s holds no kernel benchmark and no run with answered requests", path)
+	}
+	return side, nil
+}
+
+// addLatencies adds one series per latency metric, one value per request.
+func (s *Side) addLatencies(prefix string, records []workload.Record) {
+	for _, metric := range []string{harness.MetricTTFT, harness.MetricTPOT, harness.MetricE2EL} {
+		if v := positive(harness.Samples(records, metric)); len(v) > 0 {
+			s.Series = append(s.Series, Series{Case: prefix + metric, Unit: "s", Values: v})
+		}
+	}
+}
+
+// readForeign takes the latencies of the runs in another tool's file. What was due when is not known of all of them, so
+// that all count from the send.
+func readForeign(path string) (*Side, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	runs, err := workload.ReadForeign(path, file)
+	if err != nil {
+		return nil, err
+	}
+	side := &Side{Name: path, OneRun: true}
+	for _, run := range runs {
+		prefix := ""
+		if run.Name != "" {
+			prefix = run.Name + " "
+		}
+		for i := range run.Records {
+			run.Records[i].Due = nil
+		}
+		side.addLatencies(prefix, run.Records)
+		for _, note := range run.Notes {
+			if !slices.Contains(side.Warnings, note) {
+				side.Warnings = append(side.Warnings, note)
 			}
 		}
 	}
 	if len(side.Series) == 0 {
-		return nil, fmt.Errorf("%s holds no kernel benchmark and no run with answered requests", path)
+		return nil, fmt.Errorf("%s holds no request that was answered", path)
 	}
 	return side, nil
 }

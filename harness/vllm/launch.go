@@ -94,6 +94,7 @@ type Process struct {
 	grace time.Duration
 	ended chan struct{}
 	state string // how it ended; valid after ended
+	seen  int64  // how much of the log Steps has read
 
 	once sync.Once
 	err  error

@@ -14,6 +14,7 @@ import (
 	"kvtune/harness"
 	"kvtune/harness/archive"
 	"kvtune/harness/profile"
+	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 	"kvtune/planner/fit"
 	"kvtune/planner/report"
@@ -86,8 +87,9 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 }
 
 // ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
-// results of a folder, none twice), bare requests files - also what a killed process left of one - and engine steps.
-// The latter two say nothing of their server: it is taken to have vLLM's defaults.
+// results of a folder, none twice), bare requests files - also what a killed process left of one -, the result files of
+// other load generators, and engine steps. All but the first say nothing of their server: it is taken to have vLLM's
+// defaults.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
 	bare := func(path string, read func(io.Reader, *fit.Run) error) error {
@@ -119,6 +121,22 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 			}
 			continue
 		}
+		foreign, err := readForeign(path)
+		if err == nil {
+			for _, run := range foreign {
+				err := bare(path, func(_ io.Reader, r *fit.Run) error {
+					r.Records = run.Records
+					return nil
+				})
+				if err != nil {
+					return nil, err
+				}
+			}
+			continue
+		}
+		if !errors.Is(err, workload.ErrNotForeign) {
+			return nil, err
+		}
 		folder, names, err := runsIn(path)
 		if err != nil {
 			return nil, err
@@ -145,6 +163,20 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 		}
 	}
 	return runs, nil
+}
+
+// readForeign reads another load generator's result file.
+func readForeign(path string) ([]workload.Foreign, error) {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, workload.ErrNotForeign // for who reads archives to say
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return workload.ReadForeign(path, f)
 }
 
 func exists(path string) bool {

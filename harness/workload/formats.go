@@ -59,22 +59,27 @@ func readRequests(s *source) ([]row, error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return row{}, err
 		}
-		x := row{
-			index: r.Index, at: r.Start(), prompt: r.PromptTokens, output: r.OutputTokens, shared: r.SharedPrefixTokens,
-			session: r.Session, turn: r.Turn, think: r.Think, end: unknown, phase: r.Phase, probe: r.Probe, class: r.Class,
-			priority: r.Priority, lora: r.LoRA,
-		}
-		if r.AskedTokens > 0 { // a request that failed half-way is asked for again in full
-			x.output = r.AskedTokens
-		}
-		if len(r.Tokens) > 0 {
-			x.end = max(0, r.End())
-		}
-		if r.HashBlock > 0 {
-			x.hashes, x.hashBlock = r.PrefixHashes, r.HashBlock
-		}
-		return x, nil
+		return rowOf(&r), nil
 	})
+}
+
+// rowOf is the request that a record tells of.
+func rowOf(r *Record) row {
+	x := row{
+		index: r.Index, at: r.Start(), prompt: r.PromptTokens, output: r.OutputTokens, shared: r.SharedPrefixTokens,
+		session: r.Session, turn: r.Turn, think: r.Think, end: unknown, phase: r.Phase, probe: r.Probe, class: r.Class,
+		priority: r.Priority, lora: r.LoRA,
+	}
+	if r.AskedTokens > 0 { // a request that failed half-way is asked for again in full
+		x.output = r.AskedTokens
+	}
+	if len(r.Tokens) > 0 {
+		x.end = max(0, r.End())
+	}
+	if r.HashBlock > 0 {
+		x.hashes, x.hashBlock = r.PrefixHashes, r.HashBlock
+	}
+	return x
 }
 
 // readJSON reads one object per line. A last line without its end that is no JSON was cut.

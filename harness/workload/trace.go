@@ -34,11 +34,11 @@ type TraceOptions struct {
 
 // Formats names the trace formats that [ReadTrace] knows, each with what it looks like.
 func Formats() []string {
-	names := make([]string, len(formats))
+	names := make([]string, len(formats), len(formats)+1)
 	for i, f := range formats {
 		names[i] = f.name + ": " + f.shape
 	}
-	return names
+	return append(names, "results: what vllm bench serve --save-detailed, guidellm or aiperf wrote")
 }
 
 // format is one kind of trace file.
@@ -128,6 +128,7 @@ type source struct {
 	r     *bufio.Reader
 	close func()
 	first []byte // the beginning of the first line that is not empty
+	head  []byte // the beginning of the file from there on
 	line  int    // how many lines were consumed
 	cut   bool   // the file ended in the middle
 }
@@ -160,6 +161,9 @@ func (s *source) rows() ([]row, error) {
 	if err := s.peek(); err != nil {
 		return nil, err
 	}
+	if isForeign(s.head) {
+		return readForeignRows(s)
+	}
 	for _, f := range formats {
 		if f.is(s.first) {
 			return f.read(s)
@@ -188,6 +192,7 @@ func (s *source) peek() error {
 		_, _ = s.r.Discard(1)
 	}
 	head, _ := s.r.Peek(1 << 16) // all there is, when the file is shorter
+	s.head = bytes.Clone(head)
 	line, _, _ := bytes.Cut(head, []byte{'\n'})
 	s.first = bytes.TrimSpace(bytes.Clone(line))
 	return nil

@@ -59,7 +59,7 @@ func TestReadTraceFormats(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
-	if got := len(Formats()); got != 5 || !strings.HasPrefix(Formats()[0], "azure: ") {
+	if got := len(Formats()); got != 6 || !strings.HasPrefix(Formats()[0], "azure: ") {
 		t.Errorf("formats: %q", Formats())
 	}
 }

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness/archive"
+	"kvtune/harness/workload"
+)
+
+func importCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "import",
+		Usage:     "make a trace of an access log (CSV or JSON lines), without prompt text",
+		ArgsUsage: "FILE",
+		Description: "Examples:\n" +
+			"   kvtune import --map time=ts,in=prompt_tokens,out=completion_tokens,session=conv_id access.csv\n" +
+			"   kvtune import --map in=usage.prompt_tokens,out=usage.completion_tokens gateway.jsonl\n" +
+			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace trace_requests.jsonl.zst --rate 8",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "map", Category: catWorkload, Usage: "where the log has what: `time=COLUMN,in=COLUMN,out=COLUMN`, and " +
+				"session=, class=, priority=, lora= (dots lead into JSON objects; common names are found)"},
+			&cli.PathFlag{Name: "output-dir", Usage: "`folder` for the trace", Value: "trace", Category: catOutput},
+			&cli.StringFlag{Name: "name", Usage: "the trace is NAME" + archive.RequestsSuffix, Value: "trace", Category: catOutput},
+		},
+		Action: importAction,
+	}
+}
+
+func importAction(c *cli.Context) error {
+	args := c.Args().Slice()
+	for i, arg := range args {
+		if i > 0 && strings.HasPrefix(arg, "-") {
+			return usagef("flag %q stands behind the file and was not read: kvtune import %s %s", arg, strings.Join(args[i:], " "),
+				strings.Join(args[:i], " "))
+		}
+	}
+	if len(args) != 1 {
+		return usagef("%d files to import: expected one, kvtune import --map time=COLUMN,in=COLUMN,out=COLUMN FILE", len(args))
+	}
+	columns, err := workload.ParseColumns(c.String("map"))
+	if err != nil {
+		return usageError{fmt.Errorf("--map: %w", err)}
+	}
+	name := c.String("name")
+	if name == "" || strings.ContainsAny(name, `/\`) {
+		return usagef("--name %q: expected a name without a folder (see --output-dir)", name)
+	}
+	path := args[0]
+	f, err := os.Open(path)
+	if err != nil {
+		return usageError{err}
+	}
+	defer f.Close()
+	log, err := workload.Import(path, f, columns)
+	if err != nil {
+		return usageError{err}
+	}
+	folder, err := archive.Create(c.Path("output-dir"))
+	if err != nil {
+		return usageError{fmt.Errorf("--output-dir: %w", err)}
+	}
+	if err := folder.WriteRequests(name, log.Records); err != nil {
+		return err
+	}
+	w := c.App.Writer
+	fmt.Fprintln(w, importVerdict(log))
+	for _, note := range log.Notes {
+		fmt.Fprintln(w, "! "+note)
+	}
+	fmt.Fprintf(w, "\nfiles\n  %s\n", filepath.Join(folder.Dir(), name+archive.RequestsSuffix))
+	return nil
+}
+
+// importVerdict says what the trace is like.
+func importVerdict(log *workload.Imported) string {
+	n := len(log.Records)
+	prompt, output, sessions := 0, 0, map[string]bool{}
+	for i := range log.Records {
+		r := &log.Records[i]
+		prompt, output = prompt+r.PromptTokens, output+r.AskedTokens
+		if r.Session != "" {
+			sessions[r.Session] = true
+		}
+	}
+	length := log.Records[n-1].Sent
+	text := fmt.Sprintf("%d requests in %.1f s", n, length.Seconds())
+	if length > 0 && n > 1 {
+		text += fmt.Sprintf(" (%.3g/s)", float64(n-1)/length.Seconds())
+	}
+	text += fmt.Sprintf(", on average %.0f prompt and %.0f output tokens", float64(prompt)/float64(n), float64(output)/float64(n))
+	if len(sessions) > 0 {
+		text += fmt.Sprintf(", %d conversations", len(sessions))
+	}
+	return text
+}
