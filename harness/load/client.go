@@ -21,7 +21,11 @@ type Client interface {
 // Send sends a request at once and reports every streamed event as it arrives. It calls sent when the request has been
 // handed to the network, and event for every streamed event that carries tokens, in order, with the moment of arrival;
 // never two calls at once, and none after Send has returned. It returns when the stream has ended, or soon after ctx
-// has. The Reply is valid even when the error is not nil: it holds what arrived before.
+// has. The Reply is valid even when the error is not nil: it holds what arrived before. A Send that returned without an
+// event may be called again ([Options.Retries]); it never sends twice by itself.
+//
+// An error that has the method RetryAfter() (wait time.Duration, ok bool) says whether, and when, the server wants to
+// see the request again.
 type Send func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (Reply, error)
 
 // Reply is what the server said of a request beside its tokens.
@@ -31,4 +35,6 @@ type Reply struct {
 	// CachedTokens is nil unless the server reports cached tokens per request.
 	CachedTokens *int
 	FinishReason string
+	// Connect is how long the request waited for a new connection before it was sent; 0 where one was at hand.
+	Connect time.Duration
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"kvtune/harness/hist"
@@ -28,11 +29,22 @@ type Options struct {
 	// IdleTimeout ends a request to which nothing has come for so long, from its start or the last event. 0 is 10 minutes,
 	// below 0 is none.
 	IdleTimeout time.Duration
+	// FirstTokenTimeout replaces IdleTimeout until the first event; 0 is IdleTimeout.
+	FirstTokenTimeout time.Duration
 	// RequestTimeout ends a request that has taken so long; 0 is none.
 	RequestTimeout time.Duration
 	// GiveUpAfter is the number of requests in a row that find no connection after which the endpoint counts as dead; 0 is
 	// 5.
 	GiveUpAfter int
+	// Retries is how often a request that failed without a token is sent again at most, where no connection was found or
+	// the error asks for it (RetryAfter; else after 0.1 s, doubled each time up to 5 s). Its record counts them, and its
+	// times go on from the first send. 0 is never.
+	Retries int
+	// MaxInFlight is how many requests may be in flight at once, for want of files that may be open, say; 0 is any number.
+	// Do refuses a workload that needs more, and ends a run whose open loop comes to it.
+	MaxInFlight int
+
+	sleep func(until time.Time) // replaces the pacer in tests with a clock of their own
 }
 
 // Progress is how far a run has come.
@@ -49,8 +61,12 @@ type Run struct {
 	// Records are in order of Index: every request that was sent, successful or not. Those that were cut off by the end of
 	// the run hold what had arrived, and an Error.
 	Records []workload.Record
-	// Lag is how late the generator itself was: the moment of sending minus the due moment, for requests that had one.
+	// Lag is how late the generator itself was, for requests that had a due moment: from that to the send, without the wait
+	// for a new connection, which is the network's and the server's.
 	Lag *hist.Recorder
+	// CPU is this process's processor time as a share of what its processors have, over its busiest five seconds, 0..1; nil
+	// where the system does not say.
+	CPU *float64
 	// Started is the moment from which the records' times count.
 	Started time.Time
 	// Interrupted is set when the run ended before the workload did; Why says how.
@@ -58,7 +74,22 @@ type Run struct {
 	Why         string
 
 	Sent, OK, Failed, Cancelled, Unsent int
+	// Retried is how many of the records were sent more than once, Retries how often in all.
+	Retried, Retries int
 }
+
+// LimitError says that a workload needs more requests in flight than there may be.
+type LimitError struct {
+	Needs, Has int
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("the workload has %d requests in flight at once and this process may have %d connections open: "+
+		"raise its limit of open files (ulimit -n %d), or ask for fewer requests at once", e.Needs, e.Has, e.Needs+reserve)
+}
+
+// reserve are the files that a process wants beside its connections.
+const reserve = 64
 
 const (
 	defaultIdle   = 10 * time.Minute
@@ -91,11 +122,22 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	if opt.GiveUpAfter == 0 {
 		opt.GiveUpAfter = defaultGiveUp
 	}
+	if needs := opt.Workload.InFlight(); opt.MaxInFlight > 0 && needs > opt.MaxInFlight {
+		return nil, &LimitError{needs, opt.MaxInFlight}
+	}
+	if opt.sleep == nil {
+		p, err := newPacer()
+		if err != nil {
+			return nil, err
+		}
+		defer p.close()
+		opt.sleep = p.wait
+	}
 	total := len(opt.Workload.Requests)
 	g := &generator{
 		opt: opt, schedule: workload.NewSchedule(opt.Workload),
 		records: make([]workload.Record, total), due: make([]time.Duration, total), outcome: make([]outcome, total),
-		ends: make(chan end, total), ended: make(chan int, total),
+		late: make([]time.Duration, total), ends: make(chan end, total), ended: make(chan int, total),
 	}
 	hasher := workload.NewHasher(opt.HashBlock)
 	for i := range opt.Workload.Requests {
@@ -109,6 +151,7 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	g.ctx, stop = context.WithCancelCause(ctx)
 	defer stop(nil)
 	reported := make(chan struct{})
+	meter := startMeter()
 	g.start = time.Now()
 	go g.report(reported)
 	why := g.send()
@@ -118,7 +161,9 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	g.drain()
 	close(g.ended)
 	<-reported
-	return g.run(why), nil
+	run := g.run(why)
+	run.CPU = meter.end()
+	return run, nil
 }
 
 // outcome is what became of a request.
@@ -149,6 +194,7 @@ type generator struct {
 
 	records []workload.Record
 	due     []time.Duration // what Record.Due points to
+	late    []time.Duration // how late each was taken in hand
 	outcome []outcome
 	// Both channels have room for every request: nobody waits to write.
 	ends  chan end
@@ -173,6 +219,9 @@ func (g *generator) send() error {
 		if released {
 			early := due - lead(&g.opt.Workload.Requests[index]) - time.Since(g.start)
 			if early <= 0 {
+				if limit := g.opt.MaxInFlight; limit > 0 && g.inFlight >= limit {
+					return fmt.Errorf("the open loop has come to %w", &LimitError{g.inFlight + 1, limit})
+				}
 				g.schedule.Pop()
 				g.launch(index, due)
 				continue
@@ -183,6 +232,9 @@ func (g *generator) send() error {
 		select {
 		case e := <-g.ends:
 			g.take(e)
+			if errors.Is(e.err, syscall.EMFILE) || errors.Is(e.err, syscall.ENFILE) {
+				return fmt.Errorf("no more files may be open: raise the limit (ulimit -n), or ask for fewer requests at once: %w", e.err)
+			}
 			if err := g.lost.verdict(g.opt.GiveUpAfter); err != nil {
 				return err
 			}
@@ -228,35 +280,70 @@ func (g *generator) drain() {
 func (g *generator) serve(index int, due time.Duration) {
 	r, rec := &g.opt.Workload.Requests[index], &g.records[index]
 	send := g.opt.Client.Prepare(r)
-	sleepUntil(g.start.Add(due))
+	g.opt.sleep(g.start.Add(due))
 	if g.ctx.Err() != nil {
 		g.ends <- end{index: index, at: time.Since(g.start)}
 		return
 	}
 	ctx, cancel := context.WithCancelCause(g.ctx)
 	defer cancel(nil)
-	idle := func() {}
-	if t := g.opt.IdleTimeout; t > 0 {
-		timer := time.AfterFunc(t, func() { cancel(fmt.Errorf("nothing came for %v (idle timeout)", t)) })
-		defer timer.Stop()
-		idle = func() { timer.Reset(t) }
-	}
-	if t := g.opt.RequestTimeout; t > 0 {
-		timer := time.AfterFunc(t, func() { cancel(fmt.Errorf("not finished after %v (request timeout)", t)) })
-		defer timer.Stop()
-	}
-	rec.Sent = time.Since(g.start) // until the client knows better
-	g.sent.Add(1)
+	dog := g.watch(cancel)
+	defer dog.stop()
 	rec.Tokens = make([]workload.TokenEvent, 0, min(r.OutputTokens, 1<<14))
+	rec.Sent = time.Since(g.start) // until the client knows better
+	g.late[index] = rec.Sent - due
+	g.sent.Add(1)
 	last, handed := time.Duration(0), false
-	reply, err := send(ctx, func(at time.Time) { rec.Sent, handed = at.Sub(g.start), true }, func(at time.Time, tokens int) {
+	onSent := func(at time.Time) {
+		if !handed {
+			rec.Sent, handed = at.Sub(g.start), true
+		}
+	}
+	onEvent := func(at time.Time, tokens int) {
 		last = max(last, at.Sub(g.start)-rec.Sent)
 		rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: last, Tokens: tokens})
-		idle()
-	})
+		dog.pat(rec.Sent + last)
+	}
+	reply, err := send(ctx, onSent, onEvent)
+	if handed {
+		g.late[index] = rec.Sent - due - reply.Connect
+	}
+	for rec.Retries < g.opt.Retries && g.again(ctx, rec, err) {
+		rec.Retries++
+		reply, err = send(ctx, onSent, onEvent)
+	}
 	at := time.Since(g.start)
 	g.finish(index, reply, err, context.Cause(ctx))
 	g.ends <- end{index, at, err, handed}
+}
+
+// again waits until a request may be sent again; false when it may not.
+func (g *generator) again(ctx context.Context, rec *workload.Record, err error) bool {
+	if err == nil || len(rec.Tokens) > 0 || ctx.Err() != nil {
+		return false
+	}
+	const first, most = 100 * time.Millisecond, 5 * time.Second
+	wait := min(first<<min(rec.Retries, 10), most)
+	var asked interface {
+		RetryAfter() (wait time.Duration, ok bool)
+	}
+	if errors.As(err, &asked) {
+		w, ok := asked.RetryAfter()
+		if !ok {
+			return false
+		}
+		if w > 0 {
+			wait = w
+		}
+	} else if !isConnection(err) {
+		return false
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(wait):
+		return true
+	}
 }
 
 // finish completes the record of a request that was sent. cause is why its context ended, nil if it did not.
@@ -328,7 +415,11 @@ func (g *generator) run(why error) *Run {
 		}
 		rec := &g.records[i]
 		if rec.Due != nil {
-			run.Lag.Record(max(0, rec.Sent-*rec.Due))
+			run.Lag.Record(max(0, g.late[i]))
+		}
+		if rec.Retries > 0 {
+			run.Retried++
+			run.Retries += rec.Retries
 		}
 		run.Records = append(run.Records, *rec)
 	}

@@ -95,6 +95,7 @@ func every(gap time.Duration) func(int, *workload.Request) {
 // do runs a workload and checks the laws that hold for every run.
 func do(t *testing.T, ctx context.Context, opt Options) *Run {
 	t.Helper()
+	opt.sleep = func(t time.Time) { time.Sleep(time.Until(t)) } // the kernel's timers know nothing of synctest
 	seen := make(map[int]bool)
 	report := opt.OnRecord
 	opt.OnRecord = func(r workload.Record) {

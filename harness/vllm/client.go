@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -23,6 +24,16 @@ import (
 // equal.
 const DefaultVocab = 4000
 
+// API is the endpoint that requests go to.
+type API string
+
+const (
+	// Completions is /v1/completions, with prompts of token ids, or of text.
+	Completions API = "completions"
+	// Chat is /v1/chat/completions, with prompts of text.
+	Chat API = "chat"
+)
+
 // ClientOptions are what the requests of one run have in common.
 type ClientOptions struct {
 	// Salt is sent as cache_salt: vLLM hashes it into a prompt's first block, so that only requests of the same salt
@@ -31,42 +42,63 @@ type ClientOptions struct {
 	// Vocab bounds the token ids of prompts: they lie in [16, Vocab). 0 is [DefaultVocab]; it must not exceed the model's
 	// vocabulary.
 	Vocab int
+	// API is the endpoint; "" is Completions.
+	API API
+	// Text sends prompts as common English words, one for each token that is asked for, in place of token ids: for servers
+	// that take no ids, and to have the tokenizer measured too. How many tokens they are is the tokenizer's to say: the
+	// reply has the server's count. Chat prompts are always text.
+	Text bool
 }
 
-// Client sends a run's requests to one model of one server. It is safe for concurrent use and remembers the tokens
-// that each request with an OutputID generated, for the prompts that continue them.
+// Client sends a run's requests to one model of one server. It is safe for concurrent use and remembers what each
+// request with an OutputID generated, for the prompts that continue it.
 type Client struct {
-	s     *Server
-	salt  string
-	vocab int
+	s        *Server
+	opt      ClientOptions
+	words    []string  // of text prompts
+	scanners sync.Pool // of *eventScanner: a buffer for every stream in flight, used again
 
 	mu      sync.Mutex
-	outputs map[uint64][]int32
+	outputs map[uint64]*output
+}
+
+// output is what a request generated, once it has ended.
+type output struct {
+	ids  []int32
+	text []byte // as it stands in JSON
 }
 
 var _ load.Client = (*Client)(nil)
 
 // Client returns a client for one run.
 func (s *Server) Client(opt ClientOptions) *Client {
-	c := &Client{s: s, salt: opt.Salt, vocab: opt.Vocab, outputs: map[uint64][]int32{}}
-	if c.vocab == 0 {
-		c.vocab = DefaultVocab
+	if opt.Vocab == 0 {
+		opt.Vocab = DefaultVocab
 	}
+	if opt.API == Chat {
+		opt.Text = true
+	}
+	c := &Client{s: s, opt: opt, outputs: map[uint64]*output{}}
+	if opt.Text {
+		c.words = wordList()
+	}
+	c.scanners.New = func() any { return new(eventScanner) }
 	return c
 }
 
 // ErrStreamCut says that a stream ended before the server said that it was finished.
 var ErrStreamCut = errors.New("stream cut off")
 
-// Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns what posts it to
-// /v1/completions as a stream: token-id prompt, exactly r.OutputTokens tokens (ignore_eos, min_tokens), greedy. That
-// calls sent when a connection is in hand and the first byte goes out, and event for every event that carries tokens,
-// with the moment at which its last byte was read, taken before it is parsed.
+// Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns what posts it as a stream:
+// exactly r.OutputTokens tokens (ignore_eos, min_tokens), greedy. That calls sent when a connection is in hand and the
+// first byte goes out, and event for every event that carries tokens, with the moment at which its last byte was read,
+// taken before it is parsed.
 //
 // An event's tokens are counted by its token_ids; where a server sends none, by the growth of its running usage; else
-// each event with choices is one token. The reply holds what arrived, also beside an error. Errors are *APIError (a
-// refusal, or an error inside the stream), ErrStreamCut (the stream ended without a finish reason), the cause of a
-// cancelled ctx, or the transport's. A request that the server aborted is an error.
+// each event with choices is one token (of a chat, each event with content). The reply holds what arrived, also beside
+// an error. Errors are *APIError (a refusal, or an error inside the stream), ErrStreamCut (the stream ended without a
+// finish reason), the cause of a cancelled ctx, or the transport's. A request that the server aborted is an error.
+// Nothing is sent a second time here: that is for the caller to decide, who counts it.
 func (c *Client) Prepare(r *workload.Request) load.Send {
 	body := c.body(r)
 	return func(ctx context.Context, sent func(time.Time), event func(at time.Time, tokens int)) (load.Reply, error) {
@@ -77,34 +109,55 @@ func (c *Client) Prepare(r *workload.Request) load.Send {
 // post sends a body and reads the stream that answers it.
 func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sent func(time.Time),
 	event func(at time.Time, tokens int)) (load.Reply, error) {
-	var once sync.Once // a stale connection is retried once by net/http: the first attempt counts
+	var once sync.Once // net/http takes another connection where the first had been closed before a byte was written
+	var asked time.Time
+	var connect time.Duration
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { once.Do(func() { sent(time.Now()) }) },
+		GetConn: func(string) { asked = time.Now() },
+		GotConn: func(info httptrace.GotConnInfo) {
+			once.Do(func() {
+				now := time.Now()
+				if !info.Reused {
+					connect = now.Sub(asked)
+				}
+				sent(now)
+			})
+		},
 	})
-	req, err := c.s.newRequest(ctx, http.MethodPost, "/v1/completions", bytes.NewReader(body))
+	path := "/v1/completions"
+	if c.opt.API == Chat {
+		path = "/v1/chat/completions"
+	}
+	req, err := c.s.newRequest(ctx, http.MethodPost, path, bytes.NewReader(body))
 	if err != nil {
 		return load.Reply{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "text/event-stream")
-	req.Header["Idempotency-Key"] = nil // not sent; lets net/http repeat a request that met a just-closed connection
 	resp, err := c.s.http.Do(req)
 	if err != nil {
-		return load.Reply{}, cause(ctx, fmt.Errorf("no answer from %s: %w", c.s.url, rootCause(err)))
+		return load.Reply{Connect: connect}, cause(ctx, fmt.Errorf("no answer from %s: %w", c.s.url, rootCause(err)))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // what arrived of the reason is better than nothing
-		return load.Reply{}, parseAPIError(resp.StatusCode, body)
+		e := parseAPIError(resp.StatusCode, body)
+		e.Wait = retryAfter(resp.Header.Get("Retry-After"))
+		return load.Reply{Connect: connect}, e
 	}
-	st := stream{event: event, asked: r.OutputTokens}
+	st := stream{event: event, asked: r.OutputTokens, chat: c.opt.API == Chat}
 	if r.OutputID != 0 {
-		st.ids = make([]int32, 0, r.OutputTokens)
+		st.out = new(output)
 	}
-	err = st.read(resp.Body)
-	if r.OutputID != 0 && len(st.ids) > 0 {
+	events := c.scanners.Get().(*eventScanner)
+	events.reset(resp.Body, time.Now, maxEvent)
+	err = st.read(events)
+	st.reply.Connect = connect
+	events.r = nil
+	c.scanners.Put(events)
+	if st.out != nil {
 		c.mu.Lock()
-		c.outputs[r.OutputID] = st.ids
+		c.outputs[r.OutputID] = st.out
 		c.mu.Unlock()
 	}
 	if err != nil {
@@ -125,35 +178,17 @@ func cause(ctx context.Context, err error) error {
 type stream struct {
 	event  func(at time.Time, tokens int)
 	asked  int
-	ids    []int32 // generated ids; collected when not nil
+	chat   bool
+	out    *output // collects what is generated, when not nil
 	hasIDs bool    // the server gives token ids
 	reply  load.Reply
 	got    int // tokens so far, as counted
 	usage  int // tokens so far, by the server's running usage
-}
-
-// chunk is one event of vLLM's completion stream (entrypoints/openai/completion/protocol.py,
-// CompletionStreamResponse), as far as it is used.
-type chunk struct {
-	Choices []struct {
-		TokenIDs     []int32 `json:"token_ids"`
-		FinishReason string  `json:"finish_reason"`
-	} `json:"choices"`
-	Usage *struct {
-		PromptTokens     int `json:"prompt_tokens"`
-		CompletionTokens int `json:"completion_tokens"`
-		Details          *struct {
-			CachedTokens *int `json:"cached_tokens"`
-		} `json:"prompt_tokens_details"`
-	} `json:"usage"`
-	Error   json.RawMessage `json:"error"`
-	Object  string          `json:"object"`
-	Message string          `json:"message"`
+	chunk  chunk
 }
 
 // read consumes the stream to its end, so that the connection can be used again.
-func (st *stream) read(body io.Reader) error {
-	events := newEventScanner(body, time.Now, maxEvent)
+func (st *stream) read(events *eventScanner) error {
 	for {
 		data, at, err := events.next()
 		switch {
@@ -198,44 +233,47 @@ func (st *stream) finish() error {
 
 // take handles one event.
 func (st *stream) take(data []byte, at time.Time) error {
-	var ch chunk
-	if err := json.Unmarshal(data, &ch); err != nil {
-		return fmt.Errorf("event after %d tokens is not JSON (%w): %q", st.got, err, data[:min(len(data), 200)])
+	ch := &st.chunk
+	if err := ch.parse(data); err != nil {
+		return fmt.Errorf("event after %d tokens is %w: %q", st.got, err, data[:min(len(data), 200)])
 	}
-	if len(ch.Error) > 0 && string(ch.Error) != "null" {
-		e := parseErrorObject(0, ch.Error)
+	switch {
+	case ch.err != nil:
+		e := parseErrorObject(0, ch.err)
+		e.InStream = true
+		return e
+	case string(ch.object) == "error":
+		e := parseAPIError(0, data)
 		e.InStream = true
 		return e
 	}
-	if ch.Object == "error" {
-		return &APIError{InStream: true, Message: ch.Message}
-	}
 	tokens := 0
-	if len(ch.Choices) > 0 {
-		choice := &ch.Choices[0]
-		switch {
-		case choice.TokenIDs != nil:
-			tokens = len(choice.TokenIDs)
-			if st.ids != nil {
-				st.ids = append(st.ids, choice.TokenIDs...)
-			}
+	if ch.choices {
+		switch finish := string(ch.finish); {
+		case ch.tokens >= 0:
+			tokens = ch.tokens
 			st.hasIDs = true
-		case st.hasIDs || choice.FinishReason == "abort" || choice.FinishReason == "error":
+		case st.hasIDs || finish == "abort" || finish == "error":
 			// a server that gives ids gives none here: only the finish reason
-		case ch.Usage != nil:
-			tokens = max(0, ch.Usage.CompletionTokens-st.usage)
-		default:
-			tokens = 1
+		case ch.usage:
+			tokens = max(0, ch.completion-st.usage)
+		case !st.chat || ch.hasText:
+			tokens = 1 // a chat begins with an event that has a role and no content
 		}
-		if choice.FinishReason != "" {
-			st.reply.FinishReason = choice.FinishReason
+		if len(ch.finish) > 0 {
+			st.reply.FinishReason = string(ch.finish)
+		}
+		if st.out != nil {
+			st.out.ids = appendIDs(st.out.ids, ch.ids)
+			st.out.text = append(st.out.text, ch.text...)
 		}
 	}
-	if u := ch.Usage; u != nil {
-		st.usage = u.CompletionTokens
-		st.reply.PromptTokens, st.reply.OutputTokens = u.PromptTokens, u.CompletionTokens
-		if u.Details != nil {
-			st.reply.CachedTokens = u.Details.CachedTokens
+	if ch.usage {
+		st.usage = ch.completion
+		st.reply.PromptTokens, st.reply.OutputTokens = ch.prompt, ch.completion
+		if ch.cached >= 0 {
+			cached := ch.cached
+			st.reply.CachedTokens = &cached
 		}
 	}
 	if tokens > 0 {
@@ -254,22 +292,16 @@ func (c *Client) body(r *workload.Request) []byte {
 	b := make([]byte, 0, 320+6*r.PromptTokens())
 	b = append(b, `{"model":`...)
 	b = appendString(b, model)
-	b = append(b, `,"prompt":[`...)
-	for i, id := range c.prompt(r) {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(b, int64(id), 10)
-	}
-	b = append(b, `],"max_tokens":`...)
+	b = c.appendPrompt(b, r)
+	b = append(b, `,"max_tokens":`...)
 	b = strconv.AppendInt(b, int64(r.OutputTokens), 10)
 	b = append(b, `,"min_tokens":`...)
 	b = strconv.AppendInt(b, int64(r.OutputTokens), 10)
 	b = append(b, `,"ignore_eos":true,"temperature":0,"stream":true,"stream_options":{"include_usage":true},`+
 		`"return_token_ids":true`...)
-	if c.salt != "" {
+	if c.opt.Salt != "" {
 		b = append(b, `,"cache_salt":`...)
-		b = appendString(b, c.salt)
+		b = appendString(b, c.opt.Salt)
 	}
 	if r.Priority != 0 {
 		b = append(b, `,"priority":`...)
@@ -283,18 +315,56 @@ func appendString(b []byte, s string) []byte {
 	return append(b, quoted...)
 }
 
-// prompt is r's token ids. A segment that an earlier request of this client generated has the generated ids; where
-// fewer came than the segment is long, or none, the rest is made up like any other segment, so that the prompt's length
-// is what was asked for.
-func (c *Client) prompt(r *workload.Request) []int32 {
-	ids := make([]int32, 0, r.PromptTokens())
-	for _, seg := range r.Prompt {
-		c.mu.Lock()
-		known := c.outputs[seg.ID]
-		c.mu.Unlock()
-		start := len(ids)
-		ids = workload.Tokens(seg, 0, c.vocab, ids)
-		copy(ids[start:], known)
+// appendPrompt appends the prompt. A segment that an earlier request of this client generated is what it generated;
+// where fewer tokens came than the segment is long, or none, the rest is made up like any other segment, so that the
+// prompt's length is what was asked for. In a chat such a segment is an assistant's message, and everything else a user's.
+func (c *Client) appendPrompt(b []byte, r *workload.Request) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.OutputID != 0 {
+		c.outputs[r.OutputID] = nil // a turn that will be continued, and has not ended
 	}
-	return ids
+	switch {
+	case c.opt.API == Chat:
+		b = append(b, `,"messages":[`...)
+		for i, seg := range r.Prompt {
+			known, generated := c.outputs[seg.ID]
+			_, before := c.outputs[r.Prompt[max(0, i-1)].ID]
+			switch {
+			case i > 0 && generated == before: // the same message goes on
+			case i > 0:
+				b = append(b, `"},`...)
+				fallthrough
+			default:
+				role := "user"
+				if generated {
+					role = "assistant"
+				}
+				b = append(append(append(b, `{"role":"`...), role...), `","content":"`...)
+			}
+			b = c.appendText(b, seg, known)
+		}
+		return append(b, `"}]`...)
+	case c.opt.Text:
+		b = append(b, `,"prompt":"`...)
+		for _, seg := range r.Prompt {
+			b = c.appendText(b, seg, c.outputs[seg.ID])
+		}
+		return append(b, '"')
+	}
+	b = append(b, `,"prompt":[`...)
+	var ids []int32
+	for i, seg := range r.Prompt {
+		ids = workload.Tokens(seg, 0, c.opt.Vocab, slices.Grow(ids[:0], seg.Tokens))
+		if known := c.outputs[seg.ID]; known != nil {
+			copy(ids, known.ids)
+		}
+		for k, id := range ids {
+			if i+k > 0 {
+				b = append(b, ',')
+			}
+			b = strconv.AppendInt(b, int64(id), 10)
+		}
+	}
+	return append(b, ']')
 }

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // UnreachableError says that nothing answered at an address.
@@ -44,6 +46,29 @@ type APIError struct {
 	// Message, Type and Param are the error object's ("param" names the field at fault); Message is the body's
 	// beginning where the body is not an error object.
 	Message, Type, Param string
+	// Wait is the server's Retry-After, 0 when it gave none.
+	Wait time.Duration
+}
+
+// RetryAfter reports whether the same request may be answered later, and when the server wants to see it again: for the
+// statuses 429, 502, 503 and 504 before the stream has begun.
+func (e *APIError) RetryAfter() (wait time.Duration, ok bool) {
+	switch e.Status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return e.Wait, !e.InStream
+	}
+	return 0, false
+}
+
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or a date; 0 where it is neither, or past.
+func retryAfter(value string) time.Duration {
+	if n, err := strconv.Atoi(value); err == nil {
+		return time.Duration(min(max(n, 0), 86400)) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
 }
 
 // TooLong reports whether the prompt, or prompt and output together, exceed the server's context.

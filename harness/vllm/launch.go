@@ -123,7 +123,7 @@ func launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 		opt.Grace = defaultGrace
 	}
 	base := "http://" + net.JoinHostPort(host, strconv.Itoa(port))
-	client := newHTTPClient()
+	client := newHTTPClient(0)
 	client.Timeout = 5 * time.Second // a server that accepts but does not answer yet is asked again
 	defer client.CloseIdleConnections()
 	if healthy(ctx, client, base) { // it would be taken for the new one

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -19,10 +18,6 @@ import (
 // maxBody bounds an answer that is read whole.
 const maxBody = 64 << 20
 
-// idleConnTimeout closes idle connections before the server does (uvicorn under vLLM: 5 s), so that a request after a
-// pause does not meet a connection that is just being closed.
-const idleConnTimeout = 4 * time.Second
-
 // Options say how to reach a server and what is known of it beforehand.
 type Options struct {
 	// APIKey is sent as a bearer token, "" for none.
@@ -32,8 +27,10 @@ type Options struct {
 	// Args are settings known to be in force because the caller launched the server with them; [Server.Info] repeats
 	// them, completed by what the server itself says.
 	Args harness.EngineArgs
-	// HTTPClient replaces the package's own client: one connection per request in flight without limit, HTTP/1.1, no
-	// compression, no timeout (contexts bound requests).
+	// ConnectTimeout bounds each of address lookup with dialling, and TLS handshake; 0 is 30 s.
+	ConnectTimeout time.Duration
+	// HTTPClient replaces the package's own client: HTTP/1.1 with one connection per request in flight, without limit, or
+	// HTTP/2 where a server offers it over TLS; no compression, no timeout but the one above (contexts bound requests).
 	HTTPClient *http.Client
 }
 
@@ -55,27 +52,12 @@ func Connect(ctx context.Context, baseURL string, opt Options) (*Server, error) 
 	}
 	s := &Server{url: u, key: opt.APIKey, http: opt.HTTPClient}
 	if s.http == nil {
-		s.http = newHTTPClient()
+		s.http = newHTTPClient(opt.ConnectTimeout)
 	}
 	if err := s.identify(ctx, opt); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-func newHTTPClient() *http.Client {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // HTTP/2 would carry all streams over one connection and its flow control
-	return &http.Client{Transport: &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 30 * time.Second,
-		MaxIdleConns:        0, // no limit
-		MaxIdleConnsPerHost: 1 << 16,
-		IdleConnTimeout:     idleConnTimeout,
-		DisableCompression:  true,
-		Protocols:           protocols,
-	}}
 }
 
 func parseURL(raw string) (string, error) {

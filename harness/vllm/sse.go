@@ -9,11 +9,14 @@ import (
 )
 
 const (
-	// readSize is one read from the network, about a hundred events. Every stream in flight has such a buffer.
-	readSize = 16 << 10
+	// A read from the network begins with minRead bytes, a dozen events, and may become maxRead where reads fill it: every
+	// stream in flight has such a buffer.
+	minRead, maxRead = 4 << 10, 64 << 10
 	// maxEvent bounds one event. The largest honest one is a stream's first, which repeats the prompt's token ids:
 	// 8 bytes each, so this holds prompts of four million tokens.
 	maxEvent = 32 << 20
+	// maxKept bounds what a scanner that is used again keeps of the memory that long events took.
+	maxKept = 64 << 10
 )
 
 // errEventTooBig is returned for an event above the scanner's limit: the peer does not speak this protocol.
@@ -37,16 +40,27 @@ type eventScanner struct {
 	skipLF bool   // the last line ended in CR: an LF that follows belongs to it
 	first  bool   // nothing was read yet: a byte order mark may stand here
 	err    error
+	full   bool // the last read filled buf
 }
 
-func newEventScanner(r io.Reader, now func() time.Time, limit int) *eventScanner {
-	return &eventScanner{r: r, now: now, limit: limit, buf: make([]byte, readSize), first: true}
+// reset makes the scanner read r. Its memory is used again.
+func (s *eventScanner) reset(r io.Reader, now func() time.Time, limit int) {
+	if cap(s.line) > maxKept || cap(s.data) > maxKept {
+		s.line, s.data = nil, nil
+	}
+	*s = eventScanner{r: r, now: now, limit: limit, buf: s.buf, line: s.line[:0], data: s.data[:0], first: true}
+	if s.buf == nil {
+		s.buf = make([]byte, minRead)
+	}
 }
 
 // next returns the next event's data, valid until the next call, and when its end arrived: the clock is read right
 // after the read that brought it, before anything is parsed. It ends with io.EOF after a clean end of the stream.
 func (s *eventScanner) next() (data []byte, at time.Time, err error) {
 	s.data, s.any = s.data[:0], false
+	if data, ok := s.whole(); ok {
+		return data, s.at, nil
+	}
 	for {
 		for len(s.rest) > 0 {
 			if s.skipLF {
@@ -91,12 +105,30 @@ func (s *eventScanner) next() (data []byte, at time.Time, err error) {
 			}
 			return nil, s.at, s.err
 		}
+		if s.full && len(s.buf) < maxRead {
+			s.buf = make([]byte, 4*len(s.buf))
+		}
 		n, err := s.r.Read(s.buf)
 		if n > 0 {
 			s.at = s.now()
 		}
-		s.rest, s.err = s.buf[:n], err
+		s.rest, s.err, s.full = s.buf[:n], err, n == len(s.buf)
 	}
+}
+
+// whole is an event that lies in one piece as nearly all do: one data line and a blank one, ended by LF. It is not copied.
+func (s *eventScanner) whole() (data []byte, ok bool) {
+	const field = "data: "
+	if s.first || s.skipLF || len(s.line) > 0 || len(s.rest) < len(field) || string(s.rest[:len(field)]) != field {
+		return nil, false
+	}
+	end := bytes.IndexByte(s.rest, '\n')
+	if end < 0 || end+1 >= len(s.rest) || s.rest[end+1] != '\n' || bytes.IndexByte(s.rest[:end], '\r') >= 0 ||
+		end-len(field) > s.limit {
+		return nil, false
+	}
+	data, s.rest = s.rest[len(field):end], s.rest[end+2:]
+	return data, true
 }
 
 // take handles one line and reports whether it ended an event.

@@ -13,7 +13,8 @@ import (
 
 // scan reads all events of r, with an upper bound on one event.
 func scan(r io.Reader, limit int) (events []string, err error) {
-	s := newEventScanner(r, func() time.Time { return time.Time{} }, limit)
+	var s eventScanner
+	s.reset(r, func() time.Time { return time.Time{} }, limit)
 	for {
 		data, _, err := s.next()
 		if err != nil {
@@ -94,7 +95,8 @@ func TestEventStamp(t *testing.T) {
 	for _, r := range reads {
 		rs = append(rs, strings.NewReader(r))
 	}
-	s := newEventScanner(io.MultiReader(rs...), func() time.Time {
+	var s eventScanner
+	s.reset(io.MultiReader(rs...), func() time.Time {
 		clock++
 		return time.Unix(int64(clock), 0)
 	}, 1<<10)

@@ -62,40 +62,45 @@ const maxRate = 1e6
 // Mean is the mean rate over the run.
 func (r Rate) Mean() float64 { return (r.From + r.To) / 2 }
 
-// Arrivals are n moments in ascending order, from 0 on. They are never stretched to fit a total duration, which would
-// make the counts more regular than the process.
+// Arrivals are moments in ascending order, from 0 on: n of them, or with over above 0 those before it, and not more than
+// n unless n is 0. A rate that changes does so over that time, else over the n requests. They are never stretched to fit a
+// total duration, which would make the counts more regular than the process.
 //
 // Even arrivals have equal gaps, the first at 0. Else a burstiness of 0 or 1 gives Poisson arrivals: independent
 // exponential gaps, the number of arrivals in a window has variance equal to its mean. Any other burstiness, above 0, is
 // the shape of independent gamma gaps, whose coefficient of variation is 1/sqrt(burstiness): below 1 is burstier than
 // Poisson and above 1 more even (the same parameter as in `vllm bench serve`).
-func (r Rate) Arrivals(burstiness float64, n int, rng *rand.Rand) []time.Duration {
-	at := make([]time.Duration, n)
+func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.Rand) []time.Duration {
+	length := over.Seconds()
+	if over == 0 {
+		length = float64(n) / r.Mean()
+	} else if n == 0 {
+		n = math.MaxInt
+	}
+	// The k-th arrival of a constant rate becomes that of the ramp where the same number is expected:
+	// From t + (To - From) t^2 / 2T = x, with x = mean rate x (the moment at the constant rate).
+	slope := (r.To - r.From) / length
+	at := make([]time.Duration, 0, min(n, int(r.Mean()*length)+1))
 	sum := 0.0 // in mean gaps
-	for i := range at {
+	for len(at) < n {
 		switch {
 		case r.Even:
-			sum = float64(i)
+			sum = float64(len(at))
 		case burstiness == 0 || burstiness == 1:
 			sum += rng.ExpFloat64()
 		default:
 			sum += gamma(burstiness, rng) / burstiness
 		}
-		at[i] = time.Duration(math.Min(sum/r.Mean(), maxSeconds) * 1e9)
-	}
-	if r.From == r.To {
-		return at
-	}
-	// The k-th arrival of a constant rate becomes that of the ramp where the same number is expected:
-	// From t + (To - From) t^2 / 2T = x, with x = mean rate x (the moment at the constant rate).
-	slope := (r.To - r.From) * r.Mean() / float64(n) // (To - From) / T
-	for i, t := range at {
-		x := r.Mean() * t.Seconds()
-		root := r.From*r.From + 2*slope*x
-		if root < 0 {
-			root = 0 // behind the end of a ramp that falls to nearly nothing
+		t := sum / r.Mean()
+		if r.From != r.To {
+			root := max(0, r.From*r.From+2*slope*sum) // below 0 behind the end of a ramp that falls to nearly nothing
+			t = 2 * sum / (r.From + math.Sqrt(root))
 		}
-		at[i] = time.Duration(math.Min(2*x/(r.From+math.Sqrt(root)), maxSeconds) * 1e9)
+		next := time.Duration(math.Min(t, maxSeconds) * 1e9)
+		if over > 0 && next >= over {
+			break
+		}
+		at = append(at, next)
 	}
 	return at
 }

@@ -62,6 +62,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	b = appendNullable(b, r.FinishReason)
 	b = append(b, `,"error":`...)
 	b = appendNullable(b, r.Error)
+	b = appendCount(b, "retries", r.Retries)
 	b = appendText(b, "session", r.Session)
 	b = appendCount(b, "turn", r.Turn)
 	if r.Think != 0 {
@@ -151,6 +152,7 @@ type line struct {
 	Tokens       events   `json:"token_times_s"`
 	FinishReason string   `json:"finish_reason"`
 	Error        string   `json:"error"`
+	Retries      int      `json:"retries"`
 	Session      string   `json:"session"`
 	Turn         int      `json:"turn"`
 	Think        seconds  `json:"think_s"`
@@ -177,6 +179,7 @@ func (r *Record) UnmarshalJSON(data []byte) error {
 	*r = Record{
 		Index: l.Index, Probe: l.Probe, Phase: l.Phase, PromptTokens: *l.Prompt, CachedTokens: l.Cached,
 		SharedPrefixTokens: l.Shared, AskedTokens: l.Asked, Tokens: l.Tokens, FinishReason: l.FinishReason, Error: l.Error,
+		Retries: l.Retries,
 		Session: l.Session, Turn: l.Turn, Think: time.Duration(l.Think), PrefixHashes: l.PrefixHashes, HashBlock: l.HashBlock,
 		Class: l.Class, Priority: l.Priority, LoRA: l.LoRA,
 	}

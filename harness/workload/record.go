@@ -37,6 +37,8 @@ type Record struct {
 	FinishReason string
 	// Error says why the request failed, "" for success.
 	Error string
+	// Retries is how often the request was sent again before this outcome; Sent is the first time.
+	Retries int
 
 	Session string
 	Turn    int

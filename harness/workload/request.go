@@ -92,10 +92,40 @@ type Workload struct {
 	// Clients is the number of independent closed loops that share Concurrency evenly; requests are dealt to them
 	// round-robin. 0 means 1.
 	Clients int
+	// Think is how long a slot of the closed loop stays empty before its next request is due.
+	Think time.Duration
+	// Duration ends the measured requests: those that would be due so long after the first wave with one of them has begun,
+	// or later, are never sent. Those in flight then end as they would. 0 is no limit.
+	Duration time.Duration
 	// BlockSize is the KV block size in tokens for which M was meant; 0 when the workload has no M.
 	BlockSize int
 	// Notes say what was changed to make the workload possible (M scaled to the context, ...), one sentence each.
 	Notes []string
+}
+
+// InFlight is how many requests are in flight at once at least, whatever the server: the closed loop's number, or those
+// that are due at the same moment.
+func (w *Workload) InFlight() int {
+	type moment struct {
+		wave int
+		due  time.Duration
+	}
+	roots, together := 0, map[moment]int{}
+	most := 0
+	for i := range w.Requests {
+		r := &w.Requests[i]
+		if r.After >= 0 && w.Requests[r.After].Wave == r.Wave {
+			continue
+		}
+		roots++
+		at := moment{r.Wave, r.Due}
+		together[at]++
+		most = max(most, together[at])
+	}
+	if w.Concurrency > 0 {
+		return min(w.Concurrency, roots)
+	}
+	return most
 }
 
 // Open reports whether arrivals set the pace of the measured requests, and not completions: an open loop in which some

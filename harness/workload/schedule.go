@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -13,6 +14,9 @@ import (
 func (w *Workload) Validate() error {
 	if len(w.Requests) == 0 {
 		return errors.New("workload has no requests: expected at least one")
+	}
+	if w.Think < 0 || w.Duration < 0 {
+		return fmt.Errorf("workload has think time %v and duration %v: expected at least 0", w.Think, w.Duration)
 	}
 	if w.Concurrency < 0 || w.Clients < 0 || w.Clients > max(1, w.Concurrency) {
 		return fmt.Errorf("workload has concurrency %d and %d clients: expected at least one request in flight per client",
@@ -47,8 +51,9 @@ func (w *Workload) Validate() error {
 // The rules: waves follow one another, each beginning when the last request of the one before has ended. Within a wave,
 // a request with a predecessor in the same wave is due Think after that one's end. The others are due at Due from the
 // wave's beginning in an open loop. In a closed loop they follow one another in order of Index as slots get free: a slot
-// is held by a request and everything that waits for it (a conversation), until the last of them has ended. The k-th
-// conversation, a lone request being one, belongs to client k mod Clients, and each client has its own slots.
+// is held by a request and everything that waits for it (a conversation), until the last of them has ended; the next is
+// due Think after that. The k-th conversation, a lone request being one, belongs to client k mod Clients, and each client
+// has its own slots. What would be due after the workload's Duration is dropped: it counts as ended and is never given out.
 //
 // In an open loop nothing is allocated per call; every call takes logarithmic time at worst. It is not safe for
 // concurrent use.
@@ -66,6 +71,13 @@ type Schedule struct {
 	last  time.Duration // latest end so far
 	left  int           // requests of the wave that have not ended
 
+	deadline time.Duration // of the measured requests
+	dropped  []bool        // by request; nil where no duration is set
+	cutShort []bool        // by root: the conversation was cut short
+	over     bool          // something was dropped: so are the waves that follow
+	// In an open loop the requests order[cut:resume] of this wave were dropped.
+	cut, resume int
+
 	ended int
 	ready heap // released: dependents, and in a closed loop those that have a slot
 
@@ -78,11 +90,18 @@ type Schedule struct {
 	client  []int32   // by root: whose it is
 	waiting [][]int32 // by client: its requests of this wave that have no slot yet, in order
 	free    []int     // by client: free slots
+	slots   []int     // by client: slots that may be filled again
 }
+
+// never is a moment that does not come.
+const never = time.Duration(math.MaxInt64)
 
 // NewSchedule makes the schedule of a workload, which must be valid ([Workload.Validate]) and must not change.
 func NewSchedule(w *Workload) *Schedule {
-	s := &Schedule{w: w}
+	s := &Schedule{w: w, cut: -1, deadline: never}
+	if w.Duration > 0 {
+		s.dropped, s.cutShort = make([]bool, len(w.Requests)), make([]bool, len(w.Requests))
+	}
 	s.link()
 	sorted, previous := true, int32(-1)
 	for i := range w.Requests {
@@ -159,12 +178,13 @@ func (s *Schedule) dueIn(i int32) time.Duration {
 // deal gives the conversations to the clients.
 func (s *Schedule) deal() {
 	clients := max(1, s.w.Clients)
-	s.waiting, s.free = make([][]int32, clients), make([]int, clients)
+	s.waiting, s.free, s.slots = make([][]int32, clients), make([]int, clients), make([]int, clients)
 	for c := range clients {
 		s.free[c] = s.w.Concurrency / clients
 		if c < s.w.Concurrency%clients {
 			s.free[c]++
 		}
+		s.slots[c] = s.free[c]
 	}
 	s.client = make([]int32, len(s.w.Requests))
 	for k := range s.roots {
@@ -182,10 +202,16 @@ func (s *Schedule) at(k int) int32 {
 
 // startWave begins the wave of the next request that has no predecessor.
 func (s *Schedule) startWave(at time.Duration) {
-	s.begin, s.wave, s.left = at, s.w.Requests[s.at(s.next)].Wave, 0
+	s.begin, s.wave, s.left, s.cut = at, s.w.Requests[s.at(s.next)].Wave, 0, -1
+	if s.over {
+		s.deadline = min(s.deadline, at)
+	}
 	k := s.next
 	for ; k < s.roots && s.w.Requests[s.at(k)].Wave == s.wave; k++ {
 		i := s.at(k)
+		if s.dropped != nil && s.deadline == never && s.w.Requests[i].Phase == Measured {
+			s.deadline = at + s.w.Duration
+		}
 		if s.size == nil {
 			s.left++
 		} else {
@@ -203,13 +229,63 @@ func (s *Schedule) startWave(at time.Duration) {
 				s.fill(c, at)
 			}
 		}
+	} else if s.deadline < never {
+		for late := s.next; late < k; late++ { // in order of time: what follows the first late one is late too
+			if s.late(at + s.dueIn(s.at(late))) {
+				s.cut, s.resume = late, k
+				break
+			}
+		}
+		for late := s.cut; late >= 0 && late < k; late++ {
+			s.drop(s.at(late))
+		}
+		s.skip()
+	}
+	if s.left == 0 && s.next < s.roots {
+		s.startWave(at) // all of it was dropped
 	}
 }
 
-// fill gives a slot to a client's next request.
+// skip passes over what was dropped of an open loop.
+func (s *Schedule) skip() {
+	if s.next == s.cut {
+		s.next = s.resume
+	}
+}
+
+// drop gives up a request and everything that waits for it in its wave.
+func (s *Schedule) drop(i int32) {
+	s.dropped[i], s.over = true, true
+	s.ended++
+	s.left--
+	if s.first == nil {
+		return
+	}
+	s.size[s.root[i]]--
+	for j := s.first[i]; j >= 0; j = s.sibling[j] {
+		s.drop(j)
+	}
+}
+
+// late reports whether what would be due at a moment is due too late.
+func (s *Schedule) late(due time.Duration) bool { return due >= s.deadline }
+
+// fill gives a slot to a client's next request at a moment; all of the client's requests are dropped when that is late.
 func (s *Schedule) fill(c int, at time.Duration) {
+	if s.late(at) {
+		s.dropClient(c)
+		s.free[c]++
+		return
+	}
 	s.ready.push(entry{at, s.waiting[c][0]})
 	s.waiting[c] = s.waiting[c][1:]
+}
+
+func (s *Schedule) dropClient(c int) {
+	for _, i := range s.waiting[c] {
+		s.drop(i)
+	}
+	s.waiting[c] = s.waiting[c][:0]
 }
 
 // Next is the earliest request that may be sent and when it is due, from the run's start. The due moment may have
@@ -238,6 +314,7 @@ func (s *Schedule) Pop() {
 		s.ready.pop()
 	} else if ok {
 		s.next++
+		s.skip()
 	}
 }
 
@@ -251,12 +328,22 @@ func (s *Schedule) Done(index int, at time.Duration) {
 		root = s.root[index]
 		s.size[root]--
 		for i := s.first[index]; i >= 0; i = s.sibling[i] {
-			s.ready.push(entry{at + s.w.Requests[i].Think, i})
+			if due := at + s.w.Requests[i].Think; s.late(due) {
+				s.drop(i)
+				s.cutShort[root] = true
+			} else {
+				s.ready.push(entry{due, i})
+			}
 		}
 	}
 	if s.w.Concurrency > 0 && (s.size == nil || s.size[root] == 0) {
-		if c := s.client[root]; len(s.waiting[c]) > 0 {
-			s.fill(int(c), at)
+		if c := s.client[root]; s.dropped != nil && s.cutShort[root] { // the conversation goes on when all is over: its slot is not filled before
+			s.free[c]++
+			if s.slots[c]--; s.slots[c] == 0 {
+				s.dropClient(int(c))
+			}
+		} else if len(s.waiting[c]) > 0 {
+			s.fill(int(c), at+s.w.Think)
 		} else {
 			s.free[c]++
 		}
@@ -268,9 +355,14 @@ func (s *Schedule) Done(index int, at time.Duration) {
 
 // Intended reports whether the moment at which a request is due is one that somebody intends: a time of arrival, the
 // beginning of a batch, the end of a pause. It is false where a request is due because a slot of a closed loop got free.
-func (s *Schedule) Intended(index int) bool { return s.w.Concurrency == 0 || s.dependent(index) }
+func (s *Schedule) Intended(index int) bool {
+	return s.w.Concurrency == 0 || s.w.Think > 0 || s.dependent(index)
+}
 
-// Finished reports whether every request has ended.
+// Dropped reports whether a request was given up because the workload's Duration was over.
+func (s *Schedule) Dropped(index int) bool { return s.dropped != nil && s.dropped[index] }
+
+// Finished reports whether every request has ended or was dropped.
 func (s *Schedule) Finished() bool { return s.ended == len(s.w.Requests) }
 
 // entry is a released request.

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -49,8 +50,17 @@ func simulate(t *testing.T, w *Workload, took func(i int) time.Duration) (due, e
 			t.Fatalf("stalled after %d of %d requests", len(order), len(w.Requests))
 		}
 	}
-	if _, _, ok := s.Next(); ok || len(order) != len(w.Requests) {
-		t.Fatalf("%d of %d requests were sent, more to send: %v", len(order), len(w.Requests), ok)
+	given := 0
+	for i := range w.Requests {
+		if s.Dropped(i) == sent[i] {
+			t.Fatalf("request %d: sent %v and dropped %v", i, sent[i], s.Dropped(i))
+		}
+		if !s.Dropped(i) {
+			given++
+		}
+	}
+	if _, _, ok := s.Next(); ok || len(order) != given {
+		t.Fatalf("%d of %d requests were sent, more to send: %v", len(order), given, ok)
 	}
 	return due, ended, order
 }
@@ -174,6 +184,49 @@ func broken(w *Workload, due, ended []time.Duration, order []int) string {
 	return ""
 }
 
+// With a duration a schedule gives out what it would have given out without one, up to the deadline.
+func TestDurationCutsTheEnd(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	cut := 0
+	for range 500 {
+		w := random(rng)
+		w.Think = time.Duration(rng.IntN(3)) * 5 * time.Millisecond
+		took := func(i int) time.Duration { return time.Duration(1+i*7%13) * time.Millisecond }
+		due, _, order := simulate(t, w, took)
+		begin := time.Duration(-1) // of the first wave with measured requests
+		first := math.MaxInt
+		for i := range w.Requests {
+			if w.Requests[i].Phase == Measured {
+				first = min(first, w.Requests[i].Wave)
+			}
+		}
+		for _, i := range order { // the wave begins when the last request of the lower ones has ended
+			if w.Requests[i].Wave < first {
+				begin = max(begin, due[i]+took(i))
+			}
+		}
+		limited := *w
+		limited.Duration = time.Duration(1+rng.IntN(60)) * time.Millisecond
+		deadline := max(begin, 0) + limited.Duration
+		var want []int
+		for _, i := range order {
+			if due[i] < deadline {
+				want = append(want, i)
+			}
+		}
+		_, _, got := simulate(t, &limited, took)
+		if !slices.Equal(got, want) {
+			t.Fatalf("%d requests, deadline %v: sent %v, want %v; %+v", len(w.Requests), deadline, got, want, w)
+		}
+		if len(got) < len(order) {
+			cut++
+		}
+	}
+	if cut < 50 {
+		t.Errorf("only %d of 500 schedules were cut", cut)
+	}
+}
+
 func TestClosedLoopDealsRoundRobin(t *testing.T) {
 	w := &Workload{Concurrency: 4, Clients: 2}
 	for i := range 12 {
@@ -248,7 +301,7 @@ func TestValidate(t *testing.T) {
 }
 
 func BenchmarkScheduleOpenLoop(b *testing.B) {
-	w := &Workload{Requests: make([]Request, b.N)}
+	w := &Workload{Requests: make([]Request, 1<<16)}
 	for i := range w.Requests {
 		w.Requests[i] = Request{Index: i, After: -1, Due: time.Duration(i)}
 	}
@@ -256,7 +309,8 @@ func BenchmarkScheduleOpenLoop(b *testing.B) {
 	for b.Loop() {
 		i, at, ok := s.Next()
 		if !ok {
-			return
+			s = NewSchedule(w)
+			continue
 		}
 		s.Pop()
 		s.Done(i, at)

@@ -43,14 +43,21 @@ type Spec struct {
 	// Clients is the number of independent closed loops that share Concurrency; 0 is 1.
 	Concurrency, Clients int
 	Users, Turns         int
-	ThinkTime            time.Duration
-	// NumRequests is the number of measured requests; 0 is NumMeasurements batches. Conversations are not cut: it is
-	// rounded up to whole ones.
+	// ThinkTime is the pause before a user's next turn, or before a slot of Concurrency is filled again.
+	ThinkTime time.Duration
+	// NumRequests is the number of measured requests; 0 is NumMeasurements batches, and with a Duration as many as arrive,
+	// or [MostInDuration] where completions set the pace. Conversations are not cut: it is rounded up to whole ones.
 	NumRequests int
+	// Duration ends sending; see [Workload]. 0 is no limit.
+	Duration time.Duration
 	// MaxModelLen is the context limit in tokens, prompt and output together; 0 is none.
 	MaxModelLen int
 	Seed        uint64
 }
+
+// MostInDuration is how many measured requests a closed loop of a given duration has at most, unless their number is
+// given too.
+const MostInDuration = 100_000
 
 // Output lengths where none were asked for, and the range of mixed: [N/2, 3N/2].
 const (
@@ -124,7 +131,11 @@ func (s Spec) resolve() (*plan, error) {
 		return nil, &FieldError{"block_size", s.BlockSize, "at least 1 with M blocks"}
 	case s.M > 0 && s.BlockSize > maxCount/s.M:
 		return nil, &FieldError{"M", s.M, fmt.Sprintf("up to %d, for M x block_size tokens", maxCount/s.BlockSize)}
-	case s.NumMeasurements < 1 && s.NumRequests == 0:
+	case s.Duration < 0 || s.Duration > maxSeconds*time.Second/1000:
+		return nil, &FieldError{"duration", s.Duration, "above 0, up to 100 days"}
+	case s.Duration > 0 && s.Users == 0 && s.Concurrency == 0 && s.Rate == "" && s.Type != "mixed" && s.Type != "":
+		return nil, &FieldError{"duration", s.Duration, "0 (unset) for batches, which have a number: set a rate, concurrency or users"}
+	case s.NumMeasurements < 1 && s.NumRequests == 0 && s.Duration == 0:
 		return nil, &FieldError{"num_measurements", s.NumMeasurements, "at least 1"}
 	case s.ThinkTime < 0:
 		return nil, &FieldError{"think_time", s.ThinkTime, "at least 0"}
@@ -149,7 +160,15 @@ func (s Spec) resolve() (*plan, error) {
 		return nil, &FieldError{"B", s.B, fmt.Sprintf("from 1 to %d", maxRequests)}
 	}
 	p.measured = (s.NumRequests + p.turns - 1) / p.turns
-	if s.NumRequests == 0 {
+	switch {
+	case s.NumRequests > 0:
+	case s.Duration > 0 && p.rate != (Rate{}):
+		if most := maxRequests / 2 / p.rate.Mean(); s.Duration.Seconds() > most {
+			return nil, &FieldError{"duration", s.Duration, fmt.Sprintf("up to %.0fs at rate %s", most, s.Rate)}
+		}
+	case s.Duration > 0:
+		p.measured = max(MostInDuration, p.places) / p.turns
+	default:
 		if s.NumMeasurements > maxRequests/p.places/p.turns {
 			return nil, &FieldError{"num_measurements", s.NumMeasurements, fmt.Sprintf("up to %d, for the requests of all batches",
 				maxRequests/p.places/p.turns)}
@@ -279,7 +298,7 @@ func (s Spec) Build() (*Workload, error) {
 		return nil, p.tooLong(n)
 	}
 	b := builder{
-		plan: p, w: &Workload{Notes: p.notes}, next: finish(s.Seed) &^ (1<<40 - 1),
+		plan: p, w: &Workload{Notes: p.notes, Duration: s.Duration}, next: finish(s.Seed) &^ (1<<40 - 1),
 		lengths: rand.New(rand.NewPCG(s.Seed, streamLengths)),
 	}
 	if s.M > 0 {
@@ -289,7 +308,7 @@ func (s Spec) Build() (*Workload, error) {
 	case s.Users > 0:
 		b.w.Concurrency = s.Users
 	case s.Concurrency > 0:
-		b.w.Concurrency, b.w.Clients = s.Concurrency, s.Clients
+		b.w.Concurrency, b.w.Clients, b.w.Think = s.Concurrency, s.Clients, s.ThinkTime
 	case s.Rate == "" && (s.Type == "mixed" || s.Type == ""):
 		b.w.Concurrency = s.B
 	}
@@ -402,7 +421,10 @@ func (b *builder) measure() {
 	}
 	var due []time.Duration
 	if b.rate != (Rate{}) {
-		due = b.rate.Arrivals(b.Burstiness, b.measured, rand.New(rand.NewPCG(b.Seed, streamArrivals)))
+		due = b.rate.Arrivals(b.Burstiness, b.measured, b.Duration, rand.New(rand.NewPCG(b.Seed, streamArrivals)))
+		if b.measured = len(due); b.measured == 0 { // a short time at a low rate: one request is the least
+			due, b.measured = []time.Duration{0}, 1
+		}
 	}
 	for k := range b.measured {
 		if due == nil && b.w.Concurrency == 0 && k > 0 && k%b.places == 0 {

@@ -312,6 +312,9 @@ func (r *run) observe() {
 }
 
 func (r *run) finish() {
+	if r.work.Duration > 0 { // what was never sent has no record
+		r.out.Records = slices.DeleteFunc(r.out.Records, func(rec workload.Record) bool { return r.release.Dropped(rec.Index) })
+	}
 	r.out.Counters = r.tally.counters(r.scheduler.Stats())
 	if r.series != nil {
 		r.series.add(r.now, r.scheduler, true)
