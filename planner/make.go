@@ -150,7 +150,14 @@ func newPlanning(req Request) (*planning, error) {
 	p.gaps = slices.ContainsFunc(req.SLOs, func(s harness.SLO) bool {
 		return s.Metric == harness.MetricITL || s.Metric == harness.MetricGoodput
 	})
-	if err := p.draw(o.Replicas); err != nil {
+	wider, notes, err := coverage(req.Features)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		p.note(n)
+	}
+	if err := p.draw(o.Replicas, wider); err != nil {
 		return nil, err
 	}
 	for _, n := range p.work[0].Notes {
@@ -304,6 +311,7 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 	if !slices.ContainsFunc(final, (*candidate).feasible) {
 		return p.infeasible(ctx, out, base, final)
 	}
+	var chosen []*candidate
 	front := paretoFront(able)
 	best := knee(front)
 	for i, c := range front {
@@ -321,7 +329,8 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 			return err
 		}
 		plan.Why = p.why(s, c, base, plan)
-		out.Plans = append(out.Plans, *plan)
+		plan.DefaultRegret = p.regret(s, c, keep)
+		out.Plans, chosen = append(out.Plans, *plan), append(chosen, c)
 	}
-	return nil
+	return p.sensitivities(ctx, out.Search.Axes, out.Plans, chosen)
 }

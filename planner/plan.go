@@ -75,6 +75,11 @@ type Plan struct {
 	Gain *analysis.Gain `json:"gain,omitempty"`
 	// Effects are what the plan does to the metrics that users watch, for better or worse.
 	Effects []analysis.Gain `json:"effects,omitempty"`
+	// DefaultRegret is what vLLM's defaults would lose against the plan, in the strategy's own metric: 0 where the plan is
+	// the defaults, nil where they are not among the candidates.
+	DefaultRegret *analysis.Gain `json:"default_regret,omitempty"`
+	// Sensitivity is what each searched flag alone would change at its neighbouring values.
+	Sensitivity []Sensitivity `json:"sensitivity,omitempty"`
 	// Launch is the command line that starts the server, one word per element.
 	Launch []string `json:"launch"`
 	// Replaced are values that the vLLM version refuses, and what stands in their place.

@@ -50,6 +50,11 @@ type Request struct {
 	Current harness.EngineArgs
 	// Workload builds the requests for a seed; another seed must give other arrivals and lengths where they are random.
 	Workload func(seed uint64) (*workload.Workload, error)
+	// Recorded says that the workload is a recording, the same for every seed: the draws resample its arrivals.
+	Recorded bool
+	// Features are what the server does; those that are not modelled widen the prediction or refuse it
+	// (*NotCoveredError).
+	Features []harness.Feature
 	SLOs     []harness.SLO
 	// Strategies, nil for all of them.
 	Strategies []Strategy

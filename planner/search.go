@@ -69,37 +69,52 @@ func (c *candidate) feasible() bool { return c.runs[0].miss == 0 }
 // kvTokens is the size of the KV cache in tokens.
 func (c *candidate) kvTokens() int { return (c.cfg.NumGPUBlocks - 1) * c.cfg.BlockSize }
 
-// scaled is a model whose every step takes longer by a factor.
+// scaled is a model whose every step takes longer by a factor, and by another one beyond what it was fitted on.
 type scaled struct {
-	model  *cost.Model
-	factor float64
+	model           *cost.Model
+	factor, outside float64
 }
 
 func (s scaled) StepTime(step cost.Step) time.Duration {
-	return time.Duration(s.factor * float64(s.model.StepTime(step)))
+	f := s.factor
+	if !s.model.InRange(step) {
+		f = s.outside
+	}
+	return time.Duration(f * float64(s.model.StepTime(step)))
 }
+
+// least is the smallest standard deviation (of the logarithm of step times) beyond the fitted range.
+const least = 0.1
 
 // draw prepares the draws: the cost model within its coefficients' uncertainty, all steps scaled by a common factor
 // within the model's cross-validated error (an error in a composition of work is common to all its steps), other
-// arrivals and lengths.
-func (p *planning) draw(n int) error {
+// arrivals and lengths. Beyond what it was fitted on the model is taken to be as good as its prior is within. wider is
+// the variance of what the model does not cover.
+func (p *planning) draw(n int, wider float64) error {
 	model := p.req.Server.Cost
 	rng := rand.New(rand.NewPCG(p.req.Seed, 0x706c616e6e6572))
-	var spread float64
-	if model.Errors != nil {
-		spread = 1.4826 * model.Errors.Median
+	spread, beyond := math.Sqrt(wider), math.Sqrt(wider)
+	if e := model.Errors; e != nil {
+		spread = math.Hypot(spread, 1.4826*e.Median)
+		// Of a normal error the mean of the absolute is 0.8 standard deviations.
+		beyond = math.Hypot(spread, max(least, 1.2533*e.Prior))
 	}
 	for i := range n {
 		w, err := p.req.Workload(p.req.Seed + uint64(i))
 		if err != nil {
 			return fmt.Errorf("workload: %w", err)
 		}
-		p.work = append(p.work, first(w, p.req.Options.Requests))
+		w = first(w, p.req.Options.Requests)
 		if i == 0 {
-			p.timers = append(p.timers, model)
+			p.work, p.timers = append(p.work, w), append(p.timers, model)
 			continue
 		}
-		p.timers = append(p.timers, scaled{model.Sample(rng), math.Exp(spread * rng.NormFloat64())})
+		if p.req.Recorded {
+			w = resample(w, rng)
+		}
+		z := rng.NormFloat64()
+		p.work = append(p.work, w)
+		p.timers = append(p.timers, scaled{model.Sample(rng), math.Exp(spread * z), math.Exp(beyond * z)})
 	}
 	return nil
 }
