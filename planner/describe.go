@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"kvtune/harness"
-	"kvtune/harness/stats"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner/analysis"
@@ -61,8 +60,9 @@ func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*P
 	if err := p.bind(ctx, plan, c); err != nil {
 		return nil, err
 	}
-	if p.open && len(p.req.SLOs) > 0 && slices.Contains(Strategies(), s) && c.feasible() {
-		err = p.maxRate(ctx, plan, c)
+	if p.open && len(p.req.SLOs) > 0 || p.req.TargetRate > 0 {
+		plan.MaxRequestRate, err = p.capacity(ctx, c)
+		plan.Deployment = p.deploy(plan)
 	}
 	return plan, err
 }
@@ -134,10 +134,8 @@ func predicted(c *candidate) harness.Metrics {
 		if len(values) < 2 {
 			continue
 		}
-		sample := stats.New(values)
-		// A prediction interval: the mean's uncertainty and one draw's own.
-		half := (sample.MeanInterval(0.95).High - sample.Mean()) * math.Sqrt(float64(len(values)+1))
-		low, high := min(sample.Mean()-half, *m.Value), max(sample.Mean()+half, *m.Value)
+		iv := interval(values)
+		low, high := min(iv.Low, *m.Value), max(iv.High, *m.Value)
 		if slices.Min(values) >= 0 {
 			low = max(0, low)
 		}
@@ -199,46 +197,6 @@ func effects(c, base *candidate) []analysis.Gain {
 		}
 	}
 	return all
-}
-
-// faster is a workload whose arrivals come factor times as fast.
-func faster(w *workload.Workload, factor float64) *workload.Workload {
-	quick := *w
-	quick.Requests = slices.Clone(w.Requests)
-	for i := range quick.Requests {
-		r := &quick.Requests[i]
-		r.Due = time.Duration(float64(r.Due) / factor)
-	}
-	return &quick
-}
-
-// maxRate finds by bisection the highest rate at which the SLOs hold, up to 16 times the workload's own.
-func (p *planning) maxRate(ctx context.Context, plan *Plan, c *candidate) error {
-	low, high := 1.0, 16.0
-	for range 9 {
-		mid := math.Sqrt(low * high)
-		o, err := p.simulate(ctx, c.cfg, 0, faster(p.work[0], mid), false)
-		if err != nil {
-			return err
-		}
-		if o.miss == 0 {
-			low = mid
-		} else {
-			high = mid
-		}
-	}
-	plan.MaxRate = &low
-	n, last := 0, 0.0
-	for i := range p.work[0].Requests {
-		if r := &p.work[0].Requests[i]; r.Phase == workload.Measured {
-			n, last = n+1, max(last, r.Due.Seconds())
-		}
-	}
-	if last > 0 {
-		rate := low * float64(n) / last
-		plan.MaxRequestRate = &rate
-	}
-	return nil
 }
 
 // infeasible describes the candidate that comes closest to the SLOs.
@@ -340,7 +298,11 @@ func (p *planning) verdict(out *Plans) string {
 		}
 	}
 	if plan.MaxRequestRate != nil {
-		text += fmt.Sprintf("; SLO met up to %.3g request/s", *plan.MaxRequestRate)
+		met := "SLO met up to "
+		if len(p.req.SLOs) == 0 {
+			met = "serves up to "
+		}
+		text += "; " + met + plan.MaxRequestRate.String()
 	}
 	text += fmt.Sprintf("; binds: %s", plan.Binding)
 	if plan.Limit != "" {

@@ -176,22 +176,33 @@ func TestMaxRateIsWhereTheSLOEnds(t *testing.T) {
 	req.SLOs = []harness.SLO{{Metric: harness.MetricTTFT, Stat: harness.StatP99, Limit: 0.5}}
 	req.Strategies = []Strategy{Throughput}
 	p := mustMake(t, req).Plans[0]
-	if p.MaxRate == nil || *p.MaxRate < 1 {
-		t.Fatalf("max rate %v", p.MaxRate)
+	if p.MaxRequestRate == nil || p.MaxRequestRate.Low > p.MaxRequestRate.Rate || p.MaxRequestRate.High < p.MaxRequestRate.Rate {
+		t.Fatalf("max rate %+v", p.MaxRequestRate)
 	}
 	pl, err := newPlanning(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := pl.candidate(p.Args)
-	for factor, want := range map[float64]bool{*p.MaxRate * 0.999: true, *p.MaxRate * 1.05: false} {
+	factor := p.MaxRequestRate.Rate / own(pl.work[0])
+	for factor, want := range map[float64]bool{factor * 0.999: true, factor * 1.05: false} {
 		o, err := pl.simulate(t.Context(), c.cfg, 0, faster(pl.work[0], factor), false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (o.miss == 0) != want && *p.MaxRate < 15 {
+		if (o.miss == 0) != want {
 			t.Errorf("at %.3g times the rate the SLO is met: %v (%+v)", factor, o.miss == 0, o.slos)
 		}
+	}
+	// Twice the capacity takes two replicas, a little more takes three; the price goes with the replicas.
+	req.TargetRate, req.GPUPrice = 2*p.MaxRequestRate.Rate, 3
+	d := mustMake(t, req).Plans[0].Deployment
+	if d == nil || d.Replicas != 2 || d.ReplicasHigh < 2 || *d.PerHour != 6 || *d.PerMillion >= *d.PerMillionOutput {
+		t.Errorf("deployment %+v", d)
+	}
+	req.TargetRate *= 1.01
+	if d = mustMake(t, req).Plans[0].Deployment; d.Replicas != 3 || *d.PerHour != 9 {
+		t.Errorf("deployment %+v", d)
 	}
 }
 

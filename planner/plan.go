@@ -59,10 +59,11 @@ type Plan struct {
 	// Predicted has an interval on every metric that varied: where a measured value is expected with 95 %.
 	Predicted harness.Metrics `json:"predicted"`
 	SLOs      []SLOCheck      `json:"slos,omitempty"`
-	// MaxRate is the highest multiple of the workload's arrival rate, up to 16, at which the simulated requests still meet
-	// the SLOs (open loop with SLOs only); MaxRequestRate is the same in request/s. A longer run at that rate may not.
-	MaxRate        *float64 `json:"max_rate_factor,omitempty"`
-	MaxRequestRate *float64 `json:"max_request_rate,omitempty"`
+	// MaxRequestRate is the highest arrival rate at which the SLOs hold (open loops with SLOs), or what is served at most
+	// (without SLOs, where a target rate asks for it); nil where they hold at no rate. Deployment is what serves the
+	// target rate.
+	MaxRequestRate *Capacity   `json:"max_request_rate,omitempty"`
+	Deployment     *Deployment `json:"deployment,omitempty"`
 	// Binding is what binds under the plan, Limit which limit, BindingWhy the evidence in a sentence.
 	Binding    analysis.Kind `json:"binding"`
 	Limit      string        `json:"limit,omitempty"`

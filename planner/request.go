@@ -58,6 +58,9 @@ type Request struct {
 	SLOs     []harness.SLO
 	// Strategies, nil for all of them.
 	Strategies []Strategy
+	// TargetRate, in request/s, asks how many replicas serve it; GPUPrice, in any currency per GPU and hour, what that
+	// costs. 0 asks for neither.
+	TargetRate, GPUPrice float64
 	// Fixed pins settings: every field that is set keeps its value.
 	Fixed   harness.EngineArgs
 	Seed    uint64

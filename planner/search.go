@@ -33,8 +33,9 @@ type planning struct {
 	open   bool
 	gaps   bool // an objective looks at the gaps between tokens
 
-	simulated atomic.Int64
-	notes     []string
+	simulated  atomic.Int64
+	capacities sync.Map // *Capacity by sim.Config
+	notes      []string
 }
 
 func (p *planning) note(text string) {

@@ -53,7 +53,7 @@ func (d demand) roomy(cfg sim.Config, u usage) bool {
 // max_num_batched_tokens and the number of blocks.
 func (d demand) same(a, b sim.Config, u usage) bool {
 	return (a.MaxNumSeqs == b.MaxNumSeqs || u.peak <= min(a.MaxNumSeqs, b.MaxNumSeqs)) &&
-		(a.MaxNumBatchedTokens == b.MaxNumBatchedTokens || u.tokens < min(a.MaxNumBatchedTokens, b.MaxNumBatchedTokens)) &&
+		(a.MaxNumBatchedTokens == b.MaxNumBatchedTokens || !a.LongPrefillTokenThresholdAdaptive && u.tokens < min(a.MaxNumBatchedTokens, b.MaxNumBatchedTokens)) &&
 		(a.NumGPUBlocks == b.NumGPUBlocks || d.roomy(a, u) && d.roomy(b, u))
 }
 

@@ -33,6 +33,9 @@ func planFlags() []cli.Flag {
 type objective struct {
 	slos           []harness.SLO
 	current, fixed harness.EngineArgs
+	// model is the one that --current names, rest the flags in it that are not planned.
+	model string
+	rest  []string
 }
 
 func objectiveOf(c *cli.Context) (objective, error) {
@@ -45,11 +48,11 @@ func objectiveOf(c *cli.Context) (objective, error) {
 		o.slos = append(o.slos, slo)
 	}
 	if command := c.String("current"); command != "" {
-		_, args, _, err := vllmflags.ParseServeCommand(command)
+		model, args, rest, err := vllmflags.ParseServeCommand(command)
 		if err != nil {
 			return o, usageError{fmt.Errorf("--current: %w", err)}
 		}
-		o.current = args
+		o.model, o.current, o.rest = model, args, rest
 	}
 	fixed, err := vllmflags.ParseFix(c.StringSlice("fix")...)
 	if err != nil {

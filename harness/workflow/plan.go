@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"kvtune/harness"
@@ -93,6 +94,49 @@ func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) 
 	}, nil
 }
 
+// ForVersion makes the basis that of another vLLM version: its scheduler's rules, its flags, its defaults where the
+// settings in force are the old version's defaults. The error is of a setting without a legal value in that version.
+func (b *Basis) ForVersion(version string) error {
+	var own harness.EngineArgs
+	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: b.Server.Args.MaxModelLen}, b.Info.Version, b.Device)
+	for _, f := range vllmflags.Known(b.Info.Version, b.Device) {
+		if v := vllmflags.Get(b.Server.Args, f.Name); v != "" && v != vllmflags.Get(defaults, f.Name) {
+			if err := vllmflags.Set(&own, f.Name, v); err != nil {
+				return err
+			}
+		}
+	}
+	own.MaxModelLen = b.Server.Args.MaxModelLen
+	legal, reps, err := vllmflags.Legalize(own, version, b.Device)
+	if err != nil {
+		return err
+	}
+	b.Notes = append(b.Notes, replacementNotes(reps)...)
+	b.Info.Version = version
+	b.Server.Args = vllmflags.Resolve(legal, version, b.Device)
+	b.Server.Release, _ = vllmflags.Release(version)
+	if b.Info.Kind == harness.KindSimulator && b.Server.Args.NumGPUBlocksOverride == 0 {
+		mem, err := cost.Capacity(*b.Server.GPU, *b.Server.Model, b.Server.Args)
+		if err != nil {
+			return err
+		}
+		b.Server.NumGPUBlocks = mem.Blocks
+		b.Info.NumGPUBlocks, b.Info.BlockSize, b.Info.Args = mem.Blocks, b.Server.Args.BlockSize, b.Server.Args
+	}
+	return nil
+}
+
+// features are what the server is known to do, and what its flags and its model turn on.
+func (b *Basis) features(opt PlanOptions) []harness.Feature {
+	all := slices.Concat(b.Info.Features, planner.FeaturesOf(b.Server.Args.Merge(opt.Current), opt.Extra))
+	if m := b.Server.Model; m != nil && m.SlidingWindow > 0 && m.SlidingWindow < b.Server.Args.MaxModelLen &&
+		!slices.ContainsFunc(all, func(f harness.Feature) bool { return f.Name == "sliding window" }) {
+		all = append(all, harness.Feature{Name: "sliding window", Support: "measured only",
+			Note: fmt.Sprintf("%d tokens; every layer is simulated with full attention", m.SlidingWindow)})
+	}
+	return all
+}
+
 // PlanOptions are what to plan for.
 type PlanOptions struct {
 	// Current is the baseline; zero: the basis's own settings.
@@ -100,7 +144,7 @@ type PlanOptions struct {
 	SLOs           []harness.SLO
 	// Strategies, nil for all.
 	Strategies []planner.Strategy
-	// Extra are the user's own server flags, kept in every command line.
+	// Extra are the user's own server flags beside those that are planned, kept in every command line.
 	Extra []string
 	Quick bool
 }
@@ -112,6 +156,7 @@ func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, erro
 		return nil, err
 	}
 	plans.Config = b.Config
+	plans.Notes = slices.Concat(b.Notes, plans.Notes)
 	return plans, nil
 }
 
@@ -161,7 +206,8 @@ func (b *Basis) request(opt PlanOptions) planner.Request {
 	req := planner.Request{
 		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root,
 		Current: b.Server.Args.Merge(opt.Current), Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies,
-		Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload,
+		Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload, Recorded: b.Config.Trace != "",
+		Features: b.features(opt),
 	}
 	if opt.Quick {
 		req.Options = planner.Options{Budget: 60_000, Requests: 200, Replicas: 8}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"unicode/utf8"
 
@@ -220,7 +221,23 @@ func planDetails(p *planner.Plan) []string {
 		ds = append(ds, "SLO "+sloText(c, p.Predicted))
 	}
 	if p.MaxRequestRate != nil {
-		ds = append(ds, fmt.Sprintf("SLOs hold up to %.3g request/s", *p.MaxRequestRate))
+		held := "SLOs hold up to "
+		if len(p.SLOs) == 0 {
+			held = "serves up to "
+		}
+		ds = append(ds, held+p.MaxRequestRate.String())
+	}
+	if p.Deployment != nil {
+		ds = append(ds, "needs "+p.Deployment.String())
+	}
+	if r := p.DefaultRegret; r != nil && p.Gain != nil && *r != *p.Gain {
+		ds = append(ds, "vLLM's defaults would lose: "+gainText(*r))
+	}
+	if text := sensitivityText(p.Sensitivity); text != "" {
+		ds = append(ds, text)
+	}
+	if p.Extrapolated != "" {
+		ds = append(ds, "EXTRAPOLATED: "+p.Extrapolated)
 	}
 	for _, r := range p.Replaced {
 		ds = append(ds, "replaced: "+r)
@@ -229,6 +246,32 @@ func planDetails(p *planner.Plan) []string {
 		ds[i] = clean(ds[i], 1000)
 	}
 	return ds
+}
+
+// sensitivityText is what flags would change alone: those that matter, by how much, then the others.
+func sensitivityText(all []planner.Sensitivity) string {
+	var matter, rest []string
+	for _, s := range all {
+		to := s.Flag + "=" + s.To
+		switch {
+		case s.Refused != "":
+			matter = append(matter, to+" would not start")
+		case len(s.Misses) > 0:
+			matter = append(matter, to+" misses "+strings.Join(s.Misses, ", "))
+		case s.Change == nil:
+		case math.Abs(*s.Change) >= 0.001:
+			matter = append(matter, to+" "+percent(*s.Change, true))
+		default:
+			rest = append(rest, to)
+		}
+	}
+	if len(rest) > 0 {
+		matter = append(matter, "no difference: "+strings.Join(rest, ", "))
+	}
+	if len(matter) == 0 {
+		return ""
+	}
+	return "alone: " + strings.Join(matter, "; ")
 }
 
 func gainText(g analysis.Gain) string {
