@@ -25,52 +25,11 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version,
-		Seed:     p.req.Seed,
-		Workload: describe(p.work[0]), Plans: []Plan{}}
-	for _, slo := range p.req.SLOs {
-		out.SLOs = append(out.SLOs, slo.String())
-	}
-	out.Search.Axes = p.axes()
-	out.Search.Replicas = len(p.work)
-
-	base := p.candidate(p.base)
-	if base == nil {
-		_, err := p.req.Server.Config(p.base)
-		return nil, fmt.Errorf("the %s settings cannot be simulated: %w", p.strategy, err)
-	}
-	keep := []*candidate{base}
-	if p.strategy == Current {
-		if c := p.candidate(p.defaults()); c != nil {
-			keep = append(keep, c)
-		} else {
-			p.note("vLLM's defaults are not shown: this server could not start with them")
-		}
-	}
-	all := p.candidates(out.Search.Axes)
-	for i, k := range keep { // a baseline that lies on the grid is that candidate
-		if at := slices.IndexFunc(all, func(c *candidate) bool { return c.cfg == k.cfg && c.changes == k.changes }); at >= 0 {
-			keep[i] = all[at]
-		} else if len(p.changesBetween(k.args, k.args.Merge(p.req.Fixed))) == 0 {
-			k.order = len(all)
-			all = append(all, k)
-		} else if _, err := p.evaluate(ctx, keep[i:i+1], p.req.Options.Requests); err != nil {
-			return nil, err
-		}
-	}
-	base = keep[0]
-	if len(all) == 0 {
-		return nil, errors.New("no candidate is left: the pinned settings exclude each other or do not fit the GPU")
-	}
-	left, err := p.search(ctx, all, keep, &out.Search)
+	g, err := p.gather(ctx)
 	if err != nil {
 		return nil, err
 	}
-	able := slices.DeleteFunc(slices.Clone(left), func(c *candidate) bool { return !p.obeys(c) })
-	if len(able) == 0 {
-		return nil, errors.New("no candidate is left: the server cannot have the pinned settings")
-	}
-	final := p.finalists(able, keep)
+	base, final := g.keep[0], p.finalists(g.able, g.keep)
 	if err := p.replicate(ctx, final); err != nil {
 		return nil, err
 	}
@@ -84,13 +43,74 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 		}
 		final = append(final, smaller...)
 	}
-	if err := p.finish(ctx, out, base, keep, final, able); err != nil {
+	out := p.newPlans()
+	out.Search = g.search
+	if err := p.finish(ctx, out, base, g.keep, final, g.able); err != nil {
 		return nil, err
 	}
 	out.Search.Simulated = p.simulated.Load()
 	out.Notes = p.notes
 	out.Verdict = p.verdict(out)
 	return out, nil
+}
+
+// newPlans is what is known before the search.
+func (p *planning) newPlans() *Plans {
+	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version, Seed: p.req.Seed,
+		Workload: describe(p.work[0]), Plans: []Plan{}}
+	for _, slo := range p.req.SLOs {
+		out.SLOs = append(out.SLOs, slo.String())
+	}
+	return out
+}
+
+// gathered is what a search left.
+type gathered struct {
+	search Search
+	// able are the candidates that were simulated on the whole workload and have every pinned value; keep the baseline,
+	// and vLLM's defaults where that is something else.
+	able, keep []*candidate
+}
+
+// gather searches the axes.
+func (p *planning) gather(ctx context.Context) (*gathered, error) {
+	g := &gathered{search: Search{Axes: p.axes(), Replicas: len(p.work)}}
+	base := p.candidate(p.base)
+	if base == nil {
+		_, err := p.req.Server.Config(p.base)
+		return nil, fmt.Errorf("the %s settings cannot be simulated: %w", p.strategy, err)
+	}
+	g.keep = []*candidate{base}
+	if p.strategy == Current {
+		if c := p.candidate(p.defaults()); c != nil {
+			g.keep = append(g.keep, c)
+		} else {
+			p.note("vLLM's defaults are not shown: this server could not start with them")
+		}
+	}
+	all := p.candidates(g.search.Axes)
+	for i, k := range g.keep { // a baseline that lies on the grid is that candidate
+		if at := slices.IndexFunc(all, func(c *candidate) bool { return c.cfg == k.cfg && c.changes == k.changes }); at >= 0 {
+			g.keep[i] = all[at]
+		} else if p.obeys(k) {
+			k.order = len(all)
+			all = append(all, k)
+		} else if _, err := p.evaluate(ctx, g.keep[i:i+1], p.req.Options.Requests); err != nil {
+			return nil, err
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no candidate is left: the pinned settings exclude each other or do not fit the GPU")
+	}
+	left, err := p.search(ctx, all, g.keep, &g.search)
+	if err != nil {
+		return nil, err
+	}
+	g.able = slices.DeleteFunc(left, func(c *candidate) bool { return !p.obeys(c) })
+	if len(g.able) == 0 {
+		return nil, errors.New("no candidate is left: the server cannot have the pinned settings")
+	}
+	return g, nil
 }
 
 func newPlanning(req Request) (*planning, error) {
@@ -292,8 +312,8 @@ func (p *planning) shrinkFrom(ctx context.Context, start *candidate, enough floa
 	return best, nil
 }
 
-// finish writes the plans.
-func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, able []*candidate) error {
+// baselines describes what plans are compared with.
+func (p *planning) baselines(ctx context.Context, out *Plans, base *candidate, keep []*candidate) error {
 	plan, err := p.plan(ctx, p.strategy, base, base)
 	if err != nil {
 		return err
@@ -306,6 +326,14 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 		}
 		plan.Why = "vLLM's defaults"
 		out.Default = plan
+	}
+	return nil
+}
+
+// finish writes the plans.
+func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, able []*candidate) error {
+	if err := p.baselines(ctx, out, base, keep); err != nil {
+		return err
 	}
 	final = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !p.obeys(c) })
 	if !slices.ContainsFunc(final, (*candidate).feasible) {
@@ -325,7 +353,8 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 			from = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return goal(Throughput, c, 0) < enough })
 		}
 		c := p.choose(s, from, base)
-		if plan, err = p.plan(ctx, s, c, base); err != nil {
+		plan, err := p.plan(ctx, s, c, base)
+		if err != nil {
 			return err
 		}
 		plan.Why = p.why(s, c, base, plan)

@@ -34,6 +34,8 @@ type Plans struct {
 	// Infeasible is set when no candidate meets the SLOs.
 	Infeasible *Infeasible `json:"infeasible,omitempty"`
 	Search     Search      `json:"search"`
+	// Range is set by [MakeRange].
+	Range *RateRange `json:"range,omitempty"`
 	// Front is the Pareto front of total throughput against p99 end-to-end latency over the candidates that meet the
 	// SLOs, from the lowest latency up.
 	Front []FrontPoint `json:"front,omitempty"`

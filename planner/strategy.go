@@ -26,7 +26,7 @@ func goal(s Strategy, c *candidate, run int) float64 {
 		return -float64(c.kvTokens())
 	case CacheHits:
 		return value(harness.MetricCacheHitRate, "", 0)
-	case Balanced:
+	case Balanced, power:
 		return value(harness.MetricTotalThroughput, "", 0) / value(harness.MetricE2EL, harness.StatP99, never)
 	}
 	return value(harness.MetricTotalThroughput, "", 0)
