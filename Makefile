@@ -38,7 +38,7 @@ RACELESS := kernels/host harness/timing harness/compare
 
 test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
 	$(GO) test -race $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
-	$(GO) test -run 'TestScripts/seed|Example' ./cmd/kvtune ./harness/workflow
+	$(GO) test -run 'TestScripts/(seed|plan)|Example' ./cmd/kvtune ./harness/workflow
 
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)

@@ -297,6 +297,9 @@ func (p *planning) verdict(out *Plans) string {
 			text += " better than " + string(p.strategy)
 		}
 	}
+	if out.Range != nil {
+		text += "; " + out.Range.Choices[0].summary(out.Range.Rates, plan.Keep)
+	}
 	if plan.MaxRequestRate != nil {
 		met := "SLO met up to "
 		if len(p.req.SLOs) == 0 {
@@ -309,6 +312,23 @@ func (p *planning) verdict(out *Plans) string {
 		text += " (" + plan.Limit + ")"
 	}
 	return text + "; predicted, SIMULATED"
+}
+
+// summary is the range in half a sentence.
+func (c *RateChoice) summary(rates []float64, keep bool) string {
+	text := ""
+	if !keep { // else it is the reason to keep them
+		text = fmt.Sprintf("from %.4g to %.4g request/s at most %.2g %% (%.2g to %.2g %%) behind the best settings of any rate; ",
+			rates[0], rates[len(rates)-1], 100*c.WorstRegret, 100*c.Low, 100*c.High)
+	}
+	if len(c.Switches) == 0 {
+		return text + "the best settings are the same at all of these rates"
+	}
+	at := make([]string, len(c.Switches))
+	for i, s := range c.Switches {
+		at[i] = fmt.Sprintf("%.3g", math.Sqrt(s.Above*s.Below))
+	}
+	return text + "the best settings change at " + strings.Join(at, ", ") + " request/s"
 }
 
 // describe is the workload in sentences.

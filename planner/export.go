@@ -10,9 +10,9 @@ import (
 func ExportFormats() []string { return []string{"flags", "yaml", "helm", "compose"} }
 
 // Export writes a plan for a deployment: "flags" the shell command, "yaml" a file for `vllm serve --config`, "helm"
-// values of vLLM's production-stack chart, "compose" a Docker Compose service of the image vllm/vllm-openai. version is
-// the image's tag without "v", "" for latest. Every word is quoted for its format, so that a value can be nothing but a
-// value.
+// values of vLLM's production-stack chart, with as many replicas as the plan's deployment, "compose" a Docker Compose
+// service of the image vllm/vllm-openai; both ask for tensor_parallel_size GPUs. version is the image's tag without "v",
+// "" for latest. Every word is quoted for its format, so that a value can be nothing but a value.
 func Export(p *Plan, format, version string) (string, error) {
 	if len(p.Launch) < 3 {
 		return "", fmt.Errorf("the plan has no launch command")
@@ -26,6 +26,10 @@ func Export(p *Plan, format, version string) (string, error) {
 	tag := "latest"
 	if version != "" {
 		tag = "v" + strings.TrimPrefix(version, "v")
+	}
+	gpus, replicas := max(1, p.Args.TensorParallelSize), 1
+	if p.Deployment != nil {
+		replicas = p.Deployment.Replicas
 	}
 	var b strings.Builder
 	switch format {
@@ -41,8 +45,10 @@ func Export(p *Plan, format, version string) (string, error) {
 		fmt.Fprintf(&b, "# vllm serve --config FILE (strategy %s; predicted by simulation)\nmodel: %s\n", p.Strategy,
 			yamlQuote(model))
 		for i := 0; i < len(flags); i++ {
-			name := strings.TrimPrefix(flags[i], "--")
+			name, value, inline := strings.Cut(strings.TrimPrefix(flags[i], "--"), "=")
 			switch {
+			case inline:
+				fmt.Fprintf(&b, "%s: %s\n", name, yamlValue(value))
 			case i+1 < len(flags) && !strings.HasPrefix(flags[i+1], "--"):
 				i++
 				fmt.Fprintf(&b, "%s: %s\n", name, yamlValue(flags[i]))
@@ -53,8 +59,8 @@ func Export(p *Plan, format, version string) (string, error) {
 	case "helm":
 		fmt.Fprintf(&b, "# values of vLLM's production-stack chart (strategy %s; predicted by simulation)\n", p.Strategy)
 		b.WriteString("servingEngineSpec:\n  modelSpec:\n    - name: kvtune\n      repository: vllm/vllm-openai\n")
-		fmt.Fprintf(&b, "      tag: %s\n      modelURL: %s\n      replicaCount: 1\n      requestGPU: 1\n", yamlQuote(tag),
-			yamlQuote(model))
+		fmt.Fprintf(&b, "      tag: %s\n      modelURL: %s\n      replicaCount: %d\n      requestGPU: %d\n",
+			yamlQuote(tag), yamlQuote(model), replicas, gpus)
 		b.WriteString("      vllmConfig:\n        extraArgs:\n")
 		for _, word := range flags {
 			fmt.Fprintf(&b, "          - %s\n", yamlQuote(word))
@@ -69,8 +75,8 @@ func Export(p *Plan, format, version string) (string, error) {
 		for _, word := range append([]string{model}, flags...) {
 			fmt.Fprintf(&b, "      - %s\n", composeQuote(word))
 		}
-		b.WriteString("    deploy:\n      resources:\n        reservations:\n          devices:\n" +
-			"            - driver: nvidia\n              count: 1\n              capabilities: [gpu]\n")
+		fmt.Fprintf(&b, "    deploy:\n      resources:\n        reservations:\n          devices:\n"+
+			"            - driver: nvidia\n              count: %d\n              capabilities: [gpu]\n", gpus)
 	default:
 		return "", fmt.Errorf("export format %q is not known: expected %s", format, strings.Join(ExportFormats(), ", "))
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -14,6 +16,7 @@ import (
 	"kvtune/harness/workflow"
 	"kvtune/planner"
 	"kvtune/planner/cost"
+	"kvtune/planner/report"
 	"kvtune/planner/spec"
 )
 
@@ -70,19 +73,24 @@ func planCommand() *cli.Command {
 		Description: "The workload is that of the profile, or the workload flags'. The cost model is --cost, or is fitted from the profile\n" +
 			"and what lies beside it; with neither it is the prior of --gpu and --model, and the intervals are wide.\n\nExamples:\n" +
 			"   kvtune plan --profiling-results results/profiling_results.json --generate-parameter-sweep\n" +
-			"   kvtune plan --trace mine.csv --rate 8 --slo 'p99 TTFT <= 500ms' --target-optimization throughput --gpu H200",
+			"   kvtune plan --trace mine.csv --rate 8 --slo 'p99 TTFT <= 500ms' --target-optimization throughput --gpu H200\n" +
+			"   kvtune plan --C 1000 --rate 4..24 --slo 'p99 TTFT <= 200ms' --target-optimization latency --target-rate 100 --gpu-price 2.5",
 		Flags: join(workloadFlags(), serverFlags(), planFlags(), []cli.Flag{
 			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder", Category: catEndpoint},
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow", Category: catEndpoint},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200", Category: catEndpoint},
 			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`; default: all five",
 				Category: catObjective},
+			&cli.Float64Flag{Name: "target-rate", Usage: "say how many replicas serve `R` requests/s", Category: catObjective},
+			&cli.Float64Flag{Name: "gpu-price", Usage: "and what they cost: `price` of one GPU for an hour", Category: catObjective},
+			&cli.StringFlag{Name: "vllm-version", Usage: "flags and rules of vLLM `0.18 to 0.33` (default: the server's, or the newest)",
+				Category: catServer},
 			&cli.BoolFlag{Name: "generate-parameter-sweep", Usage: "best settings for every cell of C, M, B and block size", Category: catSweep},
 			&cli.StringFlag{Name: "C-range", Usage: "`values`: 256,512,1024 or 256:2048:x2", Value: "256,512,1024,2048", Category: catSweep},
 			&cli.StringFlag{Name: "M-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
 			&cli.StringFlag{Name: "B-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
 			&cli.StringFlag{Name: "block-size-range", Usage: "`values`", Value: "8,16,32", Category: catSweep},
-			&cli.PathFlag{Name: "sweep-file", Usage: "write the sweep to `FILE` (CSV)", Value: "parameter_sweep.csv", Category: catSweep},
+			&cli.PathFlag{Name: "sweep-file", Usage: "write the sweep to `FILE` (CSV), and its heat maps beside it (PNG)", Value: "parameter_sweep.csv", Category: catSweep},
 			&cli.StringFlag{Name: "export", Usage: "print the first plan as `flags|yaml|helm|compose`", Category: catOutput},
 			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile, Category: catOutput},
 			&cli.BoolFlag{Name: "quick-test", Usage: "a small search"},
@@ -107,19 +115,38 @@ func plan(c *cli.Context) error {
 	if format := c.String("export"); format != "" && !slices.Contains(planner.ExportFormats(), format) {
 		return usagef("--export %s: expected one of %s", format, strings.Join(planner.ExportFormats(), ", "))
 	}
+	for _, name := range []string{"target-rate", "gpu-price"} {
+		if c.IsSet(name) && !(c.Float64(name) > 0) {
+			return usagef("--%s %g: expected a number above 0", name, c.Float64(name))
+		}
+	}
+	if c.IsSet("gpu-price") && !c.IsSet("target-rate") {
+		return usagef("--gpu-price needs --target-rate: the requests/s that the replicas serve")
+	}
 	grid, err := gridOf(c)
 	if err != nil {
 		return err
+	}
+	if objective.model != "" && !c.IsSet("model") {
+		if err := c.Set("model", objective.model); err != nil {
+			return err
+		}
 	}
 	basis, err := basisOf(c)
 	if err != nil {
 		return err
 	}
+	if version := c.String("vllm-version"); version != "" {
+		if err := basis.ForVersion(version); err != nil {
+			return usageError{fmt.Errorf("--vllm-version %s: %w", version, err)}
+		}
+	}
 	scr := newScreen(c.App.ErrWriter)
 	defer scr.close()
 	scr.stage("planning")
 	opt := workflow.PlanOptions{
-		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies, Quick: c.Bool("quick-test"),
+		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies, Extra: objective.rest,
+		TargetRate: c.Float64("target-rate"), GPUPrice: c.Float64("gpu-price"), Quick: c.Bool("quick-test"),
 	}
 	plans, err := basis.Plan(c.Context, opt)
 	if err != nil {
@@ -141,6 +168,13 @@ func plan(c *cli.Context) error {
 		if err := archive.WriteFile(files[1], sweep.WriteCSV); err != nil {
 			return err
 		}
+		picture := strings.TrimSuffix(files[1], filepath.Ext(files[1])) + "_heatmap.png"
+		if err := archive.WriteFile(picture, func(w io.Writer) error {
+			return report.HeatMaps(w, report.SweepHeatMaps(sweep))
+		}); err != nil {
+			return err
+		}
+		files = append(files, picture)
 	}
 	if err := archive.WriteJSON(files[0], plans); err != nil {
 		return err
@@ -194,10 +228,31 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		}
 	}
 	basis := workflow.BasisOf(runs[0].Result, model, gpu, m)
-	if describesWorkload(c) {
+	switch {
+	case !describesWorkload(c):
+	case c.IsSet("rate") && onlyPace(c): // the profile's requests, at other moments
+		basis.Config.Rate, basis.Config.Burstiness, basis.Config.Concurrency, basis.Config.Clients = cfg.Rate, cfg.Burstiness, 0, 0
+		if c.IsSet("num-requests") {
+			basis.Config.NumRequests = cfg.NumRequests
+		}
+	default:
 		basis.Config = cfg
 	}
 	return basis, nil
+}
+
+// onlyPace reports whether the workload flags say no more than when requests are sent.
+func onlyPace(c *cli.Context) bool {
+	for _, f := range workloadFlags() {
+		switch name := f.Names()[0]; name {
+		case "model", "seed", "rate", "burstiness", "num-requests":
+		default:
+			if c.IsSet(name) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // gridOf reads the ranges of the parameter sweep.

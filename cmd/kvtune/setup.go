@@ -15,6 +15,7 @@ import (
 	"kvtune/harness/archive"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workflow"
+	"kvtune/planner"
 	"kvtune/planner/cost"
 	"kvtune/planner/spec"
 )
@@ -156,7 +157,8 @@ func isInputError(err error) bool {
 	var field *harness.FieldError
 	var conflict *vllm.ConflictError
 	var budget *workflow.BudgetError
-	return errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget)
+	var covered *planner.NotCoveredError
+	return errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) || errors.As(err, &covered)
 }
 
 // shapes reads --model and --gpu.

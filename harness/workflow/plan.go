@@ -146,16 +146,43 @@ type PlanOptions struct {
 	Strategies []planner.Strategy
 	// Extra are the user's own server flags beside those that are planned, kept in every command line.
 	Extra []string
-	Quick bool
+	// TargetRate and GPUPrice are [planner.Request]'s.
+	TargetRate, GPUPrice float64
+	Quick                bool
 }
 
-// Plan makes plans for the basis's workload.
+// Plan makes plans for the basis's workload; where its rate is a range, for the whole range ([planner.MakeRange]). An
+// open loop that does not say how many requests it has is planned with 2,000.
 func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, error) {
-	plans, err := planner.Make(ctx, b.request(opt))
+	planned := *b
+	var rate workload.Rate
+	if b.Config.Rate != "" {
+		var err error
+		if rate, err = workload.ParseRate(b.Config.Rate); err != nil {
+			return nil, err
+		}
+		if b.Config.NumRequests == 0 && b.Config.Trace == "" {
+			planned.Config.NumRequests = 2000
+		}
+	}
+	var plans *planner.Plans
+	var err error
+	if rate.From == rate.To {
+		plans, err = planner.Make(ctx, planned.request(opt))
+	} else {
+		even := ""
+		if rate.Even {
+			even = "fixed:"
+		}
+		// The highest rate is what the plans are described and verified at.
+		planned.Config.Rate = fmt.Sprintf("%s%g", even, max(rate.From, rate.To))
+		plans, err = planner.MakeRange(ctx, planned.request(opt), min(rate.From, rate.To), max(rate.From, rate.To))
+	}
 	if err != nil {
 		return nil, err
 	}
 	plans.Config = b.Config
+	plans.Config.Rate = planned.Config.Rate
 	plans.Notes = slices.Concat(b.Notes, plans.Notes)
 	return plans, nil
 }
@@ -207,7 +234,7 @@ func (b *Basis) request(opt PlanOptions) planner.Request {
 		Server: b.Server, Device: b.Device, Version: b.Info.Version, Model: b.Info.Root,
 		Current: b.Server.Args.Merge(opt.Current), Fixed: opt.Fixed, SLOs: opt.SLOs, Strategies: opt.Strategies,
 		Extra: opt.Extra, Seed: max(b.Config.Seed, 1), Workload: b.workload, Recorded: b.Config.Trace != "",
-		Features: b.features(opt),
+		Features: b.features(opt), TargetRate: opt.TargetRate, GPUPrice: opt.GPUPrice,
 	}
 	if opt.Quick {
 		req.Options = planner.Options{Budget: 60_000, Requests: 200, Replicas: 8}

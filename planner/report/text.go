@@ -190,6 +190,8 @@ func planTable(b *bufio.Writer, ps *planner.Plans) {
 			fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
 		}
 	}
+	frontTable(b, ps)
+	rangeTable(b, ps)
 	for _, note := range ps.Notes {
 		wrap(b, "note: ", "  ", clean(note, 1000))
 	}
