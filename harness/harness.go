@@ -165,6 +165,8 @@ type Result struct {
 	Metrics    Metrics    `json:"metrics"`
 	// Counters are the changes of the server's counters over the measured window, by metric name without labels.
 	Counters map[string]float64 `json:"counters,omitempty"`
+	// Histograms are what was added to the server's histograms of times ([EngineHistograms]) over the run.
+	Histograms map[string]Histogram `json:"histograms,omitempty"`
 	// Warnings are what a reader must know before believing the numbers.
 	Warnings []string `json:"warnings,omitempty"`
 }

@@ -98,6 +98,21 @@ const (
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
+// Computed by [ObserveEngine] from the server's own histograms. They count everything that was sent, priming and warm-up
+// included, from the moment at which the request reaches the API server: what is between them and the client's figures
+// is the network and the client.
+const (
+	// MetricEngineTTFT, MetricEngineITL and MetricEngineE2EL (s) are vllm:time_to_first_token_seconds,
+	// vllm:inter_token_latency_seconds and vllm:e2e_request_latency_seconds.
+	MetricEngineTTFT = "engine_ttft"
+	MetricEngineITL  = "engine_itl"
+	MetricEngineE2EL = "engine_e2el"
+	// MetricPrefillTime and MetricDecodeTime (s, "mean") are vllm:request_prefill_time_seconds (first scheduled to first
+	// token) and vllm:request_decode_time_seconds (first to last token); preemptions are inside.
+	MetricPrefillTime = "prefill_time"
+	MetricDecodeTime  = "decode_time"
+)
+
 // Computed by the planner, of plans.
 const (
 	// MetricPower (token/s^2) is total throughput over p99 end-to-end latency (Kleinrock's power): what a balanced choice
@@ -143,6 +158,13 @@ const (
 	CounterPreemptions      = "vllm:num_preemptions_total"
 	CounterQueueTimeSum     = "vllm:request_queue_time_seconds_sum"
 	CounterQueueTimeCount   = "vllm:request_queue_time_seconds_count"
+)
+
+// Names of vLLM's histograms that kvtune reads, in [Result].Histograms.
+const (
+	HistogramTTFT = "vllm:time_to_first_token_seconds"
+	HistogramITL  = "vllm:inter_token_latency_seconds"
+	HistogramE2EL = "vllm:e2e_request_latency_seconds"
 )
 
 // Statistics in [Metric].Stat.

@@ -11,7 +11,6 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
-	"kvtune/harness/load"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
@@ -157,9 +156,7 @@ func plan(c *cli.Context) error {
 	if c.Bool("generate-parameter-sweep") {
 		scr.stage("sweeping")
 		var notes []string
-		sweep, notes, err = basis.Sweep(c.Context, opt, grid, func(done, total int) {
-			scr.progress(load.Progress{Ended: done, Total: total})
-		})
+		sweep, notes, err = basis.Sweep(c.Context, opt, grid, scr.count)
 		if err != nil {
 			return err
 		}

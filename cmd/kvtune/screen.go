@@ -4,16 +4,21 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
-	"kvtune/harness/load"
+	"kvtune/harness/profile"
 )
 
-// screen shows progress on stderr: bars with an estimate of what is left on a terminal, one line per stage elsewhere.
+// plainBeat is how often a run that goes on says so where there is no terminal.
+const plainBeat = 10 * time.Second
+
+// screen shows progress on stderr: on a terminal a bar with how the run goes and an estimate of what is left; elsewhere one
+// line per stage, and one every ten seconds.
 type screen struct {
 	w io.Writer
 
@@ -21,6 +26,8 @@ type screen struct {
 	bars  *mpb.Progress
 	bar   *mpb.Bar
 	title string
+	vital string        // what vitals says, for the bar
+	said  time.Duration // when the last plain line was
 }
 
 func newScreen(w io.Writer) *screen {
@@ -41,7 +48,7 @@ func (s *screen) stage(title string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish()
-	s.title = title
+	s.title, s.vital, s.said = title, "", 0
 	if s.bars == nil {
 		fmt.Fprintf(s.w, "kvtune: %s\n", title)
 	}
@@ -56,19 +63,77 @@ func (s *screen) detail(text string) {
 	}
 }
 
-// progress moves the bar of the present stage.
-func (s *screen) progress(p load.Progress) {
+// progress follows the requests of the present stage.
+func (s *screen) progress(p profile.Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.bars == nil {
+		if p.Elapsed-s.said >= plainBeat {
+			s.said = p.Elapsed
+			fmt.Fprintf(s.w, "kvtune: %s: %d/%d requests after %v: %s\n", s.title, p.Ended, p.Total, p.Elapsed.Round(time.Second),
+				vitals(p))
+		}
 		return
 	}
-	if s.bar == nil {
-		s.bar = s.bars.AddBar(int64(p.Total), mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name(s.title+" ", decor.WCSyncSpaceR)),
-			mpb.AppendDecorators(decor.CountersNoUnit("%d/%d requests"), decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+	s.vital = "  " + vitals(p)
+	s.set(p.Ended, p.Total)
+}
+
+// count follows work that is not requests, on a terminal only.
+func (s *screen) count(done, total int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bars != nil {
+		s.set(done, total)
 	}
-	s.bar.SetCurrent(int64(p.Ended))
+}
+
+// set moves the bar of the present stage.
+func (s *screen) set(done, total int) {
+	if s.bar == nil {
+		s.bar = s.bars.AddBar(int64(total), mpb.BarRemoveOnComplete(), mpb.BarWidth(20),
+			mpb.PrependDecorators(decor.Name(s.title+" ", decor.WCSyncSpaceR)),
+			mpb.AppendDecorators(decor.CountersNoUnit("%d/%d "), decor.AverageETA(decor.ET_STYLE_GO),
+				decor.Any(func(decor.Statistics) string { return s.vitals() })))
+	}
+	s.bar.SetCurrent(int64(done))
+}
+
+// vitals is called by the bar, from a goroutine of its own. TryLock: who waits for the bar to end holds the lock.
+func (s *screen) vitals() string {
+	if !s.mu.TryLock() {
+		return ""
+	}
+	defer s.mu.Unlock()
+	return s.vital
+}
+
+// vitals are how a run goes, in a line: "12.5/s, 32 in flight, TTFT 120/340 ms, ITL 8/12 ms (p50/p99), 1800 token/s, KV 45 %, 3
+// waiting, lag 0.1 ms". What is not known yet is left out.
+func vitals(p profile.Progress) string {
+	parts := []string{fmt.Sprintf("%.3g/s", p.Rate), fmt.Sprintf("%d in flight", max(0, p.Sent-p.Ended))}
+	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.3g", d.Seconds()*1e3) }
+	if p.Failed > 0 {
+		add("%d FAILED", p.Failed)
+	}
+	if p.TTFT.P99 > 0 {
+		add("TTFT %s/%s ms", ms(p.TTFT.P50), ms(p.TTFT.P99))
+	}
+	if p.ITL.P99 > 0 {
+		add("ITL %s/%s ms (p50/p99)", ms(p.ITL.P50), ms(p.ITL.P99))
+	}
+	if n := p.Server; n != nil {
+		add("%.0f token/s", n.OutputRate)
+		add("KV %.0f %%", n.KVUsage*100)
+		if n.Waiting > 0 {
+			add("%.0f waiting", n.Waiting)
+		}
+	}
+	if p.Lag.P99 > 0 {
+		add("lag %s ms", ms(p.Lag.P99))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (s *screen) finish() {

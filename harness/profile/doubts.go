@@ -2,6 +2,7 @@ package profile
 
 import (
 	"fmt"
+	"strings"
 
 	"kvtune/harness"
 	"kvtune/harness/load"
@@ -27,6 +28,13 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		}
 		return doubts
 	}
+	for _, m := range [...]string{harness.MetricTTFTFromSend, harness.MetricITL} {
+		if client, engine, ok := bothSides(m, run.Records, seen); ok && client-engine > max(minGap, engine/10) {
+			add("%s is %.1f ms at the client and %.1f ms by the server's own account (means of all requests): the rest is the "+
+				"network, the server's front end or the client's machine", strings.ToUpper(strings.TrimSuffix(m, "_from_send")),
+				client*1e3, engine*1e3)
+		}
+	}
 	if n := foreign(run.Records, seen.Delta); n > 0 {
 		add("contaminated: the server processed %d prompt tokens that are not ours; others used it during the run", n)
 	}
@@ -42,6 +50,34 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		add("the server counted %d prefix-cache hit tokens, the workload should have had %d: %s", counted, due, why)
 	}
 	return doubts
+}
+
+// minGap is a difference between the client's and the server's account, in seconds, that is too small to speak of.
+const minGap = 2e-3
+
+// bothSides are the means of a latency over all requests of a run, as the client saw it and as the server's histogram
+// has it, in seconds; false where they do not count the same samples.
+func bothSides(metric string, records []workload.Record, seen vllm.Watched) (client, engine float64, ok bool) {
+	family := harness.HistogramTTFT
+	if metric == harness.MetricITL {
+		family = harness.HistogramITL
+	}
+	h := seen.Histograms[family]
+	sum, n := 0.0, 0
+	for i := range records {
+		tokens := records[i].Tokens
+		switch {
+		case len(tokens) == 0:
+		case family == harness.HistogramTTFT:
+			sum, n = sum+tokens[0].At.Seconds(), n+1
+		default:
+			sum, n = sum+(tokens[len(tokens)-1].At-tokens[0].At).Seconds(), n+len(tokens)-1
+		}
+	}
+	if n == 0 || h.Count != float64(n) {
+		return 0, 0, false
+	}
+	return sum / float64(n), h.Sum / h.Count, true
 }
 
 // foreign are the prompt tokens that the server counted and that no request of the run accounts for; 0 when it does not

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -43,8 +44,11 @@ type Options struct {
 	Command []string
 	// Tool is kvtune's version, for the conditions.
 	Tool string
-	// OnProgress is called as requests end; nil is silent.
-	OnProgress func(load.Progress)
+	// Steps gives the engine steps that the server has logged since its last call ([vllm.Process.Steps]); nil where it logs
+	// none.
+	Steps func() ([]harness.StepRecord, error)
+	// OnProgress is called as requests end and twice a second, never two calls at once; nil is silent.
+	OnProgress func(Progress)
 }
 
 // Output is a result with what it was computed from.
@@ -52,6 +56,8 @@ type Output struct {
 	Result  *harness.Result
 	Records []workload.Record
 	Series  []harness.Sample
+	// Steps are the engine's steps from the first request on, priming and warm-up included; nil where none were logged.
+	Steps []harness.StepRecord
 }
 
 // sampleEvery is the beat on which a server's metrics are read. A vLLM answers from the loop that also delivers tokens:
@@ -84,15 +90,28 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 		}
 	}
 	salt := newSalt()
+	opt.steps() // what was logged before is not ours
 	run, seen, series, err := opt.send(ctx, salt, writer)
 	if run == nil {
 		return nil, err
 	}
 	out := &Output{Result: opt.result(run, seen, series, salt), Records: run.Records, Series: series}
+	var stepsErr error
+	if out.Steps, stepsErr = opt.steps(); stepsErr != nil {
+		out.Result.Warnings = append(out.Result.Warnings, fmt.Sprintf("the server's log of steps cannot be read: %v", stepsErr))
+	}
 	if opt.Folder == nil || err != nil {
 		return out, err
 	}
 	return out, opt.keep(out)
+}
+
+// steps are the engine steps since the last call.
+func (opt *Options) steps() ([]harness.StepRecord, error) {
+	if opt.Steps == nil {
+		return nil, nil
+	}
+	return opt.Steps()
 }
 
 // send sends the workload under watch. Its error is the writer's, or load.Do's with a nil run.
@@ -103,15 +122,27 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 	watch := opt.Server.Watch(ctx, sampleEvery(info), started)
 	machine := telemetry.Watch(sampleEvery(info), started)
 	var writeErr error
+	var onProgress func(load.Progress)
+	var view *live
+	if opt.OnProgress != nil {
+		view = newLive(opt.OnProgress, watch, len(opt.Workload.Requests))
+		onProgress = view.progress
+	}
 	run, err := load.Do(ctx, load.Options{
 		Client:   opt.Server.Client(vllm.ClientOptions{Salt: salt, Vocab: opt.Vocab}),
-		Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: opt.OnProgress,
+		Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: onProgress,
 		OnRecord: func(r workload.Record) {
+			if view != nil {
+				view.record(&r)
+			}
 			if writer != nil && writeErr == nil {
 				writeErr = writer.Append(r)
 			}
 		},
 	})
+	if view != nil {
+		view.close()
+	}
 	seen := watch.Stop()
 	series := append(seen.Series, machine.Stop()...)
 	if run != nil { // the watches began before the run did, and its clock is the one that counts
@@ -142,8 +173,9 @@ func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sa
 			Started: run.Started, Server: info, Host: host, Tool: opt.Tool, Command: opt.Command, Seed: opt.Config.Seed,
 			Salt: salt,
 		},
-		Metrics:  append(harness.Measure(run.Records), harness.Observe(info, seen.Delta, measured(series, run.Records))...),
-		Counters: seen.Delta,
+		Metrics: slices.Concat(harness.Measure(run.Records), harness.Observe(info, seen.Delta, measured(series, run.Records)),
+			harness.ObserveEngine(seen.Histograms)),
+		Counters: seen.Delta, Histograms: seen.Histograms,
 	}
 	if info.Simulated() {
 		res.Origin = harness.OriginSimulated
@@ -192,6 +224,9 @@ func (opt *Options) keep(out *Output) error {
 		opt.Folder.WriteHistograms(opt.Name, out.Result.Conditions.Started, Histograms(out.Records)),
 		opt.Folder.WriteResult(out.Result),
 	)
+	if len(out.Steps) > 0 {
+		err = errors.Join(err, opt.Folder.WriteSteps(opt.Name, out.Steps))
+	}
 	if err != nil {
 		return err
 	}

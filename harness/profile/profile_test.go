@@ -20,7 +20,6 @@ import (
 	"kvtune/harness"
 	"kvtune/harness/archive"
 	"kvtune/harness/hist"
-	"kvtune/harness/load"
 	"kvtune/harness/profile"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workload"
@@ -80,7 +79,7 @@ func TestRunKeepsWhatItMeasured(t *testing.T) {
 				opt := options(t, srv, cfg)
 				opt.Notes, opt.KVBytesPerToken = []string{"a note"}, 1<<10
 				during := archive.State("")
-				opt.OnProgress = func(load.Progress) {
+				opt.OnProgress = func(profile.Progress) {
 					if part, ok := opt.Folder.Part(cfg.Name); ok {
 						during = part.State
 					}
@@ -225,7 +224,7 @@ func TestRunWarns(t *testing.T) {
 			name: "others use the server",
 			run: func(t *testing.T, url string, o *profile.Options) {
 				var once atomic.Bool
-				o.OnProgress = func(load.Progress) {
+				o.OnProgress = func(profile.Progress) {
 					if !once.Swap(true) {
 						complete(t, url, "[1,2,3,4,5,6,7]")
 					}
@@ -295,7 +294,7 @@ func TestRunSurvivesTheServersEnd(t *testing.T) {
 	cfg.NumMeasurements = 50
 	opt := options(t, connect(t, s, vllm.Options{}), cfg)
 	const before = 25
-	opt.OnProgress = func(p load.Progress) {
+	opt.OnProgress = func(p profile.Progress) {
 		if p.Ended == before {
 			s.Listener.Close()
 			s.CloseClientConnections()
@@ -317,7 +316,7 @@ func TestRunCancelled(t *testing.T) {
 	opt := options(t, connect(t, serve(t, nil, nil), vllm.Options{}), cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	const before = 25
-	opt.OnProgress = func(p load.Progress) {
+	opt.OnProgress = func(p profile.Progress) {
 		if p.Ended == before {
 			cancel()
 		}
@@ -403,7 +402,7 @@ func TestRunErrors(t *testing.T) {
 	})
 	t.Run("a folder that goes", func(t *testing.T) {
 		opt := options(t, srv, decode(50, 2, 2))
-		opt.OnProgress = func(load.Progress) { os.RemoveAll(opt.Folder.Dir()) }
+		opt.OnProgress = func(profile.Progress) { os.RemoveAll(opt.Folder.Dir()) }
 		out, err := profile.Run(t.Context(), opt)
 		if err == nil || out == nil || len(out.Records) != len(opt.Workload.Requests) {
 			t.Errorf("error %v, output %v: what was measured should be there beside the error", err, out)
@@ -415,7 +414,7 @@ func TestRunErrors(t *testing.T) {
 func TestRunStreamsRecords(t *testing.T) {
 	srv := connect(t, serve(t, nil, nil), vllm.Options{})
 	opt := options(t, srv, decode(50, 2, 4))
-	opt.OnProgress = func(p load.Progress) {
+	opt.OnProgress = func(p profile.Progress) {
 		data, err := os.ReadFile(filepath.Join(opt.Folder.Dir(), opt.Name+archive.RequestsSuffix+archive.PartialSuffix))
 		if err != nil {
 			t.Error(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +29,7 @@ const startTime = "process_start_time_seconds"
 // out. A counter that went back, or a server that was started in between, began again at 0, so its value now is the
 // movement that is still known. A name that before lacks had not moved.
 func (c Counters) Delta(before Counters) Counters {
-	restarted := c[startTime] != before[startTime] && c[startTime] != 0 && before[startTime] != 0
+	restarted := c.restarted(before)
 	d := Counters{}
 	for name, now := range c {
 		if !cumulative(name) {
@@ -43,27 +44,45 @@ func (c Counters) Delta(before Counters) Counters {
 	return d
 }
 
+// restarted reports whether another process answers than before.
+func (c Counters) restarted(before Counters) bool {
+	return c[startTime] != before[startTime] && c[startTime] != 0 && before[startTime] != 0
+}
+
 func cumulative(name string) bool {
 	return strings.HasSuffix(name, "_total") || strings.HasSuffix(name, "_sum") || strings.HasSuffix(name, "_count")
 }
 
 // Scrape reads /metrics once.
 func (s *Server) Scrape(ctx context.Context) (Counters, error) {
-	c, _, err := s.scrape(ctx)
-	return c, err
+	r, err := s.read(ctx)
+	return r.counters, err
 }
 
-// scrape also tells when the answer arrived. A busy API server answers late but with figures as of then.
-func (s *Server) scrape(ctx context.Context) (Counters, time.Time, error) {
+// reading is one look at /metrics.
+type reading struct {
+	at         time.Time // when the answer had arrived
+	counters   Counters
+	histograms map[string]harness.Histogram
+}
+
+// read reads /metrics. A busy API server answers late but with figures as of then.
+func (s *Server) read(ctx context.Context) (reading, error) {
 	page, _, at, err := s.get(ctx, "/metrics")
 	if err != nil {
-		return nil, at, fmt.Errorf("read %s/metrics: %w", s.url, rootCause(err))
+		return reading{}, fmt.Errorf("read %s/metrics: %w", s.url, rootCause(err))
 	}
 	families, err := parseMetrics(page)
 	if err != nil {
-		return nil, at, fmt.Errorf("read %s/metrics: %w", s.url, err)
+		return reading{}, fmt.Errorf("read %s/metrics: %w", s.url, err)
 	}
-	return families.counters(), at, nil
+	r := reading{at: at, counters: families.counters(), histograms: map[string]harness.Histogram{}}
+	for _, name := range harness.EngineHistograms() {
+		if h, ok := families.histogram(name); ok {
+			r.histograms[name] = h
+		}
+	}
+	return r, nil
 }
 
 // metricFamilies are a parsed /metrics page, by family name.
@@ -120,6 +139,33 @@ func (f metricFamilies) counters() Counters {
 		}
 	}
 	return c
+}
+
+// histogram is the sum of a family's series, whose bounds are the same; false where there is none.
+func (f metricFamilies) histogram(family string) (h harness.Histogram, ok bool) {
+	for _, m := range f[family].GetMetric() {
+		if m.Histogram == nil {
+			continue
+		}
+		h.Sum += m.GetHistogram().GetSampleSum()
+		h.Count += float64(m.GetHistogram().GetSampleCount())
+		i := 0
+		for _, b := range m.GetHistogram().GetBucket() {
+			switch {
+			case math.IsInf(b.GetUpperBound(), 0) || math.IsNaN(b.GetUpperBound()):
+				continue
+			case !ok:
+				h.Upper, h.AtMost = append(h.Upper, b.GetUpperBound()), append(h.AtMost, float64(b.GetCumulativeCount()))
+			case i < len(h.Upper) && h.Upper[i] == b.GetUpperBound():
+				h.AtMost[i] += float64(b.GetCumulativeCount())
+			default: // engines with other bounds: only sum and count add up
+				h.Upper, h.AtMost = nil, nil
+			}
+			i++
+		}
+		ok = true
+	}
+	return h, ok
 }
 
 // labels are the labels of a family's first series; nil when there is none.

@@ -2,6 +2,7 @@ package vllm
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"kvtune/harness"
@@ -30,6 +31,8 @@ type Watched struct {
 	// Before and After are the first and the last reading that succeeded, nil when none did, and Delta is what happened to
 	// the counters in between: After.Delta(Before).
 	Before, After, Delta Counters
+	// Histograms are what was added to the server's histograms of times between those readings.
+	Histograms map[string]harness.Histogram
 	// Missed counts readings that failed or took too long, and Err is the last one's reason; with Err not nil at the
 	// end, After is older than the end of the run.
 	Missed int
@@ -43,6 +46,35 @@ type Watcher struct {
 	stop  context.CancelFunc
 	done  chan struct{}
 	seen  Watched
+
+	mu            sync.Mutex // guards what Latest shows
+	last, preLast reading
+	before        map[string]harness.Histogram
+}
+
+// Now is what a server is doing, as of the last reading.
+type Now struct {
+	// Running and Waiting count requests; KVUsage is the share of KV blocks in use, 0..1.
+	Running, Waiting, KVUsage float64
+	// OutputRate and PromptRate are tokens per second between the last two readings.
+	OutputRate, PromptRate float64
+}
+
+// Latest is the present state; false before there are two readings.
+func (w *Watcher) Latest() (now Now, ok bool) {
+	w.mu.Lock()
+	last, before := w.last, w.preLast
+	w.mu.Unlock()
+	if before.counters == nil {
+		return now, false
+	}
+	now = Now{Running: last.counters[harness.SeriesRunning], Waiting: last.counters[harness.SeriesWaiting],
+		KVUsage: last.counters[harness.SeriesKVUsage]}
+	if s := last.at.Sub(before.at).Seconds(); s > 0 {
+		moved := last.counters.Delta(before.counters) // a counter that began again moved by what it shows
+		now.OutputRate, now.PromptRate = moved[harness.CounterGenerationTokens]/s, moved[harness.CounterPromptTokens]/s
+	}
+	return now, true
 }
 
 // Watch reads the metrics once before it returns, then every so often until Stop or the end of ctx. A reading that
@@ -77,6 +109,13 @@ func (w *Watcher) Stop() Watched {
 	<-w.done
 	w.read(context.Background())
 	w.seen.Delta = w.seen.After.Delta(w.seen.Before)
+	w.seen.Histograms = map[string]harness.Histogram{}
+	for name, h := range w.last.histograms {
+		if !w.seen.After.restarted(w.seen.Before) {
+			h = h.Since(w.before[name])
+		}
+		w.seen.Histograms[name] = h
+	}
 	return w.seen
 }
 
@@ -84,7 +123,7 @@ func (w *Watcher) Stop() Watched {
 func (w *Watcher) read(ctx context.Context) {
 	rctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
-	c, at, err := w.s.scrape(rctx)
+	r, err := w.s.read(rctx)
 	if ctx.Err() != nil {
 		return
 	}
@@ -93,11 +132,15 @@ func (w *Watcher) read(ctx context.Context) {
 		w.seen.Missed++
 		return
 	}
+	c := r.counters
 	if w.seen.Before == nil {
-		w.seen.Before = c
+		w.seen.Before, w.before = c, r.histograms
 	}
 	w.seen.After = c
-	t := at.Sub(w.start)
+	w.mu.Lock()
+	w.preLast, w.last = w.last, r
+	w.mu.Unlock()
+	t := r.at.Sub(w.start)
 	for _, name := range watched {
 		if v, ok := c[name]; ok {
 			w.seen.Series = append(w.seen.Series, harness.Sample{T: t, Metric: name, Value: v})

@@ -35,6 +35,8 @@ type Endpoint struct {
 	Argv []string
 	// Notes say which settings are not in force as asked, one sentence each.
 	Notes []string
+	// Steps gives the engine steps logged since its last call; nil where the server logs none.
+	Steps func() ([]harness.StepRecord, error)
 	// Close stops what Start started.
 	Close func() error
 }

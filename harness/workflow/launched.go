@@ -146,7 +146,7 @@ func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoin
 		if l.Version == "" { // the next one gets its flags
 			l.Version = srv.Info().Version
 		}
-		return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: append(notes, replacementNotes(reps)...), Close: func() error {
+		return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: append(notes, replacementNotes(reps)...), Steps: proc.Steps, Close: func() error {
 			srv.Close()
 			return proc.Stop()
 		}}, nil
@@ -155,6 +155,9 @@ func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoin
 
 func (l *Launched) launch(ctx context.Context, flags []string) (*vllm.Process, error) {
 	l.starts++
+	if _, said := vllm.Conflict([]string{vllm.StepsFlag}, l.Extra); !said {
+		flags = append(flags, vllm.StepsFlag)
+	}
 	return vllm.Launch(ctx, vllm.LaunchOptions{
 		Argv: l.Argv, Model: l.Model, Args: flags, Extra: l.Extra, StopCommand: l.StopCommand,
 		LogPath:    filepath.Join(l.LogDir, "server_"+strconv.Itoa(l.starts)+".log"),

@@ -68,7 +68,7 @@ func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w
 	return profile.Run(ctx, profile.Options{
 		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Vocab: s.Vocab, Notes: ep.Notes,
 		KVBytesPerToken: s.Model.KVBytesPerToken(info.CacheDType, max(1, info.Args.TensorParallelSize)),
-		Command:         s.Command, Tool: s.Tool, OnProgress: s.OnProgress,
+		Command:         s.Command, Tool: s.Tool, Steps: ep.Steps, OnProgress: s.OnProgress,
 	})
 }
 

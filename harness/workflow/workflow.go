@@ -17,7 +17,6 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
-	"kvtune/harness/load"
 	"kvtune/harness/profile"
 	"kvtune/harness/workload"
 	"kvtune/planner"
@@ -55,7 +54,7 @@ type Setup struct {
 	Tool    string
 	// OnStage is told what happens; OnProgress follows the requests of the present stage. Both may be nil.
 	OnStage    func(string)
-	OnProgress func(load.Progress)
+	OnProgress func(profile.Progress)
 }
 
 func (s *Setup) stage(format string, args ...any) {
@@ -304,7 +303,7 @@ func (opt *Options) resumedProbes(cfg harness.Config) *profile.Output {
 }
 
 func reportRun(run *profile.Output) report.Run {
-	return report.Run{Result: run.Result, Records: run.Records, Series: run.Series}
+	return report.Run{Result: run.Result, Records: run.Records, Series: run.Series, Steps: run.Steps}
 }
 
 // failedRun stands for a configuration that could not be measured.
