@@ -35,7 +35,7 @@ func (h Histogram) Percentile(p float64) (value, low, high float64, ok bool) {
 	for i, n := range h.AtMost {
 		if n >= rank && n > below {
 			high = h.Upper[i]
-			return low + (high-low)*max(0, rank-below)/(n-below), low, high, true
+			return min(high, low+(high-low)*max(0, rank-below)/(n-below)), low, high, true
 		}
 		low, below = h.Upper[i], n
 	}
