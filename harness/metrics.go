@@ -113,6 +113,14 @@ const (
 	MetricDecodeTime  = "decode_time"
 )
 
+// Computed by harness/profile from a probe that fills the KV cache.
+const (
+	// MetricKVCapacity (token) is how many tokens the KV cache holds: tokens of the requests in it / its usage.
+	MetricKVCapacity = "kv_capacity"
+	// MetricPreemptionOnset (ratio) is the KV cache's usage at the last reading before a request was preempted.
+	MetricPreemptionOnset = "preemption_onset"
+)
+
 // Computed by the planner, of plans.
 const (
 	// MetricPower (token/s^2) is total throughput over p99 end-to-end latency (Kleinrock's power): what a balanced choice

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -23,6 +26,7 @@ func profileCommand() *cli.Command {
 		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
 			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)", Category: catWorkload},
 			&cli.BoolFlag{Name: "probes", Usage: "measure first, on the same server, the probes that fit wants", Category: catWorkload},
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be measured (with --probes every probe), and measure nothing", Category: catWorkload},
 			outputDirFlag("results"),
 		}),
 		Action: profileAction,
@@ -41,6 +45,9 @@ func profileAction(c *cli.Context) error {
 	defer s.screen.close()
 	if err := check(s.GPU, configs...); err != nil {
 		return err
+	}
+	if c.Bool("dry-run") {
+		return dryRun(c, s, configs)
 	}
 	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: configs, Probes: c.Bool("probes")})
 	if err != nil {
@@ -69,6 +76,62 @@ func profileAction(c *cli.Context) error {
 	}
 	s.screen.close()
 	return printRuns(c, reportRuns(runs...), s.files())
+}
+
+// dryRun says what a profile would measure. A running server is asked what it is; none is started.
+func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
+	defer s.screen.close()
+	w := c.App.Writer
+	for i, cfg := range configs {
+		info, err := s.infoOf(c.Context, cfg)
+		if err != nil {
+			return err
+		}
+		work, err := profile.Workload(cfg, info)
+		if err != nil {
+			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
+		}
+		var plan []workflow.PlannedProbe
+		if i == 0 && c.Bool("probes") {
+			if plan, err = s.PlanProbes(c.Context, info, cfg, false); err != nil {
+				return err
+			}
+			requests, expected := workflow.ProbesTotal(plan)
+			fmt.Fprintf(w, "%d probes, %d requests, about %v on %s; nothing was sent\n\n", len(plan), requests,
+				expected.Round(time.Second), s.GPU.Name)
+			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+			fmt.Fprintln(t, "probe\trequests\tprompt tokens\toutput tokens\texpected s\t  isolates")
+			for _, p := range plan {
+				fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f\t  %s\n", p.Name, p.Requests, p.PromptTokens, p.OutputTokens, p.Expected.Seconds(),
+					p.Isolates)
+			}
+			if err := t.Flush(); err != nil {
+				return err
+			}
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "%s: %d requests on %s; nothing was sent\n", cfg.Name, len(work.Requests), s.GPU.Name)
+		for _, note := range work.Notes {
+			fmt.Fprintln(w, "! "+note)
+		}
+	}
+	return nil
+}
+
+// infoOf is what is known of the server of a configuration without starting one.
+func (s *setup) infoOf(ctx context.Context, cfg harness.Config) (harness.ServerInfo, error) {
+	if running, ok := s.Source.(workflow.Running); ok {
+		ep, err := running.Start(ctx, cfg.EngineArgs)
+		if err != nil {
+			return harness.ServerInfo{}, err
+		}
+		return ep.Info(), ep.Close()
+	}
+	basis, err := workflow.OnPaper(cfg, s.Model, s.GPU, nil)
+	if err != nil {
+		return harness.ServerInfo{}, err
+	}
+	return basis.Info, nil
 }
 
 // configsOf reads --configs, or the one configuration that the flags describe, under the given name.

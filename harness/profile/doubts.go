@@ -53,7 +53,7 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 }
 
 // minGap is a difference between the client's and the server's account, in seconds, that is too small to speak of.
-const minGap = 2e-3
+const minGap = 5e-3
 
 // bothSides are the means of a latency over all requests of a run, as the client saw it and as the server's histogram
 // has it, in seconds; false where they do not count the same samples.

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"kvtune/harness"
@@ -85,6 +86,23 @@ func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload
 		}
 	}
 	return p.w
+}
+
+// Isolates says what a probe is for, by its name in [Probes] or [Capacity].
+func Isolates(probe string) string {
+	for _, p := range [...]struct{ prefix, what string }{
+		{"warmup", "nothing: the first requests of a server pay for lazy work, and are not kept"},
+		{"prefill_", "what a prompt costs, against C: lone prompts, one token out"},
+		{"decode_", "what a decode step costs, against B and the context: B requests together"},
+		{"prefix_", "what reuse saves, against M: one cold request, then the same prefix again"},
+		{"mixed", "what a prompt adds to steps of running decodes"},
+		{CapacityProbe, "how many tokens the KV cache holds, and when requests are preempted"},
+	} {
+		if strings.HasPrefix(probe, p.prefix) {
+			return p.what
+		}
+	}
+	return ""
 }
 
 type prober struct {

@@ -177,6 +177,9 @@ func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sa
 			harness.ObserveEngine(seen.Histograms)),
 		Counters: seen.Delta, Histograms: seen.Histograms,
 	}
+	if w := opt.Workload; len(w.Requests) > 0 && w.Requests[0].Probe == CapacityProbe {
+		res.Metrics = append(res.Metrics, ObserveCapacity(run.Records, series, info.BlockSize)...)
+	}
 	if info.Simulated() {
 		res.Origin = harness.OriginSimulated
 	}

@@ -142,6 +142,9 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 			return nil, err
 		}
 		names = slices.DeleteFunc(names, func(n string) bool {
+			if n == capacityName { // preempted requests: its steps cannot be told apart
+				return true
+			}
 			file := folder.Path(n)
 			twice := read[file]
 			read[file] = true

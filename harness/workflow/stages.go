@@ -24,7 +24,8 @@ func (s *Setup) Profile(ctx context.Context, cfg harness.Config) (*profile.Outpu
 }
 
 // ProfileWithProbes is Profile with the probes of a cost model first, on the same server. The last output is the
-// configuration's; there is only the probes' when these were cut short.
+// configuration's; there are only the probes' when these were cut short. Unless quick is set, the KV cache is filled in
+// between, which is an output of its own.
 func (s *Setup) ProfileWithProbes(ctx context.Context, cfg harness.Config, quick bool) ([]*profile.Output, error) {
 	ep, err := s.Source.Start(ctx, cfg.EngineArgs)
 	if err != nil {
@@ -37,6 +38,10 @@ func (s *Setup) ProfileWithProbes(ctx context.Context, cfg harness.Config, quick
 func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Config, quick bool) (
 	[]*profile.Output, error) {
 	s.stage("probing what a step costs")
+	if plan, err := s.PlanProbes(ctx, ep.Info(), cfg, quick); err == nil {
+		requests, expected := ProbesTotal(plan)
+		s.stage("%d probes, %d requests, about %v", len(plan), requests, round(expected))
+	}
 	probes, err := s.MeasureProbes(ctx, ep, cfg, quick)
 	if err != nil {
 		return nil, err
@@ -44,6 +49,15 @@ func (s *Setup) measureBoth(ctx context.Context, ep *Endpoint, cfg harness.Confi
 	outs := []*profile.Output{probes}
 	if probes.Result.Partial {
 		return outs, nil
+	}
+	if !quick {
+		filled, err := s.MeasureCapacity(ctx, ep, cfg)
+		if filled != nil {
+			outs = append(outs, filled)
+		}
+		if err != nil || ctx.Err() != nil {
+			return outs, err
+		}
 	}
 	s.stage("%s: profiling", cfg.Name)
 	run, err := s.Measure(ctx, ep, cfg)
