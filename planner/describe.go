@@ -103,6 +103,8 @@ func (w *watched) StepTime(s cost.Step) time.Duration {
 	return d
 }
 
+func (w *watched) HostTime(s cost.Step) (prepare, launch time.Duration) { return w.model.HostTime(s) }
+
 // extrapolates is the share of the time beyond the fitted range from which on a plan says so.
 const extrapolates = 0.1
 

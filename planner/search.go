@@ -84,6 +84,10 @@ func (s scaled) StepTime(step cost.Step) time.Duration {
 	return time.Duration(f * float64(s.model.StepTime(step)))
 }
 
+func (s scaled) HostTime(step cost.Step) (prepare, launch time.Duration) {
+	return s.model.HostTime(step)
+}
+
 // least is the smallest standard deviation (of the logarithm of step times) beyond the fitted range.
 const least = 0.1
 

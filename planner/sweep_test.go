@@ -170,7 +170,7 @@ func known(t *testing.T) *cost.Model {
 	for i := range m.Coefficients {
 		m.Coefficients[i].Low, m.Coefficients[i].High = 0, 0
 	}
-	m.RequestLatency, m.TokenLatency, m.Errors = 0, 0, &cost.Errors{Median: 0.02}
+	m.FrontEnd, m.Errors = cost.FrontEnd{}, &cost.Errors{Median: 0.02}
 	m.Limits = cost.Limits{Flops: 1e15, Bandwidth: 4e12, FlopsPerToken: 16e9, WeightBytes: 16e9, KVBytesPerToken: 1 << 17}
 	return m
 }

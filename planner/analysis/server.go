@@ -68,7 +68,7 @@ func (s Server) Config(args harness.EngineArgs) (sim.Config, error) {
 	}
 	cfg.Release = s.Release
 	if s.Cost != nil {
-		cfg.RequestLatency, cfg.TokenLatency = s.Cost.RequestLatency, s.Cost.TokenLatency
+		cfg.FrontEnd = s.Cost.FrontEnd
 	}
 	return cfg, nil
 }

@@ -27,6 +27,8 @@ func (f faster) StepTime(s cost.Step) time.Duration {
 	return max(t/1000, t-(max(compute, memory)-then))
 }
 
+func (f faster) HostTime(s cost.Step) (prepare, launch time.Duration) { return f.model.HostTime(s) }
+
 // goal is the metric that gains are stated in: throughput where the server sets the pace, latency where arrivals do.
 func (s *study) goal() (name, stat string) {
 	if s.open {

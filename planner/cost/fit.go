@@ -15,12 +15,12 @@ import (
 type Observation struct {
 	Steps []Step
 	Time  time.Duration
-	// LaunchHidden says that Time leaves out how long the host took to launch each step that computes prompt tokens, as
-	// the elapsed time in vLLM's iteration log does: it covers the wait for the result only.
-	LaunchHidden bool
-	// FromSend says that Time starts when the first request was sent, so that it holds the model's RequestLatency and
-	// TokenLatency besides the steps.
-	FromSend bool
+	// Logged says that Time is one step's elapsed time in vLLM's iteration log, which covers the host's wait for the
+	// result only: what it took to launch a step that no full CUDA graph covers is not in it.
+	Logged bool
+	// Prompt, where above 0, says that Time starts when a lone request of so many prompt tokens was sent to an idle server,
+	// so that it holds the front end's part besides the steps.
+	Prompt int
 	// Source names the run, for FittedOn and for messages.
 	Source string
 }
@@ -63,7 +63,7 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 			"datasheet allows; is this the right GPU and model (%s on %s)?",
 			len(observations), dropped, prior.Model, prior.GPU)
 	}
-	f := &fitter{cells: cells(kept)}
+	f := &fitter{prior: prior, cells: cells(kept)}
 	f.prior = f.scaled(prior)
 	all := make([]float64, len(f.cells))
 	for i := range all {
@@ -80,7 +80,7 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	m.Kind, m.Draws = KindFitted, nil
 	m.Errors = &Errors{Observations: len(kept), Dropped: dropped}
 	if dropped > 0 {
-		m.Errors.Why = "no steps, no time, or below the roofline"
+		m.Errors.Why = "no steps, no time, below the roofline, or all of it launch"
 	}
 	m.FittedOn, m.Range = nil, Range{}
 	for _, o := range kept {
@@ -96,10 +96,9 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 		return nil, err
 	}
 	m.Errors.InSample = stats.New(f.errors(best, nil)).Mean()
-	m.Errors.Prior = stats.New(f.errors(solution{
-		values: prior.values(), knee: prior.Knee, hidden: best.hidden,
-		request: (prior.RequestLatency + prior.TokenLatency).Seconds(),
-	}, nil)).Mean()
+	known := solution{values: f.center(), knee: prior.Knee}
+	copy(known.values, prior.values())
+	m.Errors.Prior = stats.New(f.errors(known, nil)).Mean()
 	return m, f.bootstrap(m, best, opt)
 }
 
@@ -109,11 +108,7 @@ func (f *fitter) scaled(prior *Model) *Model {
 	const far = 1.5
 	ratios := make([]float64, len(f.cells))
 	for i, c := range f.cells {
-		predicted := float64(c.sends) * (prior.RequestLatency + prior.TokenLatency).Seconds()
-		for _, s := range c.steps {
-			predicted += prior.StepTime(s).Seconds()
-		}
-		ratios[i] = c.median / predicted
+		ratios[i] = c.median / dot(f.row(c, prior, f.center()), f.center())
 	}
 	ratio := stats.New(ratios).Median()
 	if ratio < far && ratio > 1/far {
@@ -136,17 +131,21 @@ func (m *Model) values() []float64 {
 	return v
 }
 
-// plausible drops what cannot be: no work, no time, or less time than the roofline.
+// plausible drops what cannot be (no work, no time, or less time than the roofline) and what tells nothing: a logged
+// step in which the device was done when the launch was.
 func plausible(prior *Model, observations []Observation) (kept []Observation, dropped int) {
 	for _, o := range observations {
-		var floor time.Duration
+		var floor, hidden time.Duration
 		for _, s := range o.Steps {
 			compute, memory := prior.Roofline(s)
 			if !prior.Limits.Guess {
 				floor += max(compute, memory)
 			}
+			if _, launch := prior.HostTime(s); o.Logged {
+				hidden += launch
+			}
 		}
-		if len(o.Steps) == 0 || o.Time <= 0 || o.Time < floor {
+		if len(o.Steps) == 0 || o.Time <= 0 || o.Time+hidden < floor || o.Time < hidden/2 {
 			dropped++
 			continue
 		}
@@ -162,8 +161,8 @@ type cell struct {
 	// times are the observed times in seconds; the median is fitted.
 	times  []float64
 	median float64
-	hidden int // steps with a hidden launch
-	sends  int // 1 when the time starts at a send
+	logged bool
+	prompt int
 	weight float64
 }
 
@@ -173,23 +172,14 @@ func cells(observations []Observation) []cell {
 	byKey := map[string]*cell{}
 	var keys []string
 	for _, o := range observations {
-		var key string
-		hidden := 0
+		key := fmt.Sprint(o.Logged, o.Prompt, ";")
 		for _, s := range o.Steps {
-			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(s.PrefillAttention), s.DecodeSeqs,
+			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(float64(s.MaxChunk)), int(10*s.Heat), bucket(s.PrefillAttention), s.DecodeSeqs,
 				bucket(float64(s.DecodeContext)), ";")
-			if o.LaunchHidden && s.PrefillTokens > 0 {
-				hidden++
-			}
 		}
-		sends := 0
-		if o.FromSend {
-			sends = 1
-		}
-		key += fmt.Sprint(hidden, sends)
 		c := byKey[key]
 		if c == nil {
-			c = &cell{hidden: hidden, sends: sends, steps: slices.Clone(o.Steps)}
+			c = &cell{logged: o.Logged, prompt: o.Prompt, steps: slices.Clone(o.Steps)}
 			byKey[key] = c
 			keys = append(keys, key)
 		}
@@ -200,7 +190,9 @@ func cells(observations []Observation) []cell {
 	for i, key := range keys {
 		c := byKey[key]
 		c.median = stats.New(c.times).Median()
-		c.weight = sigma / math.Sqrt(sigma*sigma+repeatSigma*repeatSigma/float64(len(c.times)))
+		// The errors of a sum's steps even out in part.
+		sums := math.Sqrt(float64(len(c.steps)))
+		c.weight = math.Sqrt(sums) * sigma / math.Sqrt(sigma*sigma+repeatSigma*repeatSigma/float64(len(c.times)))
 		out[i] = *c
 	}
 	return out
@@ -212,13 +204,25 @@ type fitter struct {
 	cells []cell
 }
 
-// solution is a fitted set of values. hidden is the launch time that hidden observations leave out, request what those
-// that start at a send have besides their steps; in seconds.
+// Columns behind the model's coefficients, for what is not part of a step: the front end's latency of a lone request, in
+// s and in s per prompt token.
+const (
+	oRequest = iota
+	oPromptToken
+	extraColumns
+)
+
+// solution is a fitted set of values: the coefficients, then the extra columns.
 type solution struct {
-	values          []float64
-	knee            int
-	hidden, request float64
-	loss            float64
+	values []float64
+	knee   int
+	loss   float64
+}
+
+// center is the prior's values of all columns.
+func (f *fitter) center() []float64 {
+	fe := f.prior.FrontEnd
+	return append(f.prior.values(), (fe.Request + fe.Token).Seconds(), fe.PromptToken.Seconds())
 }
 
 // knees are the candidates: the knee is where matrix products turn compute-bound; on a device without
@@ -248,22 +252,18 @@ func (f *fitter) bestKnee(uses []float64) (solution, error) {
 	return best, nil
 }
 
-// solve is one damped non-negative least-squares fit at a fixed knee.
+// solve is one damped non-negative least-squares fit at a fixed knee. Whether the device or the host's launches set the
+// pace in a cell depends on the coefficients, so the rows are made anew in every round.
 func (f *fitter) solve(uses []float64, knee int) (solution, error) {
-	n := len(f.prior.Coefficients)
-	hidden, request := n, n+1 // the columns of what is not part of a step
-	center := append(f.prior.values(), 0, (f.prior.RequestLatency + f.prior.TokenLatency).Seconds())
+	m := *f.prior
+	m.Knee = knee
+	center := f.center()
 	scale := slices.Clone(center)
-	for i, k := range f.prior.Knots {
+	for i, k := range m.Knots {
 		if k > 0 {
 			scale[nSeqs+i] = scale[nSeqs]
 		}
 	}
-	prefillStep := nSeqs + len(f.prior.Knots) + oPrefillStep
-	// A launch outside a graph takes about what makes such steps slower than decode at their smallest.
-	center[hidden] = center[nBase] + center[prefillStep]
-	scale[hidden] = center[hidden]
-	scale[prefillStep], scale[prefillStep+1] = center[hidden], center[hidden]
 	for i := range scale {
 		if scale[i] <= 0 {
 			scale[i] = 1e-12
@@ -271,22 +271,32 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 	}
 	rows := make([][]float64, len(f.cells))
 	damp := make([]float64, len(f.cells))
-	for i, c := range f.cells {
-		rows[i] = f.row(c, knee, scale)
+	for i := range damp {
 		damp[i] = 1
 	}
-	var x []float64
+	x := make([]float64, len(center))
+	values := slices.Clone(center)
+	for i := range x {
+		x[i] = center[i] / scale[i]
+	}
 	var loss float64
 	for range 6 {
 		g := newGram(len(center))
 		for i, c := range f.cells {
+			if uses[i] == 0 {
+				continue
+			}
+			rows[i] = f.row(c, &m, values)
+			for j := range rows[i] {
+				rows[i][j] *= scale[j] / c.median
+			}
 			if w := uses[i] * damp[i]; w > 0 {
 				w *= c.weight * c.weight / (sigma * sigma)
 				g.add(rows[i], 1, w)
 			}
 		}
 		for j := range center {
-			g.diagonal(j, center[j]/scale[j], 1/(priorSigma*priorSigma))
+			g.diagonal(j, center[j]/scale[j], f.priorWeight(j))
 		}
 		var err error
 		if x, err = g.solve(); err != nil {
@@ -296,8 +306,8 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 		var absolute []float64
 		residuals := make([]float64, len(f.cells))
 		for i, c := range f.cells {
-			residuals[i] = (dot(rows[i], x) - 1) * c.weight / sigma
 			if uses[i] > 0 {
+				residuals[i] = (dot(rows[i], x) - 1) * c.weight / sigma
 				absolute = append(absolute, math.Abs(residuals[i]))
 			}
 		}
@@ -316,58 +326,178 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 			}
 		}
 		for j := range x {
-			d := (x[j] - center[j]/scale[j]) / priorSigma
-			loss += d * d
+			d := x[j] - center[j]/scale[j]
+			loss += d * d * f.priorWeight(j)
+			values[j] = x[j] * scale[j]
 		}
 	}
-	s := solution{
-		values: make([]float64, n), knee: knee, loss: loss,
-		hidden: x[hidden] * scale[hidden], request: x[request] * scale[request],
-	}
-	for j := range s.values {
-		s.values[j] = x[j] * scale[j]
-	}
-	return s, nil
+	return solution{values: values, knee: knee, loss: loss}, nil
 }
 
-// row is the cell's terms over its time, in units of scale, so that a perfect fit gives 1.
-func (f *fitter) row(c cell, knee int, scale []float64) []float64 {
-	n := len(f.prior.Coefficients)
-	row := make([]float64, n+2)
-	for _, s := range c.steps {
-		terms(row[:n], s, f.prior.Knots, knee)
+// priorWeight is the weight of a column's prior row. Times from a send show prepare in a sum with the front end's
+// latency only: it stays near the prior.
+func (f *fitter) priorWeight(j int) float64 {
+	const near = priorSigma / 8
+	if j == nSeqs+len(f.prior.Knots)+oPrepare {
+		return 1 / (near * near)
 	}
-	row[n], row[n+1] = -float64(c.hidden), float64(c.sends)
-	for j := range row {
-		row[j] *= scale[j] / c.median
+	return 1 / (priorSigma * priorSigma)
+}
+
+// row is the factors of all columns in a cell's time, in s: the longest chain of the device's steps and the host's
+// launches at the given values. The device does a step behind the one before and not before the launch begins; it ends
+// not before the launch does. The host begins a launch when it has done the one before, and when the step two before has
+// ended. In a cell that starts with a token, the first step had been launched before.
+func (f *fitter) row(c cell, m *Model, values []float64) []float64 {
+	n := len(m.Coefficients)
+	prepare := nSeqs + len(m.Knots) + oPrepare
+	row := make([]float64, n+extraColumns)
+	if c.logged {
+		m.terms(row[:n], c.steps[0])
+		if l := m.launch(c.steps[0]); l >= 0 {
+			row[l]--
+		}
+		return row
 	}
+	if c.prompt > 0 {
+		row[n+oRequest]++
+		row[prepare]++
+		row[n+oPromptToken] += float64(c.prompt)
+	}
+	p := pipeline{steps: make([]stage, len(c.steps)), launched: c.prompt == 0, prepare: prepare}
+	for i, s := range c.steps {
+		p.steps[i].terms = make([]float64, n)
+		m.terms(p.steps[i].terms, s)
+		p.steps[i].device, p.steps[i].launch = dot(p.steps[i].terms, values), m.launch(s)
+		if l := p.steps[i].launch; l >= 0 {
+			p.steps[i].host = values[l]
+		}
+		if i > 0 || c.prompt == 0 {
+			p.steps[i].prepare = values[prepare] // that of the first step is in the row
+		}
+	}
+	p.longest(row)
 	return row
 }
 
+// stage is one step in a pipeline: what the device and the host are busy with it, in s, and what made it begin and end.
+type stage struct {
+	terms  []float64
+	launch int // the coefficient that is the host's time, or -1
+	// prepare is the host's before the device can begin, host while it works.
+	prepare, device, host float64
+
+	begin, hostEnd, end        float64
+	afterTwoBack               bool // begin is the end of the step two before, not of the host's last launch
+	afterPrevious, afterLaunch bool // end follows the step before, or the end of the launch; else begin
+}
+
+// pipeline is a sequence of steps under asynchronous scheduling.
+type pipeline struct {
+	steps   []stage
+	prepare int // the coefficient
+	// launched is set when the first step had been launched before.
+	launched bool
+}
+
+// longest adds the factors of the longest chain to row.
+func (p *pipeline) longest(row []float64) {
+	for i := range p.steps {
+		s := &p.steps[i]
+		var before, twoBack, host float64
+		if i > 0 {
+			before, host = p.steps[i-1].end, p.steps[i-1].hostEnd
+		}
+		if i > 1 {
+			twoBack = p.steps[i-2].end
+		}
+		if i == 0 && p.launched {
+			s.end, s.afterPrevious = s.device, true
+			continue
+		}
+		s.begin, s.afterTwoBack = max(host, twoBack), twoBack > host
+		ready := s.begin + s.prepare
+		s.hostEnd = ready + s.host
+		s.end, s.afterPrevious = max(before, ready)+s.device, before >= ready
+		if s.hostEnd > s.end {
+			s.end, s.afterLaunch = s.hostEnd, true
+		}
+	}
+	i, atHost := len(p.steps)-1, false // on the chain: the end of step i, or of its launch
+	for i >= 0 {
+		s := &p.steps[i]
+		switch {
+		case atHost || s.afterLaunch:
+			if s.launch >= 0 {
+				row[s.launch]++
+			}
+		case s.afterPrevious:
+			add(row, s.terms)
+			i--
+			continue
+		default:
+			add(row, s.terms)
+		}
+		if s.prepare > 0 {
+			row[p.prepare]++
+		}
+		if s.afterTwoBack {
+			i, atHost = i-2, false
+		} else {
+			i, atHost = i-1, true
+		}
+		if atHost && i == 0 && p.launched {
+			break
+		}
+	}
+}
+
+func add(to, what []float64) {
+	for i, v := range what {
+		to[i] += v
+	}
+}
+
 func (f *fitter) model(s solution) (*Model, error) {
-	m, err := f.prior.With(s.values)
+	n := len(f.prior.Coefficients)
+	m, err := f.prior.With(s.values[:n])
 	if err != nil {
 		return nil, err
 	}
 	m.Knee = s.knee
-	m.RequestLatency = max(0, seconds(s.request)-m.TokenLatency)
+	m.FrontEnd.Request = max(0, seconds(s.values[n+oRequest])-m.FrontEnd.Token)
+	m.FrontEnd.PromptToken = seconds(s.values[n+oPromptToken])
 	m.compile()
-	return m, nil
+	return m.Arriving(m.FrontEnd.Request), nil
+}
+
+// Arriving is the model with another FrontEnd.Request: the host's prepare makes up for it, so that a lone request has its
+// first token as before, as far as the smallest step leaves the host time to prepare the next.
+func (m *Model) Arriving(request time.Duration) *Model {
+	const share = 0.8 // of the smallest step
+	c := *m
+	c.Coefficients = slices.Clone(m.Coefficients)
+	prepare := &c.Coefficients[nSeqs+len(m.Knots)+oPrepare]
+	sum := m.FrontEnd.Request.Seconds() + prepare.Value
+	value := min(max(0, sum-request.Seconds()), share*c.Coefficients[nBase].Value)
+	low, high := prepare.Low-prepare.Value, prepare.High-prepare.Value
+	prepare.Value, prepare.Low, prepare.High = value, max(0, value+low), value+high
+	c.FrontEnd.Request = seconds(sum - value)
+	c.FrontEnd.Handle = min(c.FrontEnd.Handle, c.FrontEnd.Request)
+	c.compile()
+	return &c
 }
 
 // errors are the relative errors of all observations in the cells that pick selects (nil: all).
 func (f *fitter) errors(s solution, pick func(int) bool) []float64 {
-	x := append(slices.Clone(s.values), s.hidden, s.request)
-	unit := make([]float64, len(x))
-	for i := range unit {
-		unit[i] = 1
-	}
+	m := *f.prior
+	m.Knee = s.knee
 	var out []float64
 	for i, c := range f.cells {
 		if pick != nil && !pick(i) {
 			continue
 		}
-		predicted := dot(f.row(c, s.knee, unit), x) * c.median
+		predicted := dot(f.row(c, &m, s.values), s.values)
 		for _, t := range c.times {
 			out = append(out, math.Abs(predicted-t)/t)
 		}
@@ -424,7 +554,7 @@ func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 		if err != nil {
 			return err
 		}
-		m.Draws = append(m.Draws, s.values)
+		m.Draws = append(m.Draws, s.values[:len(m.Coefficients)])
 	}
 	for i := range m.Coefficients {
 		var v []float64

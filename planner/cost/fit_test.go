@@ -148,16 +148,18 @@ func TestFitOnFewObservationsStaysPhysical(t *testing.T) {
 func TestFitTellsLatenciesApart(t *testing.T) {
 	prior := h200Prior(t)
 	rng := rand.New(rand.NewPCG(3, 3))
-	const request, launch = 9 * time.Millisecond, 7 * time.Millisecond
+	const request = 11 * time.Millisecond // of it the prior takes 3.5 ms for the host to prepare a step
 	observations := observe(prior, grid(), 4, 0.005, rng)
 	for _, o := range observe(prior, grid(), 4, 0.005, rng) {
 		if s := o.Steps[0]; s.PrefillTokens > 1000 {
+			_, launch := prior.HostTime(s)
 			o.Time -= launch
-			o.LaunchHidden = true
+			o.Logged = true
 			observations = append(observations, o)
 		} else if s.PrefillTokens > 0 && s.DecodeSeqs == 0 {
-			o.Time += request
-			o.FromSend = true
+			_, launch := prior.HostTime(s)
+			o.Time = request + max(o.Time, launch)
+			o.Prompt = s.PrefillTokens
 			observations = append(observations, o)
 		}
 	}
@@ -165,7 +167,8 @@ func TestFitTellsLatenciesApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := m.RequestLatency + m.TokenLatency; math.Abs(float64(got-request)) > float64(time.Millisecond) {
+	prepare, _ := m.HostTime(Step{DecodeSeqs: 1})
+	if got := m.FrontEnd.Arrival(100) + m.FrontEnd.Token + prepare; math.Abs(float64(got-request)) > float64(time.Millisecond) {
 		t.Errorf("request latency %v, truth %v", got, request)
 	}
 	for _, s := range grid() {

@@ -19,21 +19,30 @@ const maxKnots, maxKnot = 64, 4096
 
 // wire is a Model as JSON. Times are seconds.
 type wire struct {
-	Schema         string        `json:"schema"`
-	Kind           Kind          `json:"kind"`
-	GPU            string        `json:"gpu,omitempty"`
-	Model          string        `json:"model,omitempty"`
-	Tensor         int           `json:"tensor_parallel_size"`
-	FittedOn       []string      `json:"fitted_on,omitempty"`
-	Errors         *Errors       `json:"errors,omitempty"`
-	Range          *Range        `json:"range,omitempty"`
-	Knee           int           `json:"knee_tokens"`
-	Knots          []int         `json:"knots_seqs"`
-	Coefficients   []Coefficient `json:"coefficients"`
-	RequestLatency float64       `json:"request_latency_s"`
-	TokenLatency   float64       `json:"token_latency_s"`
-	Limits         Limits        `json:"limits"`
-	Draws          [][]float64   `json:"draws,omitempty"`
+	Schema       string        `json:"schema"`
+	Kind         Kind          `json:"kind"`
+	GPU          string        `json:"gpu,omitempty"`
+	Model        string        `json:"model,omitempty"`
+	Tensor       int           `json:"tensor_parallel_size"`
+	FittedOn     []string      `json:"fitted_on,omitempty"`
+	Errors       *Errors       `json:"errors,omitempty"`
+	Range        *Range        `json:"range,omitempty"`
+	Knee         int           `json:"knee_tokens"`
+	Knots        []int         `json:"knots_seqs"`
+	Coefficients []Coefficient `json:"coefficients"`
+	MaxGraph     int           `json:"max_cudagraph_capture_size"`
+	FrontEnd     wireFrontEnd  `json:"front_end"`
+	Limits       Limits        `json:"limits"`
+	Draws        [][]float64   `json:"draws,omitempty"`
+}
+
+// wireFrontEnd is a FrontEnd as JSON.
+type wireFrontEnd struct {
+	Request     float64 `json:"request_s"`
+	Handle      float64 `json:"handle_s"`
+	PromptToken float64 `json:"prompt_token_s"`
+	Token       float64 `json:"token_s"`
+	Event       float64 `json:"event_s"`
 }
 
 // MarshalJSON writes the schema "kvtune.cost/1".
@@ -41,7 +50,11 @@ func (m *Model) MarshalJSON() ([]byte, error) {
 	w := wire{
 		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn,
 		Errors: m.Errors, Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients,
-		RequestLatency: m.RequestLatency.Seconds(), TokenLatency: m.TokenLatency.Seconds(), Limits: m.Limits, Draws: m.Draws,
+		MaxGraph: m.MaxGraph, Limits: m.Limits, Draws: m.Draws,
+		FrontEnd: wireFrontEnd{
+			m.FrontEnd.Request.Seconds(), m.FrontEnd.Handle.Seconds(), m.FrontEnd.PromptToken.Seconds(),
+			m.FrontEnd.Token.Seconds(), m.FrontEnd.Event.Seconds(),
+		},
 	}
 	if m.Kind == KindFitted {
 		w.Range = &m.Range
@@ -61,8 +74,11 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 	}
 	*m = Model{
 		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
-		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, RequestLatency: seconds(w.RequestLatency),
-		TokenLatency: seconds(w.TokenLatency), Limits: w.Limits, Draws: w.Draws,
+		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits, Draws: w.Draws,
+		FrontEnd: FrontEnd{
+			seconds(w.FrontEnd.Request), seconds(w.FrontEnd.Handle), seconds(w.FrontEnd.PromptToken),
+			seconds(w.FrontEnd.Token), seconds(w.FrontEnd.Event),
+		},
 	}
 	if w.Range != nil {
 		m.Range = *w.Range
@@ -80,6 +96,8 @@ func (w *wire) check() error {
 	switch {
 	case w.Kind != KindPrior && w.Kind != KindFitted:
 		return fmt.Errorf("kind is %q, expected %q or %q", w.Kind, KindPrior, KindFitted)
+	case w.MaxGraph < 0 || w.MaxGraph > maxKnot:
+		return fmt.Errorf("max_cudagraph_capture_size is %d, expected 0 to %d", w.MaxGraph, maxKnot)
 	case w.Knee < 1:
 		return fmt.Errorf("knee_tokens is %d, expected at least 1", w.Knee)
 	case len(w.Knots) == 0 || len(w.Knots) > maxKnots || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > maxKnot:
@@ -113,8 +131,10 @@ func (w *wire) check() error {
 		}
 	}
 	l := w.Limits
-	if !finite(w.RequestLatency, w.TokenLatency, l.Flops, l.Bandwidth, l.FlopsPerToken, l.FlopsPerSeq, l.AttentionFlops,
-		l.WeightBytes, l.KVBytesPerToken) || w.RequestLatency > 3600 || w.TokenLatency > 3600 {
+	fe := w.FrontEnd
+	latencies := []float64{fe.Request, fe.Handle, fe.PromptToken, fe.Token, fe.Event}
+	if !finite(latencies...) || slices.Max(latencies) > 3600 || !finite(l.Flops, l.Bandwidth, l.FlopsPerToken,
+		l.FlopsPerSeq, l.AttentionFlops, l.WeightBytes, l.KVBytesPerToken) {
 		return fmt.Errorf("latencies and limits must be numbers of at least 0 (latencies at most an hour)")
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
+
+	"kvtune/harness"
 )
 
 // Step is the work of one engine step, as sums over the scheduled requests.
@@ -19,17 +21,46 @@ type Step struct {
 	PrefillSeqs, PrefillTokens int
 	// PrefillAttention is the sum over prefill chunks of chunk x (history + chunk/2), in token^2.
 	PrefillAttention float64
+	// MaxChunk is the longest prefill chunk in tokens. Attention kernels launch as many query rows for every sequence.
+	MaxChunk int
 	// DecodeSeqs counts requests that generate one token; DecodeContext sums their context lengths in tokens.
 	DecodeSeqs, DecodeContext int
+	// Heat is how much the device has computed of late, 0 after idling to 1 ([Heat]).
+	Heat float64
 }
 
 // Tokens is the number of new tokens in the step.
 func (s Step) Tokens() int { return s.PrefillTokens + s.DecodeSeqs }
 
+// seqs is the number of requests in the step.
+func (s Step) seqs() int { return s.PrefillSeqs + s.DecodeSeqs }
+
+// emptyRows counts the query rows that an attention launch covers beyond the step's tokens.
+func (s Step) emptyRows() int { return max(0, s.MaxChunk*s.seqs()-s.Tokens()) }
+
 // Timer tells how long a step takes. [Model] is one; the embedded engine's hidden model is another.
 type Timer interface {
+	// StepTime is how long the device is busy with the step.
 	StepTime(Step) time.Duration
+	// HostTime is how long the host prepares a step, before the device can begin with it, and then launches it, while the
+	// device works, which does not end before. Under asynchronous scheduling the host does both while the step before runs.
+	HostTime(Step) (prepare, launch time.Duration)
 }
+
+// FrontEnd is what the API server adds to a request. It is one thread: what it is busy with makes others wait.
+type FrontEnd struct {
+	// Request is the time from the send of a lone request until the scheduler sees it, without its prompt's tokens;
+	// Handle is the part of it in which the server's thread is busy.
+	Request, Handle time.Duration
+	// PromptToken is how long the thread is busy with one token of a prompt.
+	PromptToken time.Duration
+	// Token is the time from the end of a step until its first token is at the client, Event how long the thread is busy
+	// with each token that it sends.
+	Token, Event time.Duration
+}
+
+// Arrival is the time from the send of a lone request of n prompt tokens until the scheduler sees it.
+func (f FrontEnd) Arrival(n int) time.Duration { return f.Request + time.Duration(n)*f.PromptToken }
 
 // Coefficient is one non-negative term of the step time.
 type Coefficient struct {
@@ -52,18 +83,21 @@ const (
 	KindFitted Kind = "fitted"
 )
 
-// Model is the step time of one (GPU, model, parallelism, dtype, vLLM version), independent of the scheduler's
-// settings:
+// Model is the step time of one (GPU, model, parallelism, dtype, vLLM version). The device is busy for
 //
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
 //	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
-//	     + prefill_step or mixed_step                            with prompt tokens, without or with decodes: no full
-//	                                                             CUDA graph, so the host's launches show; beside
-//	                                                             decodes the step before hides a part of them
+//	     + throttled x heat x max(0, T - knee)             lower clocks after much arithmetic
+//	     + prefill_step                                    with prompt tokens
 //	     + prefill_attention x sum chunk x (history + chunk/2)
 //	     + decode_context x sum context
 //	     + mixed_context x sum context x [the step computes prompt tokens]
+//	     + empty_rows x (longest chunk x B - T)            query rows that attention launches for nothing
+//
+// The host is busy for prepare before that, and at the same time for launch_piecewise or launch_eager where no full CUDA
+// graph covers the step: a step with prompt tokens, of up to MaxGraph tokens or more. T, and in a step of decodes alone B, are padded to the next
+// capture size, as vLLM does up to MaxGraph.
 //
 // All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes
 // from [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a
@@ -78,10 +112,11 @@ type Model struct {
 	// Knots are the k of the seqs terms, ascending from 0. Knee is in tokens.
 	Knots []int
 	Knee  int
-	// RequestLatency is the time from sending a request until the scheduler sees it, TokenLatency that from the end of a
-	// step until its tokens are at the client, the first token's too. Requests show only the sum of both (what a first
-	// token takes besides its steps); [Fit] takes TokenLatency from the prior and puts the rest into RequestLatency.
-	RequestLatency, TokenLatency time.Duration
+	// MaxGraph is the largest captured batch of the server's settings, 0 where every step is eager ([Model.For]).
+	MaxGraph int
+	// FrontEnd is the API server's part. Requests show only the sum of Request and Token (what a first token takes besides
+	// its steps); [Fit] takes Token from the prior and puts the rest into Request.
+	FrontEnd FrontEnd
 	// FittedOn names the runs behind a fitted model; Range is what their steps covered; Errors how well it held.
 	FittedOn []string
 	Range    Range
@@ -91,9 +126,12 @@ type Model struct {
 	// Draws are equally likely alternatives to the coefficients' values, for Sample; rows in the order of Coefficients.
 	Draws [][]float64
 
-	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences.
-	bySeqs                                                           []float64
-	slope, tokens, above, knee, prefill, mixed, attention, kv, kvMix float64
+	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences, pad the capture size of
+	// 0..MaxGraph tokens.
+	bySeqs                                                                []float64
+	pad                                                                   []int32
+	slope, tokens, above, hot, knee, prefill, attention, kv, kvMix, empty float64
+	prepare, piecewise, eager                                             time.Duration
 }
 
 // Range is the largest step that a fit has seen, per quantity.
@@ -128,43 +166,120 @@ const (
 	nSeqs // the first of len(Knots)
 )
 
-// The terms behind the seqs terms, as offsets from nSeqs + len(Knots).
+// The terms behind the seqs terms, as offsets from nSeqs + len(Knots). Those from oPrepare on are the host's.
 const (
 	oTokens = iota
 	oAbove
+	oThrottled
 	oPrefillStep
-	oMixedStep
 	oAttention
 	oContext
 	oMixed
+	oEmpty
+	oPrepare
+	oPiecewise
+	oEager
 	oEnd
 )
 
-// terms fills f with the factor of each coefficient in s. len(f) is nSeqs + len(knots) + oEnd.
-func terms(f []float64, s Step, knots []int, knee int) {
-	seqs, tokens := s.PrefillSeqs+s.DecodeSeqs, s.Tokens()
-	f[nBase] += 1
-	for i, k := range knots {
+// terms adds the factor of each of the device's coefficients in s to f, of length nSeqs + len(Knots) + oEnd.
+func (m *Model) terms(f []float64, s Step) {
+	tokens, seqs := m.padded(s)
+	f[nBase]++
+	for i, k := range m.Knots {
 		f[nSeqs+i] += float64(max(0, seqs-k))
 	}
-	o := f[nSeqs+len(knots):]
+	o := f[nSeqs+len(m.Knots):]
 	o[oTokens] += float64(tokens)
-	o[oAbove] += float64(max(0, tokens-knee))
+	o[oAbove] += float64(max(0, tokens-m.Knee))
+	o[oThrottled] += s.Heat * float64(max(0, tokens-m.Knee))
 	o[oContext] += float64(s.DecodeContext)
 	if s.PrefillTokens > 0 {
-		if s.DecodeSeqs > 0 {
-			o[oMixedStep]++
-		} else {
-			o[oPrefillStep]++
-		}
+		o[oPrefillStep]++
 		o[oAttention] += s.PrefillAttention
 		o[oMixed] += float64(s.DecodeContext)
+		o[oEmpty] += float64(s.emptyRows())
 	}
+}
+
+// launch is the index of the coefficient that is the host's time for s, -1 where a full CUDA graph covers it.
+func (m *Model) launch(s Step) int {
+	o := nSeqs + len(m.Knots)
+	switch {
+	case s.Tokens() > m.MaxGraph:
+		return o + oEager
+	case s.PrefillTokens > 0:
+		return o + oPiecewise
+	}
+	return -1
+}
+
+// padded are the tokens and sequences that the device computes for s.
+func (m *Model) padded(s Step) (tokens, seqs int) {
+	tokens, seqs = s.Tokens(), s.seqs()
+	if tokens < len(m.pad) {
+		tokens = int(m.pad[tokens])
+		if s.PrefillTokens == 0 {
+			seqs = tokens
+		}
+	}
+	return tokens, seqs
+}
+
+// defaultMaxGraph is vLLM's largest capture size where the settings do not lower it.
+const defaultMaxGraph = 512
+
+// MaxGraph is the largest batch that vLLM captures a CUDA graph for under args, 0 for none: the least of 512,
+// max_num_batched_tokens and twice max_num_seqs (vllm/config/vllm.py, _set_cudagraph_sizes).
+func MaxGraph(args harness.EngineArgs) int {
+	if args.EnforceEager != nil && *args.EnforceEager {
+		return 0
+	}
+	n := defaultMaxGraph
+	if args.MaxNumSeqs > 0 {
+		n = min(n, 2*args.MaxNumSeqs)
+	}
+	if args.MaxNumBatchedTokens > 0 {
+		n = min(n, args.MaxNumBatchedTokens)
+	}
+	return n
+}
+
+// For is the model of the same server started with other settings: which batches it has CUDA graphs for.
+func (m *Model) For(args harness.EngineArgs) *Model {
+	n := MaxGraph(args)
+	if m.MaxGraph == 0 || n == m.MaxGraph {
+		return m // a model of a server without graphs knows no time with them
+	}
+	c := *m
+	c.MaxGraph = n
+	c.compile()
+	return &c
+}
+
+// graphSizes are the capture sizes that 0..limit tokens are padded to: 1, 2, 4, then steps of 8 to 256, then of 16, and
+// limit itself.
+func graphSizes(limit int) []int32 {
+	pad := make([]int32, limit+1)
+	for n := range pad {
+		size := n
+		switch {
+		case n <= 2:
+		case n <= 4:
+			size = 4
+		case n <= 256:
+			size = (n + 7) / 8 * 8
+		default:
+			size = (n + 15) / 16 * 16
+		}
+		pad[n] = int32(min(size, limit))
+	}
+	return pad
 }
 
 // describe gives the coefficients their names, units and meanings.
 func describe(knots []int) []Coefficient {
-	cs := []Coefficient{{Name: "base", Unit: "s", Meaning: "every step: weights read once, launches, host"}}
+	cs := []Coefficient{{Name: "base", Unit: "s", Meaning: "every step: weights read once, kernel boundaries, host"}}
 	for _, k := range knots {
 		cs = append(cs, Coefficient{
 			Name: fmt.Sprintf("seqs_above_%d", k), Unit: "s/seq", Meaning: fmt.Sprintf("each sequence beyond %d", k),
@@ -173,11 +288,15 @@ func describe(knots []int) []Coefficient {
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
 		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each token beyond the knee: compute-bound"},
-		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step of prompt tokens alone: no full CUDA graph"},
-		Coefficient{Name: "mixed_step", Unit: "s", Meaning: "a step of prompt tokens and decodes"},
+		Coefficient{Name: "throttled", Unit: "s/token", Meaning: "the same, added when the device has computed without pause"},
+		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step with prompt tokens: kernels outside a full CUDA graph"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
 		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
 		Coefficient{Name: "mixed_context", Unit: "s/token", Meaning: "the same, added when the step has prompt tokens"},
+		Coefficient{Name: "empty_rows", Unit: "s/row", Meaning: "query rows that attention launches beyond the step's tokens"},
+		Coefficient{Name: "prepare", Unit: "s", Meaning: "host: scheduling and preparing a step, before the device begins"},
+		Coefficient{Name: "launch_piecewise", Unit: "s", Meaning: "host: launching prompt tokens within the captured sizes"},
+		Coefficient{Name: "launch_eager", Unit: "s", Meaning: "host: launching a step beyond the captured sizes"},
 	)
 }
 
@@ -199,30 +318,46 @@ func (m *Model) compile() {
 	}
 	o := nSeqs + len(m.Knots)
 	m.tokens, m.above, m.knee = v(o+oTokens), v(o+oAbove), float64(m.Knee)
-	m.prefill, m.mixed = v(o+oPrefillStep), v(o+oMixedStep)
-	m.attention, m.kv, m.kvMix = v(o+oAttention), v(o+oContext), v(o+oMixed)
+	m.hot = v(o + oThrottled)
+	m.prefill, m.attention, m.kv = v(o+oPrefillStep), v(o+oAttention), v(o+oContext)
+	m.kvMix, m.empty = v(o+oMixed), v(o+oEmpty)
+	m.prepare = time.Duration(v(o + oPrepare))
+	m.piecewise, m.eager = time.Duration(v(o+oPiecewise)), time.Duration(v(o+oEager))
+	m.pad = nil
+	if m.MaxGraph > 0 {
+		m.pad = graphSizes(m.MaxGraph)
+	}
 }
 
-// StepTime is the predicted time of a step; 0 for a step without tokens.
+// StepTime is how long the device is busy with a step; 0 for a step without tokens.
 func (m *Model) StepTime(s Step) time.Duration {
-	tokens := float64(s.PrefillTokens + s.DecodeSeqs)
-	if tokens <= 0 {
+	if s.Tokens() <= 0 {
 		return 0
 	}
-	seqs, last := s.PrefillSeqs+s.DecodeSeqs, len(m.bySeqs)-1
+	n, seqs := m.padded(s)
+	tokens, last := float64(n), len(m.bySeqs)-1
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
 		m.tokens*tokens + m.kv*float64(s.DecodeContext)
 	if tokens > m.knee {
-		ns += m.above * (tokens - m.knee)
+		ns += (m.above + m.hot*s.Heat) * (tokens - m.knee)
 	}
 	if s.PrefillTokens > 0 {
-		step := m.prefill
-		if s.DecodeSeqs > 0 {
-			step = m.mixed
-		}
-		ns += step + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext)
+		ns += m.prefill + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext) +
+			m.empty*float64(s.emptyRows())
 	}
 	return time.Duration(ns)
+}
+
+// HostTime is how long the host prepares and launches a step. The launch of one that a full CUDA graph covers takes no
+// time to speak of.
+func (m *Model) HostTime(s Step) (prepare, launch time.Duration) {
+	switch tokens := s.Tokens(); {
+	case tokens >= len(m.pad):
+		launch = m.eager
+	case s.PrefillTokens > 0:
+		launch = m.piecewise
+	}
+	return m.prepare, launch
 }
 
 // InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It

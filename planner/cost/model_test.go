@@ -29,6 +29,7 @@ func randomStep(rng *rand.Rand) Step {
 		chunk, history := 1+rng.IntN(3000), rng.IntN(6000)
 		s.PrefillSeqs++
 		s.PrefillTokens += chunk
+		s.MaxChunk = max(s.MaxChunk, chunk)
 		s.PrefillAttention += float64(chunk) * (float64(history) + float64(chunk)/2)
 	}
 	return s
@@ -37,7 +38,7 @@ func randomStep(rng *rand.Rand) Step {
 // formula is the step time written out term by term, in seconds.
 func formula(m *Model, s Step) float64 {
 	f := make([]float64, len(m.Coefficients))
-	terms(f, s, m.Knots, m.Knee)
+	m.terms(f, s)
 	return dot(f, m.values())
 }
 
@@ -221,7 +222,7 @@ func TestJSONRoundTrip(t *testing.T) {
 	m.Range = Range{Tokens: 8192, Seqs: 256, DecodeContext: 1 << 20, Attention: 1e9}
 	m.Range.Prefill, m.Range.Decode, m.Range.Mixed = true, true, true
 	m.Draws = [][]float64{m.values()}
-	m.RequestLatency = 4321987 * time.Nanosecond
+	m.FrontEnd.Request = 4321987 * time.Nanosecond
 	data, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +251,7 @@ func TestJSONRefuses(t *testing.T) {
 		{`"prior"`, `"guess"`, "kind"},
 		{`"decode_context"`, `"decode_kv"`, "expected, in order"},
 		{`"knots_seqs":[0,8`, `"knots_seqs":[0,0`, "ascending"},
-		{`"request_latency_s":0.005`, `"request_latency_s":-1`, "at least 0"},
+		{`"request_s":0.004`, `"request_s":-1`, "at least 0"},
 		{`"value":`, `"value":-`, "at least 0"},
 		{`"knee_tokens":`, `"knee_tokens":-`, "at least 1"},
 		{`"schema"`, `"schema`, "not a cost model"},

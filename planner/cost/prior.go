@@ -23,26 +23,40 @@ const (
 	kvFraction = 0.85
 	// belowKnee: between 1 and 128 tokens the matrix products grow by 4 us a token, a fifth of the compute-bound slope.
 	belowKnee = 0.2
+	// throttle is by how much a token takes longer when the device has computed without pause.
+	throttle = 0.08
 	// mixedFraction: decode attention beside prompt tokens costs 1.4 to 1.8 times that alone on RTX PRO 6000 at 64
 	// and 128 decodes, 0.8 to 0.95 at one (LLMServingSim's kernel tables); between.
 	mixedFraction = 0.3
 	// layerGap is norms, rotary embedding, cache write and kernel boundaries of one layer inside a CUDA graph.
 	layerGap = 10 * time.Microsecond
-	// layerLaunch is the host's time to launch one layer outside a full CUDA graph: steps of 16 to 256 prompt tokens
-	// take about 10 ms over 32 layers.
-	layerLaunch = 300 * time.Microsecond
-	// hiddenLaunch is the part of that which shows in a step with decodes: prompts of 256 and 512 tokens dropped into
-	// 32 decodes lengthen the run by about half of what they take alone.
-	hiddenLaunch = 0.5
+	// prefillLayer is what a layer of prompt tokens takes beside that: kernel boundaries outside a graph.
+	prefillLayer = 20 * time.Microsecond
+	// piecewiseLayer and eagerLayer are the host's time to launch one layer's graphs and attention, and one layer without
+	// graphs: a prompt of 16 to 256 tokens gets its first token after 15 ms on an idle server of 32 layers, and beside
+	// running decodes their tokens come late by that time.
+	piecewiseLayer = 300 * time.Microsecond
+	eagerLayer     = 400 * time.Microsecond
+	// prepareTime is the host's for scheduling a step, preparing its inputs and applying its result: tokens of a running
+	// batch come late by that and a launch before a step with prompt tokens.
+	prepareTime = 3500 * time.Microsecond
+	// emptyTile is what a tile of tileRows query rows without any costs a multiprocessor: a thread block that starts,
+	// finds nothing to do and ends.
+	emptyTile = 330 * time.Nanosecond
+	tileRows  = 128
 	// seqLayer is a decode's cost per layer that does not depend on context (grid scheduling, 1.8 ms at 256 over 32
 	// layers); seqHost the sampler's and the scheduler's share per sequence.
 	seqLayer = 220 * time.Nanosecond
 	seqHost  = 3 * time.Microsecond
 	// allReduce is the latency of one all-reduce over NVLink; a layer has two.
 	allReduce = 10 * time.Microsecond
-	// requestLatency and tokenLatency are the HTTP server's and the event loop's.
-	requestLatency = 5 * time.Millisecond
-	tokenLatency   = 300 * time.Microsecond
+	// The API server's: a lone request until the scheduler sees it, the part in which its thread is busy, a prompt's
+	// token; a token's way back, and what each event keeps the thread busy.
+	requestLatency     = 4 * time.Millisecond
+	handleTime         = 650 * time.Microsecond
+	promptTokenLatency = 500 * time.Nanosecond
+	tokenLatency       = 300 * time.Microsecond
+	eventTime          = 36 * time.Microsecond
 	// priorSpread is the factor by which a prior's coefficient may be off, up or down (95 %).
 	priorSpread = 1.6
 )
@@ -74,7 +88,10 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	}
 	m := &Model{
 		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(),
-		RequestLatency: requestLatency, TokenLatency: tokenLatency,
+		MaxGraph: defaultMaxGraph,
+		FrontEnd: FrontEnd{
+			Request: requestLatency, Handle: handleTime, PromptToken: promptTokenLatency, Token: tokenLatency, Event: eventTime,
+		},
 		Limits: Limits{
 			Flops: flops, Bandwidth: bandwidth, Guess: gpu.CPU, FlopsPerToken: 2 * active, FlopsPerSeq: 2 * head,
 			AttentionFlops:  4 * layers * float64(model.Heads*model.HeadDim),
@@ -103,15 +120,25 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	set(nSeqs, layers*seqLayer.Seconds()+seqHost.Seconds())
 	set(o+oTokens, belowKnee*perToken)
 	set(o+oAbove, (1-belowKnee)*perToken)
-	launch := max(0, layers*layerLaunch.Seconds()-base)
-	set(o+oPrefillStep, launch)
-	set(o+oMixedStep, hiddenLaunch*launch)
+	set(o+oThrottled, throttle*perToken)
+	set(o+oPrefillStep, layers*prefillLayer.Seconds())
 	set(o+oAttention, l.AttentionFlops/(flops*attentionFraction))
 	if model.DTypeBytes == 1 {
 		set(o+oAttention, l.AttentionFlops/(gpu.BF16*tp*attentionFraction)) // attention stays in bf16
 	}
 	set(o+oContext, kv)
 	set(o+oMixed, mixedFraction*kv)
+	set(o+oPrepare, prepareTime.Seconds())
+	if gpu.CPU {
+		m.MaxGraph = 0
+		set(o+oThrottled, 0)
+	} else {
+		heads := layers * float64(model.Heads) / tp
+		set(o+oEmpty, heads/tileRows*emptyTile.Seconds()/float64(gpu.SMs))
+		set(o+oPiecewise, layers*piecewiseLayer.Seconds())
+		set(o+oEager, layers*eagerLayer.Seconds())
+		m.MaxGraph = MaxGraph(args)
+	}
 	m.compile()
 	return m
 }

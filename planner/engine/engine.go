@@ -65,13 +65,13 @@ type Engine struct {
 	cfg     sim.Config
 	started time.Time
 	// Pointers, so that printing an Engine does not show what they hold.
-	hidden  *hidden // nil when Options.Cost is set
-	latency *latency
-	met     *metrics
-	inbox   *inbox
-	alarm   alarm
-	done    chan struct{} // closed when the step loop has ended
-	failed  error         // why it ended; read after done
+	hidden *hidden        // nil when Options.Cost is set
+	front  *cost.FrontEnd // the API server's times
+	met    *metrics
+	inbox  *inbox
+	alarm  alarm
+	done   chan struct{} // closed when the step loop has ended
+	failed error         // why it ended; read after done
 
 	lastID atomic.Int64
 	live   atomic.Int64
@@ -135,9 +135,9 @@ func newEngine(opt Options, a alarm) (*Engine, error) {
 	e := &Engine{opt: opt, cfg: cfg, started: time.Now(), inbox: newInbox(), alarm: a, done: make(chan struct{})}
 	var timer cost.Timer = opt.Cost
 	if opt.Cost != nil {
-		e.latency = &latency{request: opt.Cost.RequestLatency, token: opt.Cost.TokenLatency}
+		e.front = &opt.Cost.FrontEnd
 	} else {
-		if e.hidden, e.latency, err = newHidden(opt.GPU, opt.Model, opt.Args, opt.Seed); err != nil {
+		if e.hidden, e.front, err = newHidden(opt.GPU, opt.Model, opt.Args, opt.Seed); err != nil {
 			return nil, err
 		}
 		timer = e.hidden.device(opt.Seed)
@@ -157,7 +157,7 @@ func newEngine(opt Options, a alarm) (*Engine, error) {
 
 // submit hands a job to the step loop; false when the engine is shutting down.
 func (e *Engine) submit(j *job) bool {
-	delay := e.latency.request + time.Duration(len(j.prompt))*e.latency.promptToken
+	delay := e.front.Arrival(len(j.prompt))
 	j.due = j.arrived.Add(e.real(delay))
 	return e.inbox.add(j)
 }

@@ -32,12 +32,6 @@ type hidden struct {
 	bend float64
 }
 
-// latency is what the API server adds: request before the scheduler sees a request, and promptToken for each token
-// of its prompt (parsing, copying); token to every event on its way to the client.
-type latency struct {
-	request, promptToken, token time.Duration
-}
-
 const (
 	// maxMove is by how much a coefficient may differ from the prior.
 	maxMove = 0.3
@@ -49,7 +43,7 @@ const (
 )
 
 // newHidden draws a device and its API server from the seed.
-func newHidden(gpu spec.GPU, model spec.Model, args harness.EngineArgs, seed uint64) (*hidden, *latency, error) {
+func newHidden(gpu spec.GPU, model spec.Model, args harness.EngineArgs, seed uint64) (*hidden, *cost.FrontEnd, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x6b7674756e65)) // "kvtune"
 	between := func(low, high float64) float64 { return low + rng.Float64()*(high-low) }
 	move := func() float64 { return between(1-maxMove, 1+maxMove) }
@@ -69,7 +63,7 @@ func newHidden(gpu spec.GPU, model spec.Model, args harness.EngineArgs, seed uin
 			slope = v
 		case c.Name == "tokens_above_knee":
 			v = max(v, limits.FlopsPerToken/limits.Flops-slope)
-		case c.Name == "prefill_step":
+		case c.Name == "launch_eager":
 			h.launch = v
 		case c.Name == "prefill_attention":
 			v = max(v, limits.AttentionFlops/limits.Flops)
@@ -91,10 +85,10 @@ func newHidden(gpu spec.GPU, model spec.Model, args harness.EngineArgs, seed uin
 	h.walk = between(0.05, 0.2)
 	h.bend = between(0.02, 0.08)
 	scaled := func(d time.Duration) time.Duration { return time.Duration(float64(d) * move()) }
-	return h, &latency{
-		request: scaled(prior.RequestLatency), token: scaled(prior.TokenLatency),
-		promptToken: time.Duration(between(200, 1000)),
-	}, nil
+	front := prior.FrontEnd
+	front.Request, front.Token = scaled(front.Request), scaled(front.Token)
+	front.PromptToken = time.Duration(between(200, 1000))
+	return h, &front, nil
 }
 
 // graphSize is the captured batch size that n sequences are padded to: 1, 2, 4, then steps of 8 to 256, then of 16.
@@ -134,6 +128,9 @@ func (h *hidden) mean(s cost.Step) time.Duration {
 	compute, memory := h.moved.Roofline(s)
 	return max(time.Duration((t+extra)*1e9), compute, memory)
 }
+
+// HostTime is the host's, as the moved prior has it.
+func (h *hidden) HostTime(s cost.Step) (prepare, launch time.Duration) { return h.moved.HostTime(s) }
 
 // device is a hidden model with its noise. It is not safe for concurrent use.
 type device struct {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kvtune/planner/cost"
 )
 
 // The hidden model is worth something only while nobody can look it up. These tests fail when another package, or a
@@ -105,7 +107,7 @@ func TestNoExportedNameLeadsToTheHiddenModel(t *testing.T) {
 }
 
 // secrets are the numbers of a hidden model, as they would be printed.
-func secrets(t *testing.T, h *hidden, l *latency) []string {
+func secrets(t *testing.T, h *hidden, l *cost.FrontEnd) []string {
 	t.Helper()
 	var all []string
 	add := func(v float64) {
@@ -122,7 +124,7 @@ func secrets(t *testing.T, h *hidden, l *latency) []string {
 	for _, v := range []float64{h.reach, h.walk, h.bend, h.launch, h.read} {
 		add(v)
 	}
-	for _, d := range []time.Duration{l.request, l.promptToken, l.token} {
+	for _, d := range []time.Duration{l.Request, l.PromptToken, l.Token} {
 		add(d.Seconds())
 		all = append(all, d.String())
 	}
@@ -145,7 +147,7 @@ func TestNothingPrintsTheHiddenModel(t *testing.T) {
 			t.Errorf("the handler is a %T: it may hold more than a function", e.Handler())
 		}
 		printed := fmt.Sprintf("%v %+v %#v %+v", e, e, e, e.Handler())
-		for _, secret := range secrets(t, e.hidden, e.latency) {
+		for _, secret := range secrets(t, e.hidden, e.front) {
 			if strings.Contains(printed, secret) {
 				t.Errorf("printing the engine shows %s: %s", secret, printed)
 			}

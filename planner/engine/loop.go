@@ -19,6 +19,7 @@ type loop struct {
 	e     *Engine
 	sched *sim.Scheduler
 	timer cost.Timer
+	heat  cost.Heat
 	depth int // batches in flight: 2 with async scheduling
 
 	arrivals []*job // not yet due, in order of due
@@ -31,6 +32,9 @@ type loop struct {
 	tried bool
 	// busyUntil is the end of the last step launched; zero when the device idled since.
 	busyUntil time.Time
+	// hostUntil is when the host has launched the last step; more is set when it goes on to launch another one then.
+	hostUntil time.Time
+	more      bool
 	err       error
 }
 
@@ -58,12 +62,8 @@ func (l *loop) run() {
 			l.publish(l.outbox[0].events)
 			l.outbox = slices.Delete(l.outbox, 0, 1)
 		}
-		if len(l.flight) > 0 && !l.flight[0].end.After(now) {
-			l.finish()
-		}
-		l.admit(now)
-		for len(l.flight) < l.depth && !l.tried {
-			l.launch(now)
+		if !l.hostUntil.After(now) {
+			l.step(now)
 		}
 		l.e.met.state(l.sched)
 		l.rest()
@@ -74,6 +74,19 @@ func (l *loop) run() {
 	}
 	for _, j := range append(l.arrivals, l.e.inbox.close()...) {
 		j.deliver(0, 0, endAbort)
+	}
+}
+
+// step is what the host does when it is free: it takes a result in and launches what there is room for.
+func (l *loop) step(now time.Time) {
+	if !l.more && len(l.flight) > 0 && !l.flight[0].end.After(now) {
+		l.finish()
+	}
+	l.admit(now)
+	l.more = false
+	for len(l.flight) < l.depth && !l.tried && !l.more {
+		l.launch(now)
+		l.more = l.hostUntil.After(now) && len(l.flight) < l.depth
 	}
 }
 
@@ -148,8 +161,22 @@ func (l *loop) launch(now time.Time) {
 		l.e.met.lag(lag)
 		start = now
 	}
-	l.busyUntil = start.Add(l.e.real(l.timer.StepTime(b.Step)))
+	prepare, launch := l.timer.HostTime(b.Step)
+	ready := now.Add(l.e.real(prepare))
+	if start.Before(ready) {
+		start = ready
+	}
+	l.hostUntil = ready.Add(l.e.real(launch))
+	l.busyUntil = start.Add(l.e.real(l.heat.StepTime(l.timer, b.Step, l.virtual(start))))
+	if l.busyUntil.Before(l.hostUntil) {
+		l.busyUntil = l.hostUntil
+	}
 	l.flight = append(l.flight, flight{b, l.busyUntil})
+}
+
+// virtual is a moment in simulated time.
+func (l *loop) virtual(t time.Time) time.Duration {
+	return time.Duration(float64(t.Sub(l.e.started)) * l.e.opt.Speed)
 }
 
 // finish applies the oldest step's result and sends its outputs on.
@@ -165,7 +192,11 @@ func (l *loop) finish() {
 	if n := len(l.spare); n > 0 {
 		kept, l.spare = l.spare[n-1][:0], l.spare[:n-1]
 	}
-	l.outbox = append(l.outbox, output{f.end.Add(l.e.real(l.e.latency.token)), append(kept, events...)})
+	at := f.end // the host may have been busy then
+	if at.Before(l.hostUntil) {
+		at = l.hostUntil
+	}
+	l.outbox = append(l.outbox, output{at.Add(l.e.real(l.e.front.Token)), append(kept, events...)})
 }
 
 // publish hands a step's tokens to the streams.
@@ -201,10 +232,16 @@ func (l *loop) rest() {
 			next = t
 		}
 	}
-	if len(l.flight) > 0 {
+	switch {
+	case l.more:
+		earlier(l.hostUntil)
+	case len(l.flight) > 0:
 		earlier(l.flight[0].end)
-	} else if len(l.arrivals) > 0 {
+	case len(l.arrivals) > 0:
 		earlier(l.arrivals[0].due)
+	}
+	if next.Before(l.hostUntil) && !next.IsZero() {
+		next = l.hostUntil
 	}
 	if len(l.outbox) > 0 {
 		earlier(l.outbox[0].due)

@@ -13,7 +13,7 @@ import (
 // empty cache and leaves the server alone; the same workload gives the same outcome.
 func (e *Engine) Virtual(ctx context.Context, w *workload.Workload) (*sim.Outcome, error) {
 	cfg := e.cfg
-	cfg.RequestLatency, cfg.TokenLatency = e.latency.request, e.latency.token
+	cfg.FrontEnd = *e.front
 	var timer cost.Timer = e.opt.Cost
 	if e.hidden != nil {
 		timer = e.hidden.device(e.opt.Seed)

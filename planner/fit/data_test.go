@@ -68,8 +68,8 @@ func meanError(m *cost.Model, observations []cost.Observation) (mean, bias float
 		for _, s := range o.Steps {
 			d += m.StepTime(s)
 		}
-		if o.FromSend {
-			d += m.RequestLatency + m.TokenLatency
+		if o.Prompt > 0 {
+			d += m.FrontEnd.Arrival(o.Prompt) + m.FrontEnd.Token
 		}
 		e := float64(d)/float64(o.Time) - 1
 		mean, bias = mean+math.Abs(e), bias+e
@@ -120,7 +120,7 @@ func TestFitOnH200(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("errors %+v, knee %d tokens, request latency %v", *m.Errors, m.Knee, m.RequestLatency)
+	t.Logf("errors %+v, knee %d tokens, front end %+v", *m.Errors, m.Knee, m.FrontEnd)
 	if m.Errors.Median > 0.04 || m.Errors.Mean > 0.06 {
 		t.Errorf("cross-validated error: median %.1f %%, mean %.1f %%", 100*m.Errors.Median, 100*m.Errors.Mean)
 	}

@@ -88,7 +88,7 @@ func off(t *testing.T, args harness.EngineArgs, m *cost.Model, w *workload.Workl
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.RequestLatency, cfg.TokenLatency = m.RequestLatency, m.TokenLatency
+	cfg.FrontEnd = m.FrontEnd
 	out, err := sim.Run(t.Context(), cfg, m, w, sim.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/workload"
@@ -37,17 +38,18 @@ type Options struct {
 // are unambiguous. It fails when the runs show no such moment, and says what to measure.
 func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (*cost.Model, error) {
 	var all []cost.Observation
+	var lines []*timeline
 	var names []string
 	for _, run := range runs {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		names = append(names, run.Name)
-		o, err := Observations(run)
+		o, t, err := observe(run)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, o...)
+		all, lines = append(all, o...), append(lines, t...)
 	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("no engine step can be told from the requests of %s; measure with fewer interruptions "+
@@ -58,24 +60,31 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 	if err != nil {
 		return nil, fmt.Errorf("fitting %s: %w", strings.Join(names, ", "), err)
 	}
-	return m, nil
+	return frontEnd(m, lines), nil
 }
 
 // Observations are the step times that a run shows, in the order of its records and then of its steps.
 func Observations(run Run) ([]cost.Observation, error) {
+	o, _, err := observe(run)
+	return o, err
+}
+
+func observe(run Run) ([]cost.Observation, []*timeline, error) {
 	if run.Args.MaxNumBatchedTokens <= 0 {
-		return nil, fmt.Errorf("run %s: max_num_batched_tokens is not known; it is needed to tell how prompts were cut",
+		return nil, nil, fmt.Errorf("run %s: max_num_batched_tokens is not known; it is needed to tell how prompts were cut",
 			run.Name)
 	}
 	var out []cost.Observation
+	var lines []*timeline
 	for _, records := range timelines(run.Records) {
 		t := newTimeline(records, run.Args)
+		lines = append(lines, t)
 		out = append(out, t.observations(run.Name)...)
 	}
 	if len(run.Steps) > 0 {
 		out = append(out, fromSteps(run)...)
 	}
-	return out, nil
+	return out, lines, nil
 }
 
 // timelines splits records by probe, in order of appearance: probes run one after the other and may each start at zero.
@@ -94,6 +103,9 @@ func timelines(records []workload.Record) [][]workload.Record {
 	return out
 }
 
+// idle is more than long enough for a device to cool down.
+const idle = 10 * time.Second
+
 // fromSteps reads logged steps. They carry no context lengths: those of decodes follow from the KV blocks in use before
 // the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
 // prefixes shared between running requests the KV usage counts them once and contexts come out too short.
@@ -101,8 +113,16 @@ func fromSteps(run Run) []cost.Observation {
 	var out []cost.Observation
 	slots := float64(run.NumGPUBlocks-1) * float64(run.Args.BlockSize)
 	usage, contextBefore := 0.0, false
+	var heat cost.Heat
+	var now time.Duration
 	for _, s := range run.Steps {
 		before, continued := usage, contextBefore
+		if usage == 0 {
+			now += idle // nothing was running, for how long the log does not say
+		}
+		all := cost.Step{PrefillTokens: s.ContextTokens, DecodeSeqs: s.GenerationRequests}
+		level := heat.During(all, now, s.Elapsed)
+		now += s.Elapsed
 		usage, contextBefore = s.KVUsage, s.ContextRequests > 0
 		if before < 0 || slots <= 0 || s.Elapsed <= 0 || s.ContextRequests > 1 || s.ContextRequests == 1 && continued ||
 			s.GenerationTokens != s.GenerationRequests || s.Preemptions > 0 {
@@ -111,6 +131,8 @@ func fromSteps(run Run) []cost.Observation {
 		step := cost.Step{
 			PrefillSeqs: s.ContextRequests, PrefillTokens: s.ContextTokens,
 			PrefillAttention: float64(s.ContextTokens) * float64(s.ContextTokens) / 2,
+			MaxChunk:         s.ContextTokens,
+			Heat:             level,
 			DecodeSeqs:       s.GenerationRequests,
 		}
 		if step.DecodeSeqs > 0 {
@@ -118,7 +140,7 @@ func fromSteps(run Run) []cost.Observation {
 			step.DecodeContext = max(step.DecodeSeqs, int(before*slots)-step.DecodeSeqs*run.Args.BlockSize/2)
 		}
 		out = append(out, cost.Observation{
-			Steps: []cost.Step{step}, Time: s.Elapsed, LaunchHidden: s.T < 0, Source: run.Name,
+			Steps: []cost.Step{step}, Time: s.Elapsed, Logged: s.T < 0, Source: run.Name,
 		})
 	}
 	return out

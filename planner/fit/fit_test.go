@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,27 @@ type served struct {
 	steps   []cost.Step
 }
 
+// bare is a model of the device alone, that does not heat.
+func bare(t *testing.T) *cost.Model {
+	t.Helper()
+	m := h200(t)
+	var values []float64
+	for _, c := range m.Coefficients {
+		if c.Name == "prepare" || strings.HasPrefix(c.Name, "launch_") || isThrottle(c) {
+			c.Value = 0
+		}
+		values = append(values, c.Value)
+	}
+	m, err := m.With(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.FrontEnd = cost.FrontEnd{}
+	return m
+}
+
+func isThrottle(c cost.Coefficient) bool { return c.Name == "throttled" }
+
 // arrival is a request of a test's workload.
 type arrival struct {
 	at             time.Duration
@@ -28,17 +50,18 @@ type arrival struct {
 
 // server runs arrivals through a first-come-first-served batch under a token budget, step after step, and streams every
 // token within spread of its step's end. It knows nothing of the reconstruction.
-func server(timer cost.Timer, arrivals []arrival, budget int, spread time.Duration, seed uint64) served {
+func server(timer *cost.Model, arrivals []arrival, budget int, spread time.Duration, seed uint64) served {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	type live struct{ done, tokens int }
 	state := make([]live, len(arrivals))
 	out := served{records: make([]workload.Record, len(arrivals))}
 	for i, a := range arrivals {
 		out.records[i] = workload.Record{
-			Index: i, Sent: a.at, PromptTokens: a.prompt, AskedTokens: a.output, FinishReason: "length",
+			Index: i, Sent: a.at - timer.FrontEnd.Arrival(a.prompt), PromptTokens: a.prompt, AskedTokens: a.output, FinishReason: "length",
 		}
 	}
 	var now time.Duration
+	idle := true
 	for finished := 0; finished < len(arrivals); {
 		var step cost.Step
 		var emits []int
@@ -60,6 +83,7 @@ func server(timer cost.Timer, arrivals []arrival, budget int, spread time.Durati
 				n := min(left, a.prompt-s.done)
 				step.PrefillSeqs++
 				step.PrefillTokens += n
+				step.MaxChunk = max(step.MaxChunk, n)
 				step.PrefillAttention += float64(n) * (float64(s.done) + float64(n)/2)
 				left -= n
 				if s.done += n; s.done == a.prompt {
@@ -74,10 +98,15 @@ func server(timer cost.Timer, arrivals []arrival, budget int, spread time.Durati
 					next = min(next, a.at)
 				}
 			}
-			now = next
+			now, idle = next, true
 			continue
 		}
-		now += timer.StepTime(step)
+		if idle {
+			now += firstStep(timer, step)
+		} else {
+			now += timer.StepTime(step)
+		}
+		idle = false
 		out.steps = append(out.steps, step)
 		for k, i := range emits {
 			late := time.Duration(0)
@@ -86,6 +115,7 @@ func server(timer cost.Timer, arrivals []arrival, budget int, spread time.Durati
 			}
 			r := &out.records[i]
 			r.Tokens = append(r.Tokens, workload.TokenEvent{At: now + late - r.Sent, Tokens: 1})
+			r.Tokens[len(r.Tokens)-1].At += timer.FrontEnd.Token
 			r.OutputTokens++
 			if state[i].tokens++; state[i].tokens == arrivals[i].output {
 				finished++
@@ -115,7 +145,7 @@ var workloads = map[string][]arrival{
 
 // On a server whose steps are known, every observation is exactly the sum of the steps that ran, in kind and in time.
 func TestObservationsAreTheStepsThatRan(t *testing.T) {
-	m := h200(t)
+	m := bare(t)
 	for name, arrivals := range workloads {
 		for _, spread := range []time.Duration{0, 500 * time.Microsecond} {
 			run := server(m, arrivals, 8192, spread, 1)
@@ -195,11 +225,14 @@ func TestObservationsLeaveOutWhatIsNotKnown(t *testing.T) {
 		}
 	}
 	// A prefix that the server counted is known.
-	run := server(m, []arrival{{0, 1000, 50}}, 8192, 0, 1)
+	run := server(bare(t), []arrival{{0, 1000, 50}}, 8192, 0, 1)
 	cached := 512
 	run.records[0].CachedTokens, run.records[0].SharedPrefixTokens = &cached, 512
 	o := mustObserve(t, Run{Records: run.records, Args: defaults})
-	want := cost.Step{PrefillSeqs: 1, PrefillTokens: 488, PrefillAttention: 488 * (512 + 244)}
+	want := cost.Step{PrefillSeqs: 1, PrefillTokens: 488, PrefillAttention: 488 * (512 + 244), MaxChunk: 488}
+	if len(o) > 0 {
+		o[0].Steps[0].Heat = 0
+	}
 	if len(o) == 0 || o[0].Steps[0] != want {
 		t.Errorf("first observation %+v, expected a step %+v", o, want)
 	}
@@ -274,6 +307,7 @@ func TestFromRunsLearnsAServer(t *testing.T) {
 	for _, c := range prior.Coefficients {
 		values = append(values, c.Value*(0.75+0.5*rng.Float64()))
 	}
+	values[slices.IndexFunc(prior.Coefficients, isThrottle)] = 0 // the server above does not follow the heat
 	truth, err := prior.With(values)
 	if err != nil {
 		t.Fatal(err)
@@ -304,8 +338,9 @@ func TestFromRunsLearnsAServer(t *testing.T) {
 	}
 	// The way to the server and what a lone prompt's step costs beyond its tokens show as a sum only.
 	for _, n := range []int{200, 2000, 8000} {
-		s := cost.Step{PrefillSeqs: 1, PrefillTokens: n, PrefillAttention: float64(n) * float64(n) / 2}
-		got, want := m.RequestLatency+m.TokenLatency+m.StepTime(s), truth.StepTime(s)
+		s := cost.Step{PrefillSeqs: 1, PrefillTokens: n, PrefillAttention: float64(n) * float64(n) / 2, MaxChunk: n}
+		got := m.FrontEnd.Arrival(n) + m.FrontEnd.Token + firstStep(m, s)
+		want := truth.FrontEnd.Arrival(n) + truth.FrontEnd.Token + firstStep(truth, s)
 		if e := float64(got)/float64(want) - 1; math.Abs(e) > 0.05 {
 			t.Errorf("first token of %d prompt tokens after %v, really %v", n, got, want)
 		}
@@ -334,17 +369,18 @@ func TestFromSteps(t *testing.T) {
 	// The third row's prompts may have histories, the fourth may continue one, the last has no context.
 	want := []cost.Observation{
 		{
-			Steps: []cost.Step{{PrefillSeqs: 1, PrefillTokens: 4096, PrefillAttention: 4096 * 4096 / 2}},
-			Time:  rows[0].Elapsed, LaunchHidden: true,
+			Steps: []cost.Step{{PrefillSeqs: 1, PrefillTokens: 4096, PrefillAttention: 4096 * 4096 / 2, MaxChunk: 4096}},
+			Time:  rows[0].Elapsed, Logged: true,
 		},
-		{Steps: []cost.Step{{DecodeSeqs: 1, DecodeContext: 4096 - 8}}, Time: rows[1].Elapsed, LaunchHidden: true},
+		{Steps: []cost.Step{{DecodeSeqs: 1, DecodeContext: 4096 - 8}}, Time: rows[1].Elapsed, Logged: true},
 		{Steps: []cost.Step{{DecodeSeqs: 2, DecodeContext: 4096 - 16}}, Time: rows[4].Elapsed},
 	}
 	if len(o) != len(want) {
 		t.Fatalf("%d observations: %+v", len(o), o)
 	}
 	for i := range want {
-		if o[i].Steps[0] != want[i].Steps[0] || o[i].Time != want[i].Time || o[i].LaunchHidden != want[i].LaunchHidden {
+		o[i].Steps[0].Heat = 0
+		if o[i].Steps[0] != want[i].Steps[0] || o[i].Time != want[i].Time || o[i].Logged != want[i].Logged {
 			t.Errorf("%d: %+v, expected %+v", i, o[i], want[i])
 		}
 	}
@@ -365,4 +401,10 @@ func TestFromRunsErrors(t *testing.T) {
 	if _, err := FromRuns(ctx, prior, []Run{{Args: defaults}}, Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
+}
+
+// firstStep is how long a step takes that finds host and device idle.
+func firstStep(m *cost.Model, s cost.Step) time.Duration {
+	prepare, launch := m.HostTime(s)
+	return prepare + max(launch, m.StepTime(s))
 }

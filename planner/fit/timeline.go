@@ -50,6 +50,7 @@ type timeline struct {
 	// sending, and latest[i] is the last burst in which one of sent[:i+1] got its first token.
 	waiting, sent, latest []int
 	budget                int
+	heat                  cost.Heat
 	threshold             int
 }
 
@@ -242,14 +243,16 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 				alone++
 			}
 		}
-		piece.FromSend = alone == 1 && (k == 0 || sent > start)
-		start, usable = sent, piece.FromSend
+		start, usable = sent, alone == 1 && (k == 0 || sent > start)
+		if usable {
+			piece.Prompt = t.requests[queue[0]].prompt
+		}
 	}
 	previous := start
 	for j := k; j <= end; j++ {
 		b := &t.bursts[j]
 		usable = usable && !b.bad
-		step := decode(b)
+		step, first := decode(b), len(piece.Steps)
 		budget := t.budget - b.decodes
 		for len(queue) > 0 && t.requests[queue[0]].first == j {
 			q := &t.requests[queue[0]]
@@ -274,6 +277,7 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 			}
 		}
 		piece.Steps = append(piece.Steps, step)
+		t.warm(piece.Steps[first:], previous, b.at)
 		previous = b.at
 		if j == end || !usable || len(piece.Steps) >= manySteps && end-j >= manySteps {
 			if piece.Time = b.at - start; usable && (calm && j == end || len(piece.Steps) >= manySteps) {
@@ -285,10 +289,27 @@ func (t *timeline) replay(k, end int, queue []int, source string) []cost.Observa
 	return out
 }
 
+// warm tells steps that ran one after the other between two moments how hot the device was. Each is given its share of
+// the time by its tokens, those of the weights' reading included.
+func (t *timeline) warm(steps []cost.Step, from, to time.Duration) {
+	const weights = 256 // tokens that take about as long as reading the weights
+	all := 0
+	for _, s := range steps {
+		all += s.Tokens() + weights
+	}
+	for i := range steps {
+		d := time.Duration(float64(to-from) * float64(steps[i].Tokens()+weights) / float64(all))
+		steps[i].Heat = t.heat.During(steps[i], from, d)
+		from += d
+		all -= steps[i].Tokens() + weights
+	}
+}
+
 // take computes n tokens of a prompt in a step.
 func take(s *cost.Step, q *request, n int) {
 	s.PrefillSeqs++
 	s.PrefillTokens += n
+	s.MaxChunk = max(s.MaxChunk, n)
 	s.PrefillAttention += float64(n) * (float64(q.history) + float64(n)/2)
 	q.left -= n
 	q.history += n

@@ -23,7 +23,10 @@ func CostTable(w io.Writer, m *cost.Model) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(b, "knee %d tokens, request latency %v, token latency %v\n", m.Knee, m.RequestLatency, m.TokenLatency)
+	fmt.Fprintf(b, "knee %d tokens, CUDA graphs up to %d tokens\n", m.Knee, m.MaxGraph)
+	f := m.FrontEnd
+	fmt.Fprintf(b, "front end: %v per request (thread busy for %v and %v per prompt token), %v to the client, %v per event\n",
+		f.Request, f.Handle, f.PromptToken, f.Token, f.Event)
 	return b.Flush()
 }
 

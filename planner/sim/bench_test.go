@@ -13,6 +13,8 @@ import (
 // linear is a step-time model: seconds per step, per token of prefill and decode, per token of decoded context.
 type linear struct{ step, prefill, decode, context float64 }
 
+func (linear) HostTime(cost.Step) (prepare, launch time.Duration) { return 0, 0 }
+
 func (l linear) StepTime(s cost.Step) time.Duration {
 	t := l.step + l.prefill*float64(s.PrefillTokens) + l.decode*float64(s.DecodeSeqs) + l.context*float64(s.DecodeContext)
 	return time.Duration(t * 1e9)

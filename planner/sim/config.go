@@ -68,8 +68,9 @@ func (c Config) Validate() error {
 			c.NumGPUBlocks, c.MaxModelLen, need, c.BlockSize, max(0, c.NumGPUBlocks-1)*c.BlockSize)
 	case c.release() < 18 || c.release() > newest:
 		return fmt.Errorf("release is %d: the rules of vLLM 0.18 to 0.%d are known", c.Release, newest)
-	case c.RequestLatency < 0 || c.TokenLatency < 0:
-		return errors.New("request and token latency must not be negative")
+	case min(c.FrontEnd.Handle, c.FrontEnd.PromptToken, c.FrontEnd.Token, c.FrontEnd.Event) < 0 ||
+		c.FrontEnd.Request < c.FrontEnd.Handle:
+		return errors.New("the front end's times must not be negative, nor its request time below the part to handle one")
 	}
 	return nil
 }

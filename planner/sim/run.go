@@ -17,11 +17,12 @@ type Options struct {
 	Steps, Series bool
 }
 
-// Run serves a workload in virtual time: the client sends on the workload's schedule without delay, a request reaches
-// the scheduler RequestLatency later, a token reaches the client TokenLatency after its step. Steps run one after the
-// other; each takes what timer says. With asynchronous scheduling two batches are in flight: when one ends, its tokens
-// are delivered, requests that have come are taken in, and the next batch is scheduled while the other runs
-// (EngineCore.step_with_batch_queue). Synchronous scheduling is serial.
+// Run serves a workload in virtual time: the client sends on the workload's schedule without delay; the front end, one
+// thread, hands requests to the scheduler and tokens to the client. Steps run one after the other on the device; each
+// takes what timer says, and not less than the host's launch, during which the host does nothing else. With asynchronous
+// scheduling two batches are in flight: when one ends, its tokens are delivered, requests that have come are taken in,
+// and the next batch is scheduled while the other runs (EngineCore.step_with_batch_queue). Synchronous scheduling is
+// serial.
 //
 // The same arguments give the same Outcome. The error is Validate's, or ctx's.
 func Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload, opt Options) (*Outcome, error) {
@@ -33,6 +34,7 @@ func Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload
 		cfg: cfg, timer: timer, work: w, scheduler: s, release: workload.NewSchedule(w), depth: 1,
 		out:      &Outcome{Records: make([]workload.Record, len(w.Requests))},
 		progress: make([]progress, len(w.Requests)),
+		front:    frontEnd{FrontEnd: cfg.FrontEnd},
 		prefixes: newPrefixes(cfg, w),
 	}
 	if cfg.AsyncScheduling {
@@ -86,8 +88,10 @@ type run struct {
 	progress  []progress
 	depth     int // batches in flight
 
-	now      time.Duration // the engine's clock
+	now      time.Duration // the engine's clock, which is the host's
 	device   time.Duration // when the device is free
+	front    frontEnd
+	heat     cost.Heat
 	flights  []flight
 	working  int      // flights that compute something
 	victims  int      // preempted since the last step with work
@@ -144,18 +148,7 @@ func (r *run) next() (at time.Duration, ok bool) {
 
 // takeIn lets the client act up to now, and gives the scheduler the requests that have reached it.
 func (r *run) takeIn() error {
-	for {
-		index, due, ok := r.release.Next()
-		if len(r.ending) > 0 && r.ending[0].at <= r.now && (!ok || r.ending[0].at <= due) {
-			r.release.Done(r.ending[0].index, r.ending[0].at)
-			r.ending = r.ending[1:]
-			continue
-		}
-		if !ok || due > r.now {
-			break
-		}
-		r.send(index, due)
-	}
+	r.clients(r.now)
 	for len(r.arriving) > 0 && r.arriving[0].at <= r.now {
 		i := r.arriving[0].index
 		r.arriving = r.arriving[1:]
@@ -172,6 +165,22 @@ func (r *run) takeIn() error {
 	return nil
 }
 
+// clients lets the client act up to a moment.
+func (r *run) clients(until time.Duration) {
+	for {
+		index, due, ok := r.release.Next()
+		if len(r.ending) > 0 && r.ending[0].at <= until && (!ok || r.ending[0].at <= due) {
+			r.release.Done(r.ending[0].index, r.ending[0].at)
+			r.ending = r.ending[1:]
+			continue
+		}
+		if !ok || due > until {
+			return
+		}
+		r.send(index, due)
+	}
+}
+
 // send is the client's act: a request that the API server refuses ends at once.
 func (r *run) send(index int, due time.Duration) {
 	rec := &r.out.Records[index]
@@ -181,7 +190,7 @@ func (r *run) send(index int, due time.Duration) {
 		rec.Due = &r.progress[index].due
 	}
 	r.release.Pop()
-	at := moment{index, due + r.cfg.RequestLatency}
+	at := moment{index, r.front.receive(due, rec.PromptTokens)}
 	q := &r.work.Requests[index]
 	if _, err := r.cfg.Admit(rec.PromptTokens, q.OutputTokens); err != nil {
 		rec.Error = err.Error()
@@ -219,9 +228,12 @@ func (r *run) launch() (*Batch, error) {
 	}
 	r.victims += len(b.Preempted)
 	if len(b.Items) > 0 {
+		prepare, launch := r.timer.HostTime(b.Step)
+		r.compute(prepare)
 		start := max(r.now, r.device)
-		elapsed := max(0, r.timer.StepTime(b.Step))
-		f.end = start + elapsed
+		r.compute(launch)
+		f.end = max(start+max(0, r.heat.StepTime(r.timer, b.Step, start)), r.now)
+		elapsed := f.end - start
 		r.device = f.end
 		r.out.Busy += elapsed
 		r.working++
@@ -242,12 +254,29 @@ func (r *run) launch() (*Batch, error) {
 	return b, nil
 }
 
+// compute keeps the host busy for d, and for as long as it takes to read the requests that come meanwhile: the engine
+// core's threads share an interpreter (64 requests at once on an idle H200 server: the first has its token after 63 ms,
+// alone it would after 13 ms, and all others are in the second step).
+func (r *run) compute(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	until := r.now + d + max(0, r.front.reading-r.now)
+	for until > r.now {
+		r.now = until
+		before := r.front.handled
+		r.clients(until)
+		until += r.front.handled - before
+	}
+}
+
 // land waits for the oldest batch and delivers its tokens.
 func (r *run) land() {
 	f := r.flights[0]
 	r.flights = slices.Delete(r.flights, 0, 1)
 	r.now = max(r.now, f.end)
 	computes := len(f.batch.Items) > 0
+	r.clients(r.now) // what was sent before is in the front end's queue before the tokens
 	r.deliver(r.scheduler.Update(f.batch))
 	r.observe()
 	if computes {
@@ -263,6 +292,7 @@ func (r *run) land() {
 
 func (r *run) deliver(events []Event) {
 	tokens := len(events)
+	at := r.front.stream(r.now, len(events))
 	for i := range events {
 		e := &events[i]
 		rec, p := &r.out.Records[e.ID], &r.progress[e.ID]
@@ -278,14 +308,15 @@ func (r *run) deliver(events []Event) {
 			n = r.cfg.Stream(e.Output, e.Finished)
 		}
 		if n > 0 {
-			rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: r.now + r.cfg.TokenLatency - rec.Sent, Tokens: n})
+			rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: at - rec.Sent, Tokens: n})
 		}
 		if e.Finished {
 			rec.OutputTokens = e.Output
 			rec.FinishReason = "length"
 			r.tally.last(r.now, rec.Sent, p, e.Output)
-			r.end(moment{e.ID, r.now + r.cfg.TokenLatency})
+			r.end(moment{e.ID, at})
 		}
+		at += r.cfg.FrontEnd.Event
 	}
 	if len(events) > 0 {
 		r.tally.iterations++

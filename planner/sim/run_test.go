@@ -18,7 +18,8 @@ import (
 // tick is a step of one millisecond, whatever it does.
 type tick struct{}
 
-func (tick) StepTime(cost.Step) time.Duration { return time.Millisecond }
+func (tick) StepTime(cost.Step) time.Duration                   { return time.Millisecond }
+func (tick) HostTime(cost.Step) (prepare, launch time.Duration) { return 0, 0 }
 
 // small is a server on which single blocks matter.
 var small = Config{
@@ -265,7 +266,7 @@ func TestTimeline(t *testing.T) {
 		// Batch 2 was launched with batch 1: the second request is in batch 3.
 		{"async", with(small, func(c *Config) { c.AsyncScheduling = true }),
 			[]time.Duration{1 * ms, 2 * ms, 3 * ms, 4 * ms}, []time.Duration{3 * ms, 4 * ms}},
-		{"latencies", with(small, func(c *Config) { c.RequestLatency, c.TokenLatency = 10*ms, ms/4 }),
+		{"latencies", with(small, func(c *Config) { c.FrontEnd = cost.FrontEnd{Request: 10 * ms, Token: ms / 4} }),
 			[]time.Duration{11*ms + ms/4, 12*ms + ms/4, 13*ms + ms/4, 14*ms + ms/4},
 			[]time.Duration{12*ms + ms/4, 13*ms + ms/4}},
 	} {
@@ -455,7 +456,7 @@ func TestConservation(t *testing.T) {
 func TestClosedLoopKeepsItsConcurrency(t *testing.T) {
 	w := poisson(200, 1, 50, 20, 5)
 	w.Concurrency = 7
-	out := mustRun(t, with(h200, func(c *Config) { c.TokenLatency = time.Millisecond }), h100ish, w)
+	out := mustRun(t, with(h200, func(c *Config) { c.FrontEnd.Token = time.Millisecond }), h100ish, w)
 	peak := 0
 	for _, s := range out.Steps {
 		peak = max(peak, s.Running+s.Waiting)

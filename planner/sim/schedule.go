@@ -223,7 +223,18 @@ func (it *Item) addTo(step *cost.Step, sign int) {
 	}
 	step.PrefillSeqs += sign
 	step.PrefillTokens += sign * it.Tokens
+	step.MaxChunk = max(step.MaxChunk, it.Tokens)
 	step.PrefillAttention += float64(sign*it.Tokens) * (float64(it.Start) + float64(it.Tokens)/2)
+}
+
+func longestChunk(items []Item) int {
+	n := 0
+	for i := range items {
+		if items[i].Prefill {
+			n = max(n, items[i].Tokens)
+		}
+	}
+	return n
 }
 
 // victim is the place in running of the request to preempt: the last one, or under the priority policy the first of
@@ -249,6 +260,7 @@ func (s *Scheduler) drop(b *Batch, slot int32) (refund int) {
 		if it := b.Items[i]; it.slot == slot {
 			it.addTo(&b.Step, -1)
 			b.Items = slices.Delete(b.Items, i, i+1)
+			b.Step.MaxChunk = longestChunk(b.Items)
 			s.stats.ComputedTokens -= int64(it.Tokens)
 			s.requests[slot].inFlight--
 			return it.Tokens

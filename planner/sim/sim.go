@@ -8,6 +8,7 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/workload"
+	"kvtune/planner/cost"
 )
 
 // Config are the scheduler's settings with nothing left open: every field holds.
@@ -39,10 +40,8 @@ type Config struct {
 	// free queue (24), how prefix queries are counted (27), the threshold of a lone request (31), outputs that leave
 	// max_model_len (32), a request that preempts itself under the priority policy (33).
 	Release int
-	// RequestLatency is the time from the send until the scheduler sees a request; TokenLatency that from the end of a
-	// step until its tokens are at the client, the first token's too. A request that meets an idle engine gets its first
-	// token after RequestLatency, its step and TokenLatency.
-	RequestLatency, TokenLatency time.Duration
+	// FrontEnd is the API server's part: when a request reaches the scheduler, and its tokens the client.
+	FrontEnd cost.FrontEnd
 }
 
 // Outcome is what a simulated run gave.

@@ -12,13 +12,13 @@ func gib(n float64) int64 { return int64(n * (1 << 30)) }
 func GPUs() []GPU {
 	return []GPU{
 		{
-			Name: "H200", Memory: gib(139.8), Bandwidth: 4.8 * tera, BF16: 989.5 * tera, FP8: 1979 * tera,
+			Name: "H200", SMs: 132, Memory: gib(139.8), Bandwidth: 4.8 * tera, BF16: 989.5 * tera, FP8: 1979 * tera,
 			Link:    450e9,
 			Source:  "NVIDIA H200 Tensor Core GPU datasheet (SXM)",
 			aliases: []string{"h200sxm", "h200141gb", "h200nvl", "h200sxm141gb"},
 		},
 		{
-			Name: "RTX-PRO-6000", Memory: gib(94.97), Bandwidth: 1.792 * tera, BF16: 503.8 * tera, FP8: 1007.6 * tera,
+			Name: "RTX-PRO-6000", SMs: 188, Memory: gib(94.97), Bandwidth: 1.792 * tera, BF16: 503.8 * tera, FP8: 1007.6 * tera,
 			Link:   64e9,
 			Source: "NVIDIA RTX Blackwell PRO GPU architecture whitepaper (workstation edition)",
 			aliases: []string{
@@ -26,42 +26,42 @@ func GPUs() []GPU {
 			},
 		},
 		{
-			Name: "A100-80GB", Memory: gib(79.25), Bandwidth: 2.039 * tera, BF16: 312 * tera,
+			Name: "A100-80GB", SMs: 108, Memory: gib(79.25), Bandwidth: 2.039 * tera, BF16: 312 * tera,
 			Link:    300e9,
 			Source:  "NVIDIA A100 Tensor Core GPU datasheet (80GB SXM)",
 			aliases: []string{"a100", "a100sxm", "a100sxm80gb", "a100sxm480gb", "a10080gbpcie", "a100pcie80gb"},
 		},
 		{
-			Name: "H100-SXM", Memory: gib(79.1), Bandwidth: 3.35 * tera, BF16: 989.5 * tera, FP8: 1979 * tera,
+			Name: "H100-SXM", SMs: 132, Memory: gib(79.1), Bandwidth: 3.35 * tera, BF16: 989.5 * tera, FP8: 1979 * tera,
 			Link:    450e9,
 			Source:  "NVIDIA H100 Tensor Core GPU datasheet (SXM)",
 			aliases: []string{"h100", "h10080gb", "h10080gbhbm3", "h100sxm5", "h100sxm80gb", "h100sxm580gb"},
 		},
 		{
-			Name: "H100-PCIe", Memory: gib(79.1), Bandwidth: 2.0 * tera, BF16: 756.5 * tera, FP8: 1513 * tera,
+			Name: "H100-PCIe", SMs: 114, Memory: gib(79.1), Bandwidth: 2.0 * tera, BF16: 756.5 * tera, FP8: 1513 * tera,
 			Link:    64e9,
 			Source:  "NVIDIA H100 PCIe GPU product brief PB-11133",
 			aliases: []string{"h10080gbpcie", "h100pcie80gb"},
 		},
 		{
-			Name: "L40S", Memory: gib(44.4), Bandwidth: 0.864 * tera, BF16: 362.05 * tera, FP8: 733 * tera,
+			Name: "L40S", SMs: 142, Memory: gib(44.4), Bandwidth: 0.864 * tera, BF16: 362.05 * tera, FP8: 733 * tera,
 			Link:   32e9,
 			Source: "NVIDIA L40S GPU datasheet", aliases: []string{"l40s48gb"},
 		},
 		{
-			Name: "A100-40GB", Memory: gib(39.4), Bandwidth: 1.555 * tera, BF16: 312 * tera,
+			Name: "A100-40GB", SMs: 108, Memory: gib(39.4), Bandwidth: 1.555 * tera, BF16: 312 * tera,
 			Link:    300e9,
 			Source:  "NVIDIA A100 Tensor Core GPU datasheet (40GB SXM)",
 			aliases: []string{"a100sxm40gb", "a100sxm440gb", "a10040gbpcie", "a100pcie40gb"},
 		},
 		{
-			Name: "RTX-4090", Memory: gib(23.55), Bandwidth: 1.008 * tera, BF16: 165.2 * tera, FP8: 330.3 * tera,
+			Name: "RTX-4090", SMs: 128, Memory: gib(23.55), Bandwidth: 1.008 * tera, BF16: 165.2 * tera, FP8: 330.3 * tera,
 			Link:    32e9,
 			Source:  "NVIDIA Ada GPU architecture whitepaper, appendix A",
 			aliases: []string{"4090", "geforcertx4090", "rtx409024gb"},
 		},
 		{
-			Name: "L4", Memory: gib(22.05), Bandwidth: 0.3 * tera, BF16: 121 * tera, FP8: 242.5 * tera,
+			Name: "L4", SMs: 58, Memory: gib(22.05), Bandwidth: 0.3 * tera, BF16: 121 * tera, FP8: 242.5 * tera,
 			Link:   32e9,
 			Source: "NVIDIA L4 Tensor Core GPU datasheet", aliases: []string{"l424gb"},
 		},

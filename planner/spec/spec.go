@@ -16,6 +16,8 @@ type GPU struct {
 	Memory int64
 	// CPU marks vLLM's CPU platform: no device memory to divide, another block size, no async scheduling.
 	CPU bool
+	// SMs is the number of streaming multiprocessors.
+	SMs int
 	// Bandwidth is the peak memory bandwidth in B/s.
 	Bandwidth float64
 	// BF16 and FP8 are dense tensor-core peaks in flop/s; FP8 is 0 where the part has none.
