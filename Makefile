@@ -22,10 +22,10 @@ CUDA_SOURCES := decode prefill move peak
 CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test test-kernels cuda lint test-vllm record-vllm fuzz golden clean tools
+.PHONY: help build run test test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm fuzz golden clean tools
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 build: tools ## build bin/kvtune
 	$(GO) build -o bin/kvtune ./cmd/kvtune
@@ -49,9 +49,43 @@ cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with t
 	$(CUDA_ENV) $(GO) test -tags cuda ./cuda ./kernels/gpu
 	$(CUDA_ENV) $(GO) build -tags cuda -o bin/kvtune-cuda ./cmd/kvtune
 
-kernels/gpu/image/%.fatbin: kernels/gpu/%.cu kernels/gpu/attention.cuh kernels/gpu/cache.cuh
-	$(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
-	  $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
+# On a machine with the GPU, a Go toolchain and a CUDA compiler. bench/record.sh alone needs the programs only.
+GPU ?= h200
+bench-gpu: cuda ## measure a GPU into bench/results/$(GPU), beside vLLM's kernels where PYTHON has them (5 minutes)
+	$(CUDA_ENV) $(GO) test -tags cuda -c -o bin/gpu.test ./kernels/gpu
+	$(CUDA_ENV) $(GO) test -tags cuda -c -o bin/bench.test ./bench
+	./bench/record.sh bin bench/results/$(GPU)
+
+bench-h200: ## the same on an H200
+	$(MAKE) bench-gpu GPU=h200
+
+CUDA_HEADERS := kernels/gpu/attention.cuh kernels/gpu/cache.cuh
+COMPILE_CUDA  = $(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< \
+  $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
+  $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
+
+kernels/gpu/image/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
+	$(COMPILE_CUDA)
+
+# What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they compile,
+# and the program is built with the headers of three CUDA versions and run where no device is.
+CUDA_DIR     := $(CACHE)/cuda
+CUDA_CHECKS  := $(CUDA_SOURCES:%=$(CUDA_DIR)/images/%.fatbin)
+CUDA_TESTED  := ./cuda ./kernels/gpu ./bench
+$(CUDA_DIR)/images/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
+	@mkdir -p $(@D)
+	$(COMPILE_CUDA)
+
+test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (installs a CUDA compiler; about 4 minutes)
+	@ldconfig -p | grep -q libcuda.so || { echo "a driver library is missing: an NVIDIA driver, or Debian's libcuda1 (contrib, non-free)"; exit 1; }
+	./cuda/install-cuda.sh $(CUDA_DIR)
+	$(MAKE) --no-print-directory NVCC=$(CUDA_DIR)/bin/nvcc NVCC_FLAGS=-DONLY_HEAD_SIZE_128 CUDA_ARCHES="90 90a" $(CUDA_CHECKS)
+	for cuda in 11 12 13; do \
+	  export CGO_CFLAGS="-I$(CURDIR)/cuda/compat -I$(CUDA_DIR)/include/$$cuda -O2 -Wno-deprecated-declarations"; \
+	  $(GO) vet -tags cuda $(CUDA_TESTED) && $(GO) build -tags cuda -o $(CUDA_DIR)/kvtune-cuda ./cmd/kvtune && \
+	  $(GO) test -tags cuda ./cuda ./kernels/gpu || exit 1; done
+	$(CUDA_DIR)/kvtune-cuda bench --axis block_size=16 --axis batch=1 --axis context=64 --rounds 1 --time 20ms \
+	  --no-ceilings --output-dir $(CUDA_DIR)/out | grep -e 'host backend' -e 'measured, gpu'
 
 lint: tools
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

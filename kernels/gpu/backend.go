@@ -18,7 +18,7 @@ var images embed.FS
 // Backend is an open GPU. It is used by one goroutine at a time.
 type Backend struct {
 	// Warm lets every launch work on the same memory. Otherwise launches take copies of the inputs in turn: together at
-	// least four times the L2 cache, so that each finds its data in the device's memory, and if possible four or more,
+	// least four times the L2 cache, so that each finds its data in the device's memory, and if possible eight or more,
 	// since how fast memory is depends on where it lies, by up to a percent.
 	Warm bool
 	// Info describes the device.

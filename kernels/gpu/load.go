@@ -292,7 +292,7 @@ func (l *loader) launch(f *cuda.Function, items int64, y int, arguments cuda.Arg
 // sets copies the inputs, and the destination where the operation has one, to the device: once, and then on the device
 // as often as it takes for launches to find them out of the L2 cache.
 func (l *loader) sets(out kernels.Output) []set {
-	const most, least, room = 1024, 4, 8 << 30 // room: bytes that copies beyond the cold ones may take
+	const most, least, room = 1024, 8, 8 << 30 // room: bytes that copies beyond the cold ones may take
 	c, count := l.in.Case, 1
 	if cold := 4 * l.b.Info.L2; !l.b.Warm && c.Op != kernels.OpSwapIn && c.Op != kernels.OpSwapOut {
 		count = int(min((cold+c.Bytes()-1)/c.Bytes(), most))
