@@ -30,8 +30,8 @@ help: ## list the targets
 build: tools ## build bin/kvtune
 	$(GO) build -o bin/kvtune ./cmd/kvtune
 
-run: build ## profile, plan, verify and report on the embedded engine (no GPU, no vLLM), into results/
-	./bin/kvtune workflow --quick-test --target-optimization balanced --output-dir results
+run: build ## measure block sizes, then profile, plan, verify, report on the embedded engine, into results/
+	./bin/kvtune workflow --bench --quick-test --target-optimization balanced --output-dir results
 
 # Long arithmetic without shared state in Go (C kernels, statistics of many samples): once, without the race detector.
 RACELESS := kernels/host harness/timing harness/compare

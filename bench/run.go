@@ -15,7 +15,6 @@ import (
 	"kvtune/harness/telemetry"
 	"kvtune/harness/timing"
 	"kvtune/kernels"
-	"kvtune/kernels/layout"
 )
 
 // Options of a run.
@@ -315,26 +314,6 @@ func (out *Outcome) rank(values map[string][]float64) {
 	for i, p := range stats.Holm(ps) {
 		rows[tested[i]].P = &p
 	}
-}
-
-// significant is the level at which a difference to the best counts, after Holm's correction.
-const significant = 0.01
-
-// layouts and block sizes in the order of the cases.
-func (out *Outcome) axis(g kernels.Case) (layouts []layout.Layout, sizes []int) {
-	seenLayout, seenSize := map[layout.Layout]bool{}, map[int]bool{}
-	for _, c := range out.cases {
-		if group(c) != g {
-			continue
-		}
-		if !seenLayout[c.Layout] {
-			seenLayout[c.Layout], layouts = true, append(layouts, c.Layout)
-		}
-		if !seenSize[c.BlockSize] {
-			seenSize[c.BlockSize], sizes = true, append(sizes, c.BlockSize)
-		}
-	}
-	return layouts, sizes
 }
 
 // groups are the different groups of the cases, in order.

@@ -136,16 +136,16 @@ func TestRun(t *testing.T) {
 		if row.Cycles == nil || math.Abs(*row.Cycles/(2e9*row.Median)-1) > 0.005 {
 			t.Errorf("%s: cycles %v at 2 GHz", row.Case, row.Cycles)
 		}
-		r := benchRow{&out.Bench.Cases[i]}
+		r := &out.Bench.Cases[i]
 		switch {
 		case row.Best:
 			best++
 		case row.Axes["block_size"] == "1":
-			if !r.significant() || math.Abs(*row.Slower-1.2) > 0.01 || *row.SlowerLow > 1.2 || *row.SlowerHigh < 1.2 {
+			if !r.Significant() || math.Abs(*row.Slower-1.2) > 0.01 || *row.SlowerLow > 1.2 || *row.SlowerHigh < 1.2 {
 				t.Errorf("%s: %+v", row.Case, row)
 			}
-		case math.Abs(*row.Slower-1) > 0.005 || !strings.HasSuffix(r.cost(), "%") && !strings.HasSuffix(r.cost(), "~"):
-			t.Errorf("%s: %s", row.Case, r.cost())
+		case math.Abs(*row.Slower-1) > 0.005 || !strings.HasSuffix(r.Cost(), "%") && !strings.HasSuffix(r.Cost(), "~"):
+			t.Errorf("%s: %s", row.Case, r.Cost())
 		}
 	}
 	if best != 2 {

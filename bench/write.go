@@ -48,7 +48,7 @@ func (out *Outcome) Save(f *archive.Folder) error {
 	if err := f.WriteHistograms(b.Name, b.Conditions.Started, intervals); err != nil {
 		return err
 	}
-	maps := out.heatMaps()
+	maps := report.KernelMaps(b)
 	if len(maps) == 0 {
 		return nil
 	}
@@ -57,91 +57,27 @@ func (out *Outcome) Save(f *archive.Folder) error {
 
 func seconds(s float64) time.Duration { return time.Duration(math.Round(s * 1e9)) }
 
-// heatMaps draws what every layout and block size costs against the best, a map for each group that has more than one.
-func (out *Outcome) heatMaps() []report.HeatMap {
-	var maps []report.HeatMap
-	for _, g := range out.groups() {
-		layouts, sizes := out.axis(g)
-		if len(layouts)*len(sizes) < 2 {
-			continue
-		}
-		temperature := "warm"
-		if out.Bench.Cold {
-			temperature = "cold"
-		}
-		m := report.HeatMap{Title: temperature + " " + title(g),
-			Says:   "time above the fastest's (~ not significant); " + out.Bench.Device,
-			XLabel: "block_size", YLabel: "layout"}
-		for _, size := range sizes {
-			m.X = append(m.X, strconv.Itoa(size))
-		}
-		for _, l := range layouts {
-			values, texts := make([]float64, len(sizes)), make([]string, len(sizes))
-			for i, size := range sizes {
-				c := g
-				c.Layout, c.BlockSize = l, size
-				values[i], texts[i] = math.NaN(), "-"
-				if row := out.row(c); row != nil {
-					values[i], texts[i] = max(0, row.slower()-1), row.cost()
-				}
-			}
-			m.Y, m.Values, m.Texts = append(m.Y, l.String()), append(m.Values, values), append(m.Texts, texts)
-		}
-		maps = append(maps, m)
-	}
-	return maps
-}
-
-// benchRow is a row of the benchmark with what is said of it.
-type benchRow struct{ *harness.BenchCase }
-
-func (out *Outcome) row(c kernels.Case) *benchRow {
-	for i := range out.cases {
-		if out.cases[i] == c {
-			return &benchRow{&out.Bench.Cases[i]}
+// name is the name of a group.
+func (out *Outcome) name(g kernels.Case) string {
+	for i, c := range out.cases {
+		if group(c) == g {
+			return out.Bench.Cases[i].Group()
 		}
 	}
-	return nil
-}
-
-func (r *benchRow) slower() float64 {
-	if r.Slower == nil {
-		return 1
-	}
-	return *r.Slower
-}
-
-// cost is what the row costs against the best: "best", "+12.3 %", "+0.1 % ~" where that is not significant.
-func (r *benchRow) cost() string {
-	if r.Slower == nil {
-		return "best"
-	}
-	text := fmt.Sprintf("%+.1f %%", 100*(*r.Slower-1))
-	if !r.significant() {
-		text += " ~"
-	}
-	return text
-}
-
-func (r *benchRow) significant() bool { return r.P != nil && *r.P < significant }
-
-// title is a group without the axes that its cases differ in.
-func title(g kernels.Case) string {
-	parts := strings.Split(g.Name(), "/")
-	kept := parts[:1]
-	for _, part := range parts[1:] {
-		if !strings.HasPrefix(part, "layout=") && !strings.HasPrefix(part, "block_size=") {
-			kept = append(kept, part)
-		}
-	}
-	return strings.Join(kept, " ")
+	return g.Name()
 }
 
 // Verdict is what the run says, in one line: the best of every group, and what the slowest costs against it.
 func (out *Outcome) Verdict() string {
+	const most = 4 // groups; the tables have them all
 	var says []string
-	for _, g := range out.groups() {
-		var best, worst *benchRow
+	groups := out.groups()
+	for at, g := range groups {
+		if at == most {
+			says = append(says, fmt.Sprintf("and %d more groups", len(groups)-most))
+			break
+		}
+		var best, worst *harness.BenchCase
 		var bestCase, worstCase kernels.Case
 		n := 0
 		for i, c := range out.cases {
@@ -149,18 +85,18 @@ func (out *Outcome) Verdict() string {
 				continue
 			}
 			n++
-			row := &benchRow{&out.Bench.Cases[i]}
+			row := &out.Bench.Cases[i]
 			if row.Best {
 				best, bestCase = row, c
-			} else if worst == nil || row.slower() > worst.slower() {
+			} else if worst == nil || *row.Slower > *worst.Slower {
 				worst, worstCase = row, c
 			}
 		}
 		text := fmt.Sprintf("%s: %s", g.Op, rate(best.Bandwidth()))
 		if n > 1 {
 			text = fmt.Sprintf("%s: block_size %d %s is fastest (%s); block_size %d %s costs %+.1f %%", g.Op, bestCase.BlockSize,
-				bestCase.Layout, rate(best.Bandwidth()), worstCase.BlockSize, worstCase.Layout, 100*(worst.slower()-1))
-			if !worst.significant() {
+				bestCase.Layout, rate(best.Bandwidth()), worstCase.BlockSize, worstCase.Layout, 100*(*worst.Slower-1))
+			if !worst.Significant() {
 				text += ", which is not significant"
 			}
 		}
@@ -220,7 +156,7 @@ func (out *Outcome) Text(w io.Writer) error {
 		fmt.Fprintln(o)
 	}
 	for _, g := range out.groups() {
-		fmt.Fprintf(o, "\n%s\n", title(g))
+		fmt.Fprintf(o, "\n%s\n", out.name(g))
 		t := tabwriter.NewWriter(o, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprint(t, "block_size\tlayout\ttime us\t+-%\tGB/s\t")
 		if b.Link(string(g.Op)) != nil {
@@ -234,13 +170,13 @@ func (out *Outcome) Text(w io.Writer) error {
 		fmt.Fprint(t, "against the best\tp (Holm)\tsignificant\tsamples\tstopped\t\n")
 		for i, c := range out.cases {
 			if group(c) == g {
-				out.line(t, g, c, &benchRow{&b.Cases[i]})
+				out.line(t, g, c, &b.Cases[i])
 			}
 		}
 		t.Flush()
 	}
 	fmt.Fprintf(o, "\nMedians of one launch; significant: Mann-Whitney test on nearly independent values,\n"+
-		"p below %v after Holm's correction.\n", significant)
+		"p below %v after Holm's correction.\n", harness.BenchSignificance)
 	return o.Flush()
 }
 
@@ -260,7 +196,7 @@ func (out *Outcome) caseWarnings(w io.Writer) {
 	}
 }
 
-func (out *Outcome) line(w io.Writer, g, c kernels.Case, r *benchRow) {
+func (out *Outcome) line(w io.Writer, g, c kernels.Case, r *harness.BenchCase) {
 	half := ""
 	if r.Low != nil {
 		half = fmt.Sprintf("%.2f", 100*(*r.High-*r.Low)/2/r.Median)
@@ -281,7 +217,7 @@ func (out *Outcome) line(w io.Writer, g, c kernels.Case, r *benchRow) {
 			against += fmt.Sprintf(" (%+.1f to %+.1f)", 100*(*r.SlowerLow-1), 100*(*r.SlowerHigh-1))
 		}
 		p, yes = fmt.Sprintf("%.2g", *r.P), "no"
-		if r.significant() {
+		if r.Significant() {
 			yes = "yes"
 		}
 	}

@@ -1,6 +1,10 @@
 package harness
 
-import "time"
+import (
+	"fmt"
+	"strings"
+	"time"
+)
 
 // BenchSchema is the schema of a [Bench] that this version writes.
 const BenchSchema = "kvtune.bench/1"
@@ -84,6 +88,35 @@ type BenchCase struct {
 
 // Bandwidth is the bytes moved per second.
 func (c *BenchCase) Bandwidth() float64 { return float64(c.Bytes) / c.Median }
+
+// BenchSignificance is the level at which a difference to the fastest counts, after Holm's correction.
+const BenchSignificance = 0.01
+
+// Significant says that the case is slower than the fastest of its group beyond chance.
+func (c *BenchCase) Significant() bool { return c.P != nil && *c.P < BenchSignificance }
+
+// Cost is what the case costs against the fastest: "best", "+12.3 %", "+0.1 % ~" where that is not significant.
+func (c *BenchCase) Cost() string {
+	if c.Slower == nil {
+		return "best"
+	}
+	text := fmt.Sprintf("%+.1f %%", 100*(*c.Slower-1))
+	if !c.Significant() {
+		text += " ~"
+	}
+	return text
+}
+
+// Group is the case's name without layout and block size: what the choice of these is free within.
+func (c *BenchCase) Group() string {
+	var kept []string
+	for part := range strings.SplitSeq(c.Case, "/") {
+		if !strings.HasPrefix(part, "layout=") && !strings.HasPrefix(part, "block_size=") {
+			kept = append(kept, part)
+		}
+	}
+	return strings.Join(kept, " ")
+}
 
 // Link is the ceiling (B/s) of an operation that moves over the link between host and device; nil for another operation
 // and where it was not measured.

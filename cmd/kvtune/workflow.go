@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/bench"
 	"kvtune/harness"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
@@ -25,6 +26,7 @@ func workflowCommand() *cli.Command {
 			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`", Value: "balanced",
 				Category: catObjective},
 			&cli.BoolFlag{Name: "quick-test", Usage: "small probes and a small search: minutes become seconds"},
+			&cli.BoolFlag{Name: "bench", Usage: "measure first what block sizes cost in kernels on this machine (10 seconds)"},
 			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir", Category: catOutput},
 			outputDirFlag("results"),
 		}),
@@ -66,10 +68,17 @@ func workflowAction(c *cli.Context) error {
 		return err
 	}
 	opt.Setup = s.Setup
+	var measured *harness.Bench
+	if c.Bool("bench") {
+		if measured, err = bench.BlockSizes(c.Context, s.Folder, opt.Resume, s.Tool, s.Command, s.screen.stage); err != nil {
+			return err
+		}
+	}
 	out, err := workflow.Run(c.Context, opt)
 	if err != nil {
 		return err
 	}
+	out.Kernels = measured
 	s.screen.close()
 	return s.printOutcome(c, out)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"kvtune/harness"
 	"kvtune/planner"
 	"kvtune/planner/cost"
 	"kvtune/planner/report"
@@ -14,6 +15,8 @@ type Outcome struct {
 	// Runs has one entry per configuration that was begun, in order; then one per verified plan.
 	Runs []report.Run
 	Cost *cost.Model
+	// Kernels is what block sizes cost in kernels on this machine; nil where that was not measured.
+	Kernels *harness.Bench
 	// Plans has one entry per configuration, in order; none when the workflow ended before.
 	Plans []*planner.Plans
 	// Chosen is the configuration whose plan gains most; -1 where nothing could be planned.
@@ -53,7 +56,7 @@ func (o *Outcome) ChosenPlan() *planner.Plan {
 
 // Report is the outcome as a report shows it; command is the command line that repeats it.
 func (o *Outcome) Report(command []string) report.Input {
-	in := report.Input{Title: "kvtune workflow", Verdict: o.verdict(), Runs: o.Runs, Cost: o.Cost}
+	in := report.Input{Title: "kvtune workflow", Verdict: o.verdict(), Runs: o.Runs, Kernels: o.Kernels, Cost: o.Cost}
 	if len(command) > 0 {
 		in.Commands = append(in.Commands, report.ShellLine(command))
 	}

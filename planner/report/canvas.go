@@ -196,6 +196,11 @@ func (p *panel) svg(runs []Run) (string, error) {
 	c := draw.New(canvas)
 	drawLegend(draw.Crop(c, 6, -6, h-legend, 0), runs)
 	p.draw(draw.Crop(c, 6, -6, 2, -legend))
+	return svgElement(canvas, p.title, w, h)
+}
+
+// svgElement is what was drawn, as an element with a label for those who cannot see it.
+func svgElement(canvas *vgsvg.Canvas, label string, w, h vg.Length) (string, error) {
 	var b bytes.Buffer
 	if _, err := canvas.WriteTo(&b); err != nil {
 		return "", err
@@ -205,7 +210,8 @@ func (p *panel) svg(runs []Run) (string, error) {
 		return "", fmt.Errorf("no svg element was drawn")
 	}
 	_, inner, _ := strings.Cut(rest, ">")
-	return fmt.Sprintf(`<svg viewBox="0 0 %d %d" role="img">`, w, h) + withFonts(inner), nil
+	return fmt.Sprintf(`<svg viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`, w.Points(), h.Points(),
+		html.EscapeString(label)) + withFonts(inner), nil
 }
 
 func corners(r vg.Rectangle) []vg.Point {

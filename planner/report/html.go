@@ -33,6 +33,7 @@ type page struct {
 	Verified     []verified
 	Conditions   []conditions
 	Coefficients [][]string
+	KernelPage   *kernelPage
 }
 
 type htmlRow struct {
@@ -117,6 +118,11 @@ func HTML(w io.Writer, in Input) error {
 	}
 	if in.Plans != nil {
 		p.plans(in.Plans)
+	}
+	if in.Kernels != nil {
+		if p.KernelPage, err = kernelPageOf(in.Kernels); err != nil {
+			return err
+		}
 	}
 	if in.Cost != nil {
 		for _, c := range in.Cost.Coefficients {

@@ -34,6 +34,8 @@ type Input struct {
 	Verdict string
 	Runs    []Run
 	Plans   *planner.Plans
+	// Kernels is a kernel benchmark of this machine, always measured.
+	Kernels *harness.Bench
 	// Cost is the model behind the plans and the roofline's ceilings.
 	Cost *cost.Model
 	// Files are the files written, Commands the command lines that repeat the report.

@@ -61,6 +61,10 @@ func Text(w io.Writer, in Input) error {
 			}
 		}
 	}
+	if in.Kernels != nil {
+		fmt.Fprintln(b)
+		kernelTable(b, in.Kernels)
+	}
 	list(b, "\nrepeat with", in.Commands)
 	list(b, "\nfiles", in.Files)
 	return b.Flush()
