@@ -91,6 +91,11 @@ type Plan struct {
 	Measured       harness.Metrics `json:"measured,omitempty"`
 	MeasuredOrigin harness.Origin  `json:"measured_origin,omitempty"`
 	Compared       []Comparison    `json:"compared,omitempty"`
+	// MeasuredGain is the gain in paired runs of the baseline MeasuredOver and the plan, GainVerdict what it says of the
+	// predicted one; "" where one round cannot tell.
+	MeasuredGain *analysis.Gain `json:"measured_gain,omitempty"`
+	MeasuredOver Strategy       `json:"measured_over,omitempty"`
+	GainVerdict  GainVerdict    `json:"gain_verdict,omitempty"`
 }
 
 // Change is one flag that a plan changes.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -82,30 +83,56 @@ func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult
 	return nil
 }
 
-// printVerified ends verify.
-func printVerified(c *cli.Context, plan *planner.Plan, run *profile.Output, files []string) error {
+// printVerified ends verify. What was not verified stands beside what was.
+func printVerified(c *cli.Context, trials *workflow.Trials, files []string) error {
 	w := c.App.Writer
-	runs := reportRuns(run)
-	in := report.Input{Verdict: report.VerifiedVerdict(plan), Runs: runs, Files: files}
+	verified := trials.Verified()
+	in := report.Input{Runs: trials.Report(), Files: files}
+	for i, p := range verified {
+		if i > 0 {
+			in.Verdict += "; "
+		}
+		in.Verdict += string(p.Strategy) + " " + report.VerifiedVerdict(p)
+	}
 	if err := report.Text(w, in); err != nil {
 		return err
 	}
-	fmt.Fprintln(w)
-	if err := report.PredictedMeasured(w, plan); err != nil {
-		return err
-	}
-	if err := partial(c, runs); err != nil {
-		return err
-	}
-	for _, check := range plan.SLOs {
-		slo, err := harness.ParseSLO(check.SLO)
-		if err != nil {
+	for _, p := range verified {
+		fmt.Fprintln(w)
+		if err := report.PredictedMeasured(w, p); err != nil {
 			return err
 		}
-		if met, known := slo.Met(run.Result.Metrics); known && !met {
-			fmt.Fprintf(w, "SLO MISSED: %s\n", check.SLO)
-			return errNegative
+	}
+	for _, why := range trials.NotVerified {
+		fmt.Fprintf(w, "\nnot verified: %s\n", why)
+	}
+	if err := partial(c, in.Runs); err != nil {
+		return err
+	}
+	negative := false
+	for _, trial := range trials.Trials {
+		if len(trial.Runs) == 0 {
+			continue
 		}
+		for _, p := range trial.Plans {
+			if !slices.Contains(planner.Strategies(), p.Strategy) {
+				continue // a baseline is there to be compared with
+			}
+			negative = negative || p.GainVerdict == planner.GainWorse
+			for _, check := range p.SLOs {
+				slo, err := harness.ParseSLO(check.SLO)
+				if err != nil {
+					return err
+				}
+				if why := trial.Missed(slo); why != "" {
+					fmt.Fprintf(w, "SLO MISSED: %s under %s: %s\n", check.SLO, p.Strategy, why)
+					negative = true
+				}
+			}
+		}
+	}
+	if negative {
+		return errNegative
 	}
 	return nil
 }

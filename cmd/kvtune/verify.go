@@ -1,13 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
-	"kvtune/harness"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
 )
@@ -15,14 +15,16 @@ import (
 func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "verify",
-		Usage: "run a plan on a server and put measured beside predicted",
-		Description: "The workload is the one the plan was made for. --launch and the embedded engine start a server with the plan's\n" +
-			"settings; on --endpoint only the settings that the server has can be verified.\n\nExamples:\n" +
-			"   kvtune verify --plan custom_schedule_plans.json --strategy balanced\n" +
-			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --launch --model ./my-model",
+		Usage: "run plans and their baseline by turns, put measured beside predicted",
+		Description: "The workload is the one the plans were made for. --launch and the embedded engine start a server with each plan's\n" +
+			"settings and with the baseline's, by turns; on --endpoint only the settings that the server has can be verified.\n\nExamples:\n" +
+			"   kvtune verify --plan custom_schedule_plans.json\n" +
+			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model --budget 45m",
 		Flags: join(endpointFlags(), []cli.Flag{
 			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow", Required: true, Category: catObjective},
-			&cli.StringFlag{Name: "strategy", Usage: "`throughput|latency|memory|cache|balanced|current|default`; default: the first plan",
+			&cli.StringFlag{Name: "strategy", Usage: "`throughput|latency|memory|cache|balanced|current|default`; default: every plan",
+				Category: catObjective},
+			&cli.IntFlag{Name: "rounds", Usage: "how often each is run; the gain is compared within `N` rounds", Value: 2,
 				Category: catObjective},
 			&cli.StringFlag{Name: "model", Usage: "`name` or path; default: the plan's", Category: catWorkload},
 			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the embedded engine's hidden model", Value: 1, Category: catEndpoint},
@@ -37,9 +39,15 @@ func verify(c *cli.Context) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--plan: %w", err)}
 	}
-	plan, err := planOf(plans, planner.Strategy(c.String("strategy")))
-	if err != nil {
-		return err
+	if c.Int("rounds") < 1 {
+		return usagef("--rounds %d: expected a whole number of at least 1", c.Int("rounds"))
+	}
+	var strategies []planner.Strategy
+	if name := planner.Strategy(c.String("strategy")); name != "" || len(plans.Plans) == 0 {
+		if _, err := planOf(plans, name); err != nil {
+			return err
+		}
+		strategies = []planner.Strategy{name}
 	}
 	model := c.String("model")
 	if model == "" {
@@ -50,28 +58,19 @@ func verify(c *cli.Context) error {
 		return err
 	}
 	defer s.screen.close()
-	planned, err := s.Verification(plans.Config, plan)
+	trials, err := s.Trials(c.Context, plans, strategies, c.Int("rounds"))
 	if err != nil {
 		return err
 	}
-	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: []harness.Config{planned}})
-	if err != nil {
-		return err
-	}
-	defer done()
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err
 	}
-	s.screen.stage("verifying the plan for " + string(plan.Strategy))
-	run, err := s.Verify(ctx, plans.Config, plan)
-	if err != nil {
-		return err
-	}
-	if err := s.Folder.WriteJSON(workflow.PlansFile, plans); err != nil {
+	s.screen.stage("verifying")
+	if err = trials.Run(c.Context); err != nil && len(trials.Verified()) == 0 {
 		return err
 	}
 	s.screen.close()
-	return printVerified(c, plan, run, s.files())
+	return errors.Join(s.Folder.WriteJSON(workflow.PlansFile, plans), printVerified(c, trials, s.files()), err)
 }
 
 func planOf(plans *planner.Plans, strategy planner.Strategy) (*planner.Plan, error) {

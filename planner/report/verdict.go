@@ -48,6 +48,16 @@ func VerifiedVerdict(p *planner.Plan) string {
 			}
 		}
 	}
+	if g := p.MeasuredGain; g != nil {
+		text := fmt.Sprintf("measured gain over %s %s", p.MeasuredOver, gainText(*g))
+		if p.Gain != nil && p.Gain.Metric == g.Metric {
+			text += " (predicted " + percent(p.Gain.Change, true) + ")"
+		}
+		if p.GainVerdict != "" {
+			text += ": " + string(p.GainVerdict)
+		}
+		parts = append([]string{text}, parts...)
+	}
 	if len(parts) == 0 {
 		return "verified: nothing could be compared"
 	}
