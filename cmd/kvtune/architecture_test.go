@@ -23,7 +23,7 @@ var levels = map[string]int{
 	"harness/vllm": 3, "harness/profile": 3, "harness/compare": 3, "planner/sim": 3,
 	"planner/fit": 4, "planner/analysis": 4, "planner/engine": 4,
 	"planner":        5,
-	"planner/report": 6, "harness/workflow": 6, "bench": 6,
+	"planner/report": 6, "harness/workflow": 6, "bench": 6, "bench/load": 6,
 	"cmd/kvtune": 7,
 }
 

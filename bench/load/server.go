@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// server answers every completion with the same events, on time and without looking at the prompt: what a client
+// measures beside that is the client. It speaks enough of vLLM's API for every client here.
+type server struct {
+	ttft, itl time.Duration
+	batch     int // events a write
+
+	mu     sync.Mutex
+	stamps *os.File // nil keeps none
+}
+
+func serve(args []string) error {
+	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
+	s := new(server)
+	addr := fs.String("listen", "127.0.0.1:8765", "")
+	fs.DurationVar(&s.ttft, "ttft", 50*time.Millisecond, "from a request to its first token")
+	fs.DurationVar(&s.itl, "itl", 20*time.Millisecond, "from a token to the next; 0 is as fast as it can")
+	fs.IntVar(&s.batch, "batch", 1, "events a write")
+	file := fs.String("stamps", "", "file for one line per request: its name, and the seconds from its arrival to its first token")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if *file != "" {
+		f, err := os.Create(*file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		s.stamps = f
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unixTerm)
+	defer stop()
+	l, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-ctx.Done()
+		l.Close()
+	}()
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		go s.connection(c)
+	}
+}
+
+// connection answers the requests of one connection. net/http's server would do, but costs more per write than there is
+// in it.
+func (s *server) connection(c net.Conn) {
+	defer c.Close()
+	r := bufio.NewReaderSize(c, 2048)
+	var body bytes.Buffer
+	for {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		body.Reset()
+		if _, err := body.ReadFrom(req.Body); err != nil {
+			return
+		}
+		if req.Method == http.MethodPost {
+			err = s.complete(c, body.Bytes(), bytes.Contains([]byte(req.URL.Path), []byte("chat")))
+		} else {
+			err = page(c, req.URL.Path)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// page answers what clients ask before they begin.
+func page(w io.Writer, path string) error {
+	text, kind := "", "application/json"
+	switch path {
+	case "/v1/models":
+		text = `{"object":"list","data":[{"id":"static","object":"model","root":"static","parent":null,"max_model_len":1000000}]}`
+	case "/version":
+		text = `{"version":"0.32.0"}`
+	case "/metrics":
+		kind = "text/plain; version=0.0.4"
+		text = "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{model_name=\"static\"} 0\n"
+	}
+	_, err := fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", kind, len(text), text)
+	return err
+}
+
+// field finds a number or string behind "key": in JSON of one level.
+func field(body []byte, key string) string {
+	i := bytes.Index(body, []byte(`"`+key+`"`))
+	if i < 0 {
+		return ""
+	}
+	rest := bytes.TrimLeft(body[i+len(key)+2:], ": \t\"")
+	end := bytes.IndexAny(rest, `",} `)
+	if end < 0 {
+		return ""
+	}
+	return string(rest[:end])
+}
+
+const (
+	completionEvent = `data: {"id":"cmpl-2f5f9f0b8f6c4d6a","object":"text_completion","created":1790000000,"model":"static",` +
+		`"choices":[{"index":0,"text":" the","logprobs":null,"finish_reason":%s,"stop_reason":null,"prompt_token_ids":null,` +
+		`"token_ids":%s}]}` + "\n\n"
+	chatEvent = `data: {"id":"chatcmpl-2f5f9f0b8f6c4d6a","object":"chat.completion.chunk","created":1790000000,"model":"static",` +
+		`"choices":[{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":%s,"token_ids":%s}]}` + "\n\n"
+	endEvents = `data: {"id":"cmpl-2f5f9f0b8f6c4d6a","object":"text_completion","created":1790000000,"model":"static",` +
+		`"choices":[],"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}}` + "\n\ndata: [DONE]\n\n"
+	streamHead = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+// chunked is one chunk of HTTP's chunked coding.
+func chunked(text string) []byte { return fmt.Appendf(nil, "%x\r\n%s\r\n", len(text), text) }
+
+func (s *server) complete(w io.Writer, body []byte, chat bool) error {
+	arrived := time.Now()
+	tokens := 16
+	for _, key := range []string{"max_tokens", "max_completion_tokens"} {
+		if n, err := strconv.Atoi(field(body, key)); err == nil {
+			tokens = n
+			break
+		}
+	}
+	name, form, ids := field(body, "model"), completionEvent, "null"
+	if chat {
+		form = chatEvent
+	}
+	if field(body, "return_token_ids") == "true" {
+		ids = "[1023]"
+	}
+	event := fmt.Sprintf(form, "null", ids)
+	batch := ""
+	for range s.batch {
+		batch += event
+	}
+	one, many := chunked(event), chunked(batch)
+	last := append(chunked(fmt.Sprintf(form, `"length"`, ids)+fmt.Sprintf(endEvents, 16, 16+tokens, tokens)), "0\r\n\r\n"...)
+	if _, err := io.WriteString(w, streamHead); err != nil {
+		return err
+	}
+	due := arrived.Add(s.ttft)
+	for sent := 0; sent < tokens; {
+		if s.itl > 0 || sent == 0 {
+			time.Sleep(time.Until(due))
+			due = due.Add(s.itl)
+		}
+		write, n := one, 1
+		switch left := tokens - sent; {
+		case left == 1:
+			write = last
+		case sent > 0 && s.batch > 1 && left > s.batch:
+			write, n = many, s.batch
+		}
+		if sent == 0 && s.stamps != nil {
+			s.stamp(name, time.Since(arrived))
+		}
+		if _, err := w.Write(write); err != nil {
+			return err
+		}
+		sent += n
+	}
+	return nil
+}
+
+// stamp notes the first token of a request, just before it is written.
+func (s *server) stamp(name string, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprintf(s.stamps, "%s %.6f\n", name, after.Seconds())
+}
