@@ -82,13 +82,20 @@ type Config struct {
 	// Concurrency is the number of requests in flight of a closed loop, 0 is none; Clients share it evenly, 0 means 1.
 	Concurrency int `json:"concurrency,omitempty"`
 	Clients     int `json:"clients,omitempty"`
-	// Users, Turns and ThinkTime (seconds) describe conversations.
+	// Users, Turns and ThinkTime (seconds) describe conversations; with Concurrency ThinkTime is the pause before a slot's
+	// next request.
 	Users     int     `json:"users,omitempty"`
 	Turns     int     `json:"turns,omitempty"`
 	ThinkTime float64 `json:"think_time_s,omitempty"`
 	// Trace is a trace file; NumRequests cuts it.
 	Trace       string `json:"trace,omitempty"`
 	NumRequests int    `json:"num_requests,omitempty"`
+	// Speed divides a trace's times; 0 is 1.
+	Speed float64 `json:"speed,omitempty"`
+	// Duration (seconds) ends sending; 0 is no limit.
+	Duration float64 `json:"duration_s,omitempty"`
+	// SteadyState leaves the requests before the steady state out of the metrics ([ExcludeWarmup]).
+	SteadyState bool   `json:"steady_state,omitempty"`
 	Seed        uint64 `json:"seed,omitempty"`
 }
 

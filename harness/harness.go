@@ -147,8 +147,16 @@ type Conditions struct {
 	Seed    uint64   `json:"seed"`
 	// Salt is the per-run cache salt that kept earlier runs' prefixes out; "" when a nonce or nothing was used.
 	Salt string `json:"salt,omitempty"`
-	// SendLag99 is the generator's own lateness (p99 of sent - due) in seconds; nil in a closed loop.
+	// SendLag99 is the generator's own lateness (p99 from due to sent, without waiting for a new connection) in seconds; nil
+	// where nothing was due.
 	SendLag99 *float64 `json:"send_lag_p99_s,omitempty"`
+	// GeneratorCPU is the generator's processor time as a share of its processors', over its busiest five seconds, 0..1; nil
+	// when it is not known.
+	GeneratorCPU *float64 `json:"generator_cpu,omitempty"`
+	// GeneratorLimited says why the numbers are the generator's and not the server's, "" where they are the server's.
+	GeneratorLimited string `json:"generator_limited,omitempty"`
+	// Retries is how often requests were sent again.
+	Retries int `json:"retries,omitempty"`
 }
 
 // Result is what one run gave: `<name>_results.json`.

@@ -48,10 +48,18 @@ func (c Config) Validate() error {
 		v.whole("num_requests", c.NumRequests, 0, maxRequests)
 		v.whole("concurrency", c.Concurrency, 0, maxRequests)
 		v.whole("clients", c.Clients, 0, max(c.Concurrency, 1))
+		v.number("duration_s", c.Duration, 0, maxThink, fmt.Sprintf("from 0 to %g seconds", maxThink))
+		v.number("speed", c.Speed, 0, maxThink, fmt.Sprintf("above 0, up to %g", maxThink))
+		if c.Speed > 0 && c.Rate != "" {
+			v.refuse("speed", c.Speed, "0 (unset) beside rate: both stretch the trace's times")
+		}
 		if _, err := c.RequestRate(); err != nil {
 			v = append(v, err)
 		}
 	} else {
+		if c.Speed != 0 {
+			v.refuse("speed", c.Speed, "0 (unset) without a trace, whose times it divides")
+		}
 		if c.Turns > 0 && c.Users == 0 {
 			v.refuse("turns", c.Turns, "0 (unset) without users, who take the turns")
 		}
@@ -84,6 +92,7 @@ func (c Config) spec() workload.Spec {
 		NumWarmup: c.NumWarmup, NumMeasurements: c.NumMeasurements, Rate: c.Rate, Burstiness: c.Burstiness,
 		Concurrency: c.Concurrency, Clients: c.Clients, Users: c.Users, Turns: c.Turns,
 		ThinkTime: time.Duration(c.ThinkTime * float64(time.Second)), NumRequests: c.NumRequests,
+		Duration:    time.Duration(c.Duration * float64(time.Second)),
 		MaxModelLen: c.MaxModelLen, Seed: c.Seed,
 	}
 }

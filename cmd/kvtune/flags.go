@@ -33,11 +33,15 @@ func workloadFlags() []cli.Flag {
 		&cli.IntFlag{Name: "num-requests", Usage: "measured `requests` of an open loop, closed loop or trace", Category: catWorkload},
 		&cli.StringFlag{Name: "rate", Usage: "open loop: `requests/s`, Poisson", Category: catWorkload},
 		&cli.Float64Flag{Name: "burstiness", Usage: "gamma `shape` of the arrivals; 1 is Poisson, below 1 is burstier", Category: catWorkload},
+		&cli.Float64Flag{Name: "cv", Usage: "the same by the gaps' coefficient of `variation`: burstiness is 1/cv^2", Category: catWorkload},
 		&cli.IntFlag{Name: "concurrency", Usage: "closed loop: `requests` in flight", Category: catWorkload},
 		&cli.IntFlag{Name: "clients", Usage: "independent closed `loops` that share --concurrency", Category: catWorkload},
 		&cli.IntFlag{Name: "users", Usage: "conversations: `users` at once", Category: catWorkload},
 		&cli.IntFlag{Name: "turns", Usage: "conversations: `turns` each", Category: catWorkload},
-		&cli.DurationFlag{Name: "think-time", Usage: "conversations: `pause` between turns (2s)", Category: catWorkload},
+		&cli.DurationFlag{Name: "think-time", Usage: "`pause` between a user's turns (2s), or before a slot of --concurrency is filled again", Category: catWorkload},
+		&cli.DurationFlag{Name: "duration", Usage: "send for a `time` (60s) and let what is in flight end", Category: catWorkload},
+		&cli.BoolFlag{Name: "steady-state", Usage: "leave out as warm-up what comes before the steady state (MSER-5)", Category: catWorkload},
+		&cli.Float64Flag{Name: "speed", Usage: "replay a trace `N` times as fast", Category: catWorkload},
 		&cli.PathFlag{Name: "trace", Usage: "replay `FILE`: Azure CSV, Mooncake JSONL, a requests file, an access log (CSV)", Category: catWorkload},
 		&cli.StringFlag{Name: "preset", Usage: "`low-latency|high-throughput|memory-efficient`; other flags override it", Category: catWorkload},
 		&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json (default: Llama-3.1-8B's shape, context 16384)",
@@ -83,6 +87,15 @@ func endpointFlags() []cli.Flag {
 			Category: catEndpoint},
 		&cli.BoolFlag{Name: "shared-server", Usage: "probe a running server although others use it", Category: catEndpoint},
 		&cli.StringFlag{Name: "gpu", Usage: "`device` that the embedded engine simulates, or that the server has", Value: "H200", Category: catEndpoint},
+		&cli.StringFlag{Name: "api", Usage: "`completions|chat`; a chat's prompts are text", Value: "completions", Category: catEndpoint},
+		&cli.BoolFlag{Name: "text", Usage: "prompts of words in place of token ids, about one token each; the server counts them", Category: catEndpoint},
+		&cli.DurationFlag{Name: "connect-timeout", Usage: "`time` that a connection may take (30s)", Category: catEndpoint},
+		&cli.DurationFlag{Name: "first-token-timeout", Usage: "`time` from the send to the first token after which a request has failed (10m)",
+			Category: catEndpoint},
+		&cli.DurationFlag{Name: "token-timeout", Usage: "`time` between tokens after which a request has failed (10m)", Category: catEndpoint},
+		&cli.DurationFlag{Name: "request-timeout", Usage: "`time` after which a request has failed", Category: catEndpoint},
+		&cli.IntFlag{Name: "retries", Usage: "send a request again, up to `N` times and counted, where no connection is found or the server asks for it",
+			Category: catEndpoint},
 		&cli.IntFlag{Name: "vocab", Usage: "token ids of prompts stay below `N`", Value: 4000, Category: catEndpoint},
 	}
 }
@@ -132,6 +145,21 @@ func configOf(c *cli.Context) (harness.Config, error) {
 	setString("trace", &cfg.Trace)
 	setString("model", &cfg.Model)
 	setFloat("burstiness", &cfg.Burstiness)
+	setFloat("speed", &cfg.Speed)
+	if c.IsSet("cv") {
+		cv := c.Float64("cv")
+		if !(cv > 0 && cv <= 100) || c.IsSet("burstiness") {
+			return cfg, usagef("--cv %g: expected above 0 and up to 100, without --burstiness, which says the same (fixed gaps: --rate fixed:R)", cv)
+		}
+		cfg.Burstiness = 1 / (cv * cv)
+	}
+	if c.IsSet("duration") {
+		if c.Duration("duration") <= 0 {
+			return cfg, usagef("--duration %v: expected a time above 0, such as 60s", c.Duration("duration"))
+		}
+		cfg.Duration = c.Duration("duration").Seconds()
+	}
+	cfg.SteadyState = cfg.SteadyState || c.Bool("steady-state")
 	if c.IsSet("think-time") {
 		cfg.ThinkTime = c.Duration("think-time").Seconds()
 	}

@@ -28,7 +28,18 @@ func printRuns(c *cli.Context, runs []report.Run, files []string) error {
 	if err := report.Text(c.App.Writer, in); err != nil {
 		return err
 	}
+	limited(c, runs)
 	return partial(c, runs)
+}
+
+// limited says on stderr, at the end, which runs measured this machine.
+func limited(c *cli.Context, runs []report.Run) {
+	for i := range runs {
+		if why := runs[i].Result.Conditions.GeneratorLimited; why != "" {
+			fmt.Fprintf(c.App.ErrWriter, "kvtune: %s is generator-limited: %s; do not read it as the server's: ask for less, or run kvtune "+
+				"on a machine of its own\n", runs[i].Result.Name, why)
+		}
+	}
 }
 
 func reportRuns(outs ...*profile.Output) []report.Run {
@@ -106,6 +117,7 @@ func printVerified(c *cli.Context, trials *workflow.Trials, files []string) erro
 	for _, why := range trials.NotVerified {
 		fmt.Fprintf(w, "\nnot verified: %s\n", why)
 	}
+	limited(c, in.Runs)
 	if err := partial(c, in.Runs); err != nil {
 		return err
 	}

@@ -22,11 +22,14 @@ func profileCommand() *cli.Command {
 		Description: "Without --endpoint or --launch the embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
 			"   kvtune profile --C 512 --M 32 --B 32 --profiling-type mixed\n" +
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace mine.csv --rate 8\n" +
+			"   kvtune profile --endpoint http://127.0.0.1:8000 --rate 1..64 --duration 60s --slo 'p99 TTFT <= 200ms'\n" +
 			"   kvtune profile --launch --model ./my-model --C 1024 --B 64 --max-num-batched-tokens 4096 -- --load-format dummy",
 		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
 			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)", Category: catWorkload},
 			&cli.BoolFlag{Name: "probes", Usage: "measure first, on the same server, the probes that fit wants", Category: catWorkload},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be measured (with --probes every probe), and measure nothing", Category: catWorkload},
+			&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat); with --rate R..R2 the highest rate that keeps it is searched",
+				Category: catObjective},
 			outputDirFlag("results"),
 		}),
 		Action: profileAction,
@@ -49,6 +52,10 @@ func profileAction(c *cli.Context) error {
 	if c.Bool("dry-run") {
 		return dryRun(c, s, configs)
 	}
+	slos, search, err := searched(c, configs[0])
+	if err != nil {
+		return err
+	}
 	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: configs, Probes: c.Bool("probes")})
 	if err != nil {
 		return err
@@ -56,6 +63,9 @@ func profileAction(c *cli.Context) error {
 	defer done()
 	if err := s.open(c.Path("output-dir")); err != nil {
 		return err
+	}
+	if search {
+		return s.searchRate(ctx, c, configs[0], slos)
 	}
 	var runs []*profile.Output
 	for i, cfg := range configs {
@@ -75,7 +85,10 @@ func profileAction(c *cli.Context) error {
 		}
 	}
 	s.screen.close()
-	return printRuns(c, reportRuns(runs...), s.files())
+	if err := printRuns(c, reportRuns(runs...), s.files()); err != nil {
+		return err
+	}
+	return judged(c, runs, slos)
 }
 
 // dryRun says what a profile would measure. A running server is asked what it is; none is started.

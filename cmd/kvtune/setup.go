@@ -13,6 +13,7 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
+	"kvtune/harness/profile"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
@@ -42,7 +43,10 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--gpu: %w", err)}
 	}
-	s.GPU, s.Vocab = gpu, c.Int("vocab")
+	s.GPU = gpu
+	if s.Client, s.Limits, err = clientOf(c); err != nil {
+		return nil, err
+	}
 	s.Budget, s.SharedServer = c.Duration("budget"), c.Bool("shared-server")
 	var base harness.EngineArgs
 	if model == "" {
@@ -65,7 +69,7 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := vllm.Options{APIKey: key}
+	opts := vllm.Options{APIKey: key, ConnectTimeout: c.Duration("connect-timeout")}
 	switch {
 	case endpoint != "":
 		ctx, cancel := context.WithTimeout(c.Context, 10*time.Second)
@@ -101,6 +105,27 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 		s.Source = workflow.Embedded{Model: s.Model, GPU: s.GPU, Base: base, Seed: c.Uint64("seed")}
 	}
 	return s, nil
+}
+
+// clientOf reads how requests are sent.
+func clientOf(c *cli.Context) (vllm.ClientOptions, profile.Limits, error) {
+	client := vllm.ClientOptions{Vocab: c.Int("vocab"), API: vllm.API(c.String("api")), Text: c.Bool("text")}
+	limits := profile.Limits{
+		FirstToken: c.Duration("first-token-timeout"), BetweenTokens: c.Duration("token-timeout"),
+		Request: c.Duration("request-timeout"), Retries: c.Int("retries"),
+	}
+	if client.API != vllm.Completions && client.API != vllm.Chat && client.API != "" {
+		return client, limits, usagef("--api %s: expected completions or chat", client.API)
+	}
+	if limits.Retries < 0 {
+		return client, limits, usagef("--retries %d: expected 0 or more", limits.Retries)
+	}
+	for _, name := range []string{"connect-timeout", "first-token-timeout", "token-timeout", "request-timeout"} {
+		if c.IsSet(name) && c.Duration(name) <= 0 {
+			return client, limits, usagef("--%s %v: expected a time above 0, such as 30s", name, c.Duration(name))
+		}
+	}
+	return client, limits, nil
 }
 
 // open makes the output folder. It is the first thing that a command writes.

@@ -23,6 +23,8 @@ const (
 	ITL  Tag = "ITL"
 	TPOT Tag = "TPOT"
 	E2E  Tag = "E2E"
+	// LAG is the generator's own lateness.
+	LAG Tag = "LAG"
 )
 
 // Interval is what one series held during one stretch of a run.

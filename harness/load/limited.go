@@ -18,7 +18,7 @@ const (
 func (r *Run) Limited() string {
 	var why []string
 	if lag := r.Lag.Quantile(0.99); lag > MaxLag {
-		why = append(why, fmt.Sprintf("requests were taken in hand up to %.1f ms late (p99), above %v", lag.Seconds()*1e3, MaxLag))
+		why = append(why, fmt.Sprintf("requests were sent up to %.1f ms late (p99), above %v", lag.Seconds()*1e3, MaxLag))
 	}
 	if r.CPU != nil && *r.CPU > MaxCPU {
 		why = append(why, fmt.Sprintf("it used up to %.0f%% of its %d processors, above %.0f%%", *r.CPU*100,

@@ -10,17 +10,15 @@ import (
 	"kvtune/harness/workload"
 )
 
-// maxLag is the lateness of the generator (p99) above which a run is called generator-limited: it is what a token takes
-// on a fast server.
-const maxLag = 5e-3
-
 // doubts are what a reader must know before believing a run's numbers, one sentence each.
 func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched) []string {
 	var doubts []string
 	add := func(format string, args ...any) { doubts = append(doubts, fmt.Sprintf(format, args...)) }
-	if lag := res.Conditions.SendLag99; lag != nil && *lag > maxLag {
-		add("generator-limited: requests were sent up to %.1f ms late (p99); latencies from the due moment include it",
-			*lag*1e3)
+	if why := res.Conditions.GeneratorLimited; why != "" {
+		add("generator-limited: %s; the latencies are this machine's, not the server's", why)
+	}
+	if run.Retries > 0 {
+		add("%d requests were sent more than once, %d retries in all; their latencies go on from the first send", run.Retried, run.Retries)
 	}
 	if seen.Err != nil {
 		if !run.Interrupted {

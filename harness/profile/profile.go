@@ -34,8 +34,10 @@ type Options struct {
 	Name string
 	// Folder keeps the files; nil keeps none.
 	Folder *archive.Folder
-	// Vocab bounds the token ids of prompts; 0 is the client's default.
-	Vocab int
+	// Client says how requests are sent; its Salt is made here, one per run.
+	Client vllm.ClientOptions
+	// Limits bound how long a request may take and how often it is sent.
+	Limits Limits
 	// KVBytesPerToken is the model's, for the memory metrics; 0 leaves them not observed.
 	KVBytesPerToken int64
 	// Notes become warnings of the result (what was replaced or scaled before the run).
@@ -51,6 +53,12 @@ type Options struct {
 	OnProgress func(Progress)
 }
 
+// Limits are what a request may take; zero values are those of [load.Options].
+type Limits struct {
+	FirstToken, BetweenTokens, Request time.Duration
+	Retries                            int
+}
+
 // Output is a result with what it was computed from.
 type Output struct {
 	Result  *harness.Result
@@ -58,6 +66,8 @@ type Output struct {
 	Series  []harness.Sample
 	// Steps are the engine's steps from the first request on, priming and warm-up included; nil where none were logged.
 	Steps []harness.StepRecord
+
+	lag *hist.Recorder
 }
 
 // sampleEvery is the beat on which a server's metrics are read. A vLLM answers from the loop that also delivers tokens:
@@ -95,7 +105,23 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 	if run == nil {
 		return nil, err
 	}
+	warmup := ""
+	if opt.Config.SteadyState {
+		n, ok := harness.ExcludeWarmup(run.Records)
+		if n > 0 && writer != nil && err == nil {
+			err = opt.rewrite(run.Records)
+		}
+		if ok {
+			warmup = fmt.Sprintf("steady state (MSER-5): the first %d measured requests are left out as warm-up", n)
+		} else {
+			warmup = "no steady state was reached (MSER-5): nothing is left out as warm-up; measure longer, or at a lower rate"
+		}
+	}
 	out := &Output{Result: opt.result(run, seen, series, salt), Records: run.Records, Series: series}
+	if warmup != "" {
+		out.Result.Warnings = append(out.Result.Warnings, warmup)
+	}
+	out.lag = run.Lag
 	var stepsErr error
 	if out.Steps, stepsErr = opt.steps(); stepsErr != nil {
 		out.Result.Warnings = append(out.Result.Warnings, fmt.Sprintf("the server's log of steps cannot be read: %v", stepsErr))
@@ -104,6 +130,20 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 		return out, err
 	}
 	return out, opt.keep(out)
+}
+
+// rewrite writes the requests again, with the phases that they have now.
+func (opt *Options) rewrite(records []workload.Record) error {
+	writer, err := opt.Folder.Requests(opt.Name)
+	if err != nil {
+		return err
+	}
+	for i := range records {
+		if err := writer.Append(records[i]); err != nil {
+			return errors.Join(err, writer.Close())
+		}
+	}
+	return writer.Close()
 }
 
 // steps are the engine steps since the last call.
@@ -128,8 +168,12 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 		view = newLive(opt.OnProgress, watch, len(opt.Workload.Requests))
 		onProgress = view.progress
 	}
+	client := opt.Client
+	client.Salt = salt
 	run, err := load.Do(ctx, load.Options{
-		Client:   opt.Server.Client(vllm.ClientOptions{Salt: salt, Vocab: opt.Vocab}),
+		Client:            opt.Server.Client(client),
+		FirstTokenTimeout: opt.Limits.FirstToken, IdleTimeout: opt.Limits.BetweenTokens, RequestTimeout: opt.Limits.Request,
+		Retries: opt.Limits.Retries, MaxInFlight: vllm.MaxConnections(),
 		Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: onProgress,
 		OnRecord: func(r workload.Record) {
 			if view != nil {
@@ -186,9 +230,11 @@ func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sa
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d
 	}
-	if lag, ok := res.Metrics.Value(harness.MetricSendLag, harness.StatP99); ok {
+	if run.Lag.Count() > 0 {
+		lag := run.Lag.Quantile(0.99).Seconds()
 		res.Conditions.SendLag99 = &lag
 	}
+	res.Conditions.GeneratorCPU, res.Conditions.GeneratorLimited, res.Conditions.Retries = run.CPU, run.Limited(), run.Retries
 	res.Warnings = slices.Concat(opt.Notes, opt.Workload.Notes, opt.doubts(res, run, seen))
 	if ok, _ := res.Metrics.Value(harness.MetricRequests, harness.StatOK); ok == 0 && !res.Partial {
 		res.Partial, res.Why = true, "no request succeeded"
@@ -224,7 +270,7 @@ func (opt *Options) keep(out *Output) error {
 	}
 	err := errors.Join(
 		opt.Folder.WriteSeries(opt.Name, out.Series),
-		opt.Folder.WriteHistograms(opt.Name, out.Result.Conditions.Started, Histograms(out.Records)),
+		opt.Folder.WriteHistograms(opt.Name, out.Result.Conditions.Started, opt.histograms(out)),
 		opt.Folder.WriteResult(out.Result),
 	)
 	if len(out.Steps) > 0 {
@@ -234,6 +280,12 @@ func (opt *Options) keep(out *Output) error {
 		return err
 	}
 	return opt.Folder.SetPart(opt.Name, state)
+}
+
+// histograms are those of the records, and the generator's lag.
+func (opt *Options) histograms(out *Output) []hist.Interval {
+	all := Histograms(out.Records)
+	return append(all, hist.Interval{Tag: hist.LAG, Length: all[0].Length, Hist: out.lag})
 }
 
 // Histograms are the latencies of the measured requests that succeeded, one interval per tag: TTFT and E2E from the

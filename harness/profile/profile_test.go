@@ -5,8 +5,8 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,7 +143,8 @@ func TestRunKeepsWhatItMeasured(t *testing.T) {
 					t.Errorf("%v, %d samples, want %d", err, len(series), len(out.Series))
 				}
 				logs, _, err := opt.Folder.ReadHistograms(cfg.Name)
-				if err != nil || len(logs) != 4 || logs[0].Hist.Count() != b*measurements {
+				if err != nil || len(logs) != 5 || logs[0].Hist.Count() != b*measurements ||
+					logs[4].Tag != hist.LAG {
 					t.Errorf("%v, histograms %v", err, logs)
 				}
 			})
@@ -241,10 +242,9 @@ func TestRunWarns(t *testing.T) {
 		{
 			name: "the generator is late",
 			connect: vllm.Options{HTTPClient: &http.Client{Transport: &http.Transport{
-				DisableKeepAlives: true,
-				DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-					time.Sleep(20 * time.Millisecond) // a request counts as sent when it has a connection
-					return new(net.Dialer).DialContext(ctx, network, addr)
+				Proxy: func(*http.Request) (*url.URL, error) {
+					time.Sleep(20 * time.Millisecond) // before a connection is asked for: our own fault
+					return nil, nil
 				},
 			}}},
 			want: []string{late + ": requests were sent up to "},

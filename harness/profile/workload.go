@@ -3,6 +3,7 @@ package profile
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/workload"
@@ -53,12 +54,16 @@ func readTrace(cfg harness.Config, limit int) (*workload.Workload, error) {
 	defer f.Close()
 	opt := workload.TraceOptions{
 		MaxModelLen: limit, NumRequests: cfg.NumRequests, Concurrency: cfg.Concurrency, Clients: cfg.Clients,
-		BlockSize: cfg.BlockSize, Seed: cfg.Seed,
+		BlockSize: cfg.BlockSize, Seed: cfg.Seed, Speed: cfg.Speed,
 	}
 	if cfg.Rate != "" {
 		if opt.Rate, err = cfg.RequestRate(); err != nil {
 			return nil, err
 		}
 	}
-	return workload.ReadTrace(cfg.Trace, f, opt)
+	w, err := workload.ReadTrace(cfg.Trace, f, opt)
+	if err == nil {
+		w.Duration = time.Duration(cfg.Duration * float64(time.Second))
+	}
+	return w, err
 }

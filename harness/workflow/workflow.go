@@ -18,6 +18,7 @@ import (
 	"kvtune/harness"
 	"kvtune/harness/archive"
 	"kvtune/harness/profile"
+	"kvtune/harness/vllm"
 	"kvtune/harness/workload"
 	"kvtune/planner"
 	"kvtune/planner/report"
@@ -42,8 +43,9 @@ type Setup struct {
 	Folder *archive.Folder
 	Model  spec.Model
 	GPU    spec.GPU
-	// Vocab bounds the token ids of prompts; 0 is the client's default.
-	Vocab int
+	// Client says how requests are sent, Limits how long one may take and how often it is sent.
+	Client vllm.ClientOptions
+	Limits profile.Limits
 	// SharedServer lets probes run on a server that is busy with others' requests; else they are refused (*BusyError).
 	SharedServer bool
 	// Budget is how long everything may take, 0 for no limit: work that is expected to take longer is not begun

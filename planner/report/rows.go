@@ -70,6 +70,9 @@ func rowsOf(runs []Run) []row {
 		if r.Result.Partial {
 			origin += ", PARTIAL"
 		}
+		if r.Result.Conditions.GeneratorLimited != "" {
+			origin += ", GENERATOR-LIMITED"
+		}
 		if cfg.Trace != "" {
 			work = "trace"
 		}

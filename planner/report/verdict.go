@@ -32,6 +32,9 @@ func RunVerdict(r *Run) string {
 			text += ", " + strings.TrimSpace(m.label+" "+s.number(*metric)+" "+s.unit)
 		}
 	}
+	if r.Result.Conditions.GeneratorLimited != "" {
+		text += "; GENERATOR-LIMITED"
+	}
 	if r.Analysis != nil && r.Analysis.Verdict != "" {
 		text += "; " + r.Analysis.Verdict
 	}

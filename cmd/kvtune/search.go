@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness"
+	"kvtune/harness/profile"
+	"kvtune/harness/workflow"
+	"kvtune/harness/workload"
+	"kvtune/planner/report"
+)
+
+// searched reads the objectives of profile, and whether they ask for a search: with a range of rates they do.
+func searched(c *cli.Context, cfg harness.Config) (slos []harness.SLO, search bool, err error) {
+	for _, text := range c.StringSlice("slo") {
+		slo, err := harness.ParseSLO(text)
+		if err != nil {
+			return nil, false, usageError{fmt.Errorf("--slo: %w", err)}
+		}
+		slos = append(slos, slo)
+	}
+	if len(slos) == 0 || cfg.Rate == "" || !strings.Contains(cfg.Rate, "..") {
+		return slos, false, nil
+	}
+	if c.IsSet("configs") || c.Bool("probes") || cfg.Trace != "" {
+		return nil, false, usagef("--slo with a range of --rate searches the highest rate of one workload: without --configs, --probes or --trace")
+	}
+	if rate, err := workload.ParseRate(cfg.Rate); err == nil && rate.From > rate.To {
+		return nil, false, usagef("--rate %s: expected R..R2 with R below R2, to search in", cfg.Rate)
+	}
+	return slos, true, nil
+}
+
+// searchRate finds the highest rate that keeps the objectives, and prints every rate that was measured.
+func (s *setup) searchRate(ctx context.Context, c *cli.Context, cfg harness.Config, slos []harness.SLO) error {
+	found, err := s.SearchRate(ctx, cfg, slos)
+	if err != nil {
+		return fmt.Errorf("%s: %w", cfg.Name, err)
+	}
+	s.screen.close()
+	outs := make([]*profile.Output, len(found.Steps))
+	for i := range found.Steps {
+		outs[i] = found.Steps[i].Output
+	}
+	runs := reportRuns(outs...)
+	if err := report.Text(c.App.Writer, report.Input{Verdict: workflow.SearchVerdict(found), Runs: runs, Files: s.files()}); err != nil {
+		return err
+	}
+	limited(c, runs)
+	if err := partial(c, runs); err != nil {
+		return err
+	}
+	if found.Best < 0 {
+		return errNegative
+	}
+	return nil
+}
+
+// judged ends a profile at one rate: the error says that an objective was missed.
+func judged(c *cli.Context, runs []*profile.Output, slos []harness.SLO) error {
+	missed := false
+	for _, run := range runs {
+		for _, slo := range slos {
+			metrics := run.Result.Metrics
+			if slo.Class != "" {
+				metrics = harness.Measure(slo.Of(run.Records))
+			}
+			met, known := slo.Met(metrics)
+			word := "kept"
+			if !known {
+				word = "not observed"
+			} else if !met {
+				word, missed = "MISSED", true
+			}
+			fmt.Fprintf(c.App.Writer, "SLO %s: %s: %s\n", word, run.Result.Name, slo)
+		}
+	}
+	if missed {
+		return errNegative
+	}
+	return nil
+}
