@@ -48,7 +48,7 @@ func trialPlans(t *testing.T) *planner.Plans {
 
 func TestTrialsTakeTurns(t *testing.T) {
 	plans, started := trialPlans(t), []int{}
-	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Vocab: 4000, Source: slowStart{workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"),
+	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Source: slowStart{workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"),
 		Seed: 1}, &started}}
 	var said []string
 	setup.OnStage = func(text string) { said = append(said, text) }
