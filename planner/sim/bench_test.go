@@ -58,8 +58,9 @@ func BenchmarkRun(b *testing.B) {
 			w := poisson(2000, 20, 1000, 200, 1)
 			b.ReportAllocs()
 			n := 0
+			var m Runner
 			for b.Loop() {
-				if _, err := Run(b.Context(), cfg, h100ish, w, Options{}); err != nil {
+				if _, err := m.Run(b.Context(), cfg, h100ish, w, Options{}); err != nil {
 					b.Fatal(err)
 				}
 				n += len(w.Requests)

@@ -10,78 +10,73 @@ import (
 // check verifies what must hold between any two calls: every block is held as often as its count says, the free queue
 // has exactly the blocks nobody holds, and the index finds exactly the registered blocks.
 func (s *Scheduler) check() error {
-	refs := make([]int32, s.cfg.NumGPUBlocks)
-	live := 0
+	refs := map[int32]int32{}
+	live, held := 0, 0 // held: blocks without a node
 	for slot := range s.requests {
 		r := &s.requests[slot]
 		if at, ok := s.slots[r.id]; !ok || at != int32(slot) {
 			continue
 		}
 		live++
-		for _, b := range r.blocks {
-			if b <= 0 || int(b) >= s.cfg.NumGPUBlocks {
-				return fmt.Errorf("request %d holds block %d of %d", r.id, b, s.cfg.NumGPUBlocks)
-			}
+		for _, b := range r.nodes {
 			refs[b]++
 		}
+		held += s.held(r) - len(r.nodes)
 		switch {
-		case !r.running && len(r.blocks) > 0:
-			return fmt.Errorf("request %d waits and holds %d blocks", r.id, len(r.blocks))
-		case r.running && (r.computed > r.capacity || r.capacity != len(r.blocks)*s.cfg.BlockSize):
-			return fmt.Errorf("request %d has %d positions in %d blocks", r.id, r.computed, len(r.blocks))
+		case !r.running && r.capacity > 0:
+			return fmt.Errorf("request %d waits and holds %d blocks", r.id, s.held(r))
+		case r.running && (r.computed > r.capacity || r.capacity%s.cfg.BlockSize != 0):
+			return fmt.Errorf("request %d has %d positions in %d tokens of blocks", r.id, r.computed, r.capacity)
 		case r.placeholders < 0 || r.stale < 0 || r.inFlight < r.stale || r.computed > r.known+r.placeholders:
 			return fmt.Errorf("request %d: impossible counts %+v", r.id, *r)
-		case r.running && r.registered > min(r.computed, r.known)/s.cfg.BlockSize:
+		case r.running && r.registered > min(r.computed, r.known)/s.cfg.BlockSize || len(r.nodes) > r.registered:
 			return fmt.Errorf("request %d registered %d blocks with %d computed", r.id, r.registered, r.computed)
 		}
 	}
 	if live != len(s.slots) || live != len(s.running)+s.waiting.n {
 		return fmt.Errorf("%d requests live, %d are known, %d run, %d wait", live, len(s.slots), len(s.running), s.waiting.n)
 	}
-	free := s.pool.queued()
-	if len(free) != s.pool.free {
-		return fmt.Errorf("the free queue has %d blocks, not %d", len(free), s.pool.free)
-	}
-	for _, b := range free {
-		refs[b] -= 1 << 20
-	}
-	registered := 0
-	for b := 1; b < s.cfg.NumGPUBlocks; b++ {
-		if refs[b] == -1<<20 {
-			refs[b] = 0 // in the free queue
-		} else if refs[b] <= 0 {
-			return fmt.Errorf("block %d is held %d times but in no queue", b, refs[b])
-		}
-		if b >= int(s.pool.used) {
-			if refs[b] != 0 {
-				return fmt.Errorf("block %d is held and was never used", b)
+	p := &s.pool
+	registered := map[int32]bool{}
+	for _, b := range p.index {
+		for ; b != 0; b = p.nodes[b].twin {
+			registered[b] = true
+			if x := p.nodes[b]; x.ref != refs[b] || x.run != 0 {
+				return fmt.Errorf("a registered block is held %d times, counted %d", refs[b], x.ref)
 			}
-			continue
-		}
-		x := s.pool.at(int32(b))
-		if refs[b] != x.ref {
-			return fmt.Errorf("block %d is held %d times, counted %d", b, refs[b], x.ref)
-		}
-		if !x.indexed {
-			continue
-		}
-		registered++
-		first := s.pool.find(x.hash)
-		for first != 0 && first != int32(b) {
-			first = s.pool.at(first).twin
-		}
-		if first == 0 {
-			return fmt.Errorf("block %d is registered but cannot be found", b)
+			first := p.find(p.nodes[b].hash)
+			for first != 0 && first != b {
+				first = p.nodes[first].twin
+			}
+			if first == 0 {
+				return fmt.Errorf("node %d is registered but cannot be found", b)
+			}
 		}
 	}
-	indexed := 0
-	for _, b := range s.pool.index {
-		for ; b != 0; b = s.pool.at(b).twin {
-			indexed++
+	for b := range refs {
+		if !registered[b] {
+			return fmt.Errorf("node %d is held and not registered", b)
 		}
 	}
-	if indexed != registered {
-		return fmt.Errorf("the index has %d blocks, %d are registered", indexed, registered)
+	idle := p.returned + p.fresh
+	prev := int32(0)
+	for b := p.nodes[0].next; b != 0; prev, b = b, p.nodes[b].next {
+		x := p.nodes[b]
+		if x.prev != prev || x.run == 0 && (x.ref != 0 || !registered[b]) {
+			return fmt.Errorf("node %d is in the queue: %+v", b, x)
+		}
+		idle += max(1, int(x.run))
+	}
+	if idle != p.free {
+		return fmt.Errorf("the free queue has %d blocks, not %d", idle, p.free)
+	}
+	for b := range registered {
+		if p.nodes[b].ref > 0 {
+			held++
+		}
+	}
+	if held+idle != s.cfg.NumGPUBlocks-1 {
+		return fmt.Errorf("%d blocks are held, %d free, of %d", held, idle, s.cfg.NumGPUBlocks-1)
 	}
 	return nil
 }

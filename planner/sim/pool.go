@@ -2,112 +2,127 @@ package sim
 
 import "math/bits"
 
-// block is one KV block.
-type block struct {
-	hash       uint64
-	prev, next int32 // in the queue of freed blocks
-	twin       int32 // the next block with the same hash, in order of registration; 0 is none
-	ref        int32 // requests that hold it
-	indexed    bool  // findable under hash, until evicted
-}
-
-// pool is vLLM's BlockPool: reference counts, the free queue and the index from content hash to block.
+// pool is vLLM's BlockPool: the free queue, reference counts and the index from content hash to block.
 //
-// The free queue has three parts, taken from in this order: the stack, the blocks that were never used, and the queue.
-// A new pool is all never used, so it costs nothing to make, however large the cache.
+// A block that cannot be found by its content has no identity here: only how many such blocks a request holds, and
+// where they stand in the free queue, makes a difference. A block gets a node when it is registered, and loses it when
+// it is evicted. So a cache without shared content costs nothing, however large it is.
+//
+// The free queue has three parts, taken from in this order: returned, fresh, and the queue, a list of nodes.
 //
 // Source: vllm/v1/core/block_pool.py and kv_cache_utils.py (FreeKVCacheBlockQueue), vLLM 0.24 to 0.33.
 type pool struct {
-	// pages hold the blocks below used: those that were ever used. The others up to size follow in ascending order. Block
-	// 0 is the null block: never free and never held, its links are the ends of the queue.
-	pages []*[pageSize]block
-	used  int32
-	size  int32
-	free  int
-	// stack holds freed blocks without a hash, the last of them used next. They cannot be hit, so they leave in no other
-	// way.
-	stack []int32
+	free int // blocks in the free queue
+	// returned are freed blocks without a hash, used again before all others; fresh were never used.
+	returned, fresh int
+	// nodes are registered blocks, and runs of others in the queue. Node 0 is the ends of the queue.
+	nodes []node
+	spare []int32 // nodes not in use
 	// fifo is the order before vLLM 0.24: every freed block goes to the tail of the queue, hashed or not.
 	fifo bool
 	// index is an open-addressing table of first blocks, 0 is empty; made at the first registration, since many runs
 	// share nothing.
 	index []int32
 	shift int
+	size  int
 }
 
-const pageSize = 256
-
-// newPool makes a pool of n blocks, the null block included.
-func newPool(n int, fifo bool) pool {
-	return pool{pages: []*[pageSize]block{new([pageSize]block)}, used: 1, size: int32(n), free: n - 1, fifo: fifo}
+// node is a registered block, findable until it is evicted, or a run of blocks that cannot be found.
+type node struct {
+	hash       uint64
+	prev, next int32 // in the queue
+	twin       int32 // the next block with the same hash, in order of registration; 0 is none
+	ref        int32 // requests that hold it
+	run        int32 // length of the run; 0 is a registered block
 }
 
-func (p *pool) at(b int32) *block { return &p.pages[uint32(b)/pageSize][uint32(b)%pageSize] }
-
-// unlink takes a block out of the queue.
-func (p *pool) unlink(b int32) {
-	x := p.at(b)
-	p.at(x.prev).next, p.at(x.next).prev = x.next, x.prev
-	p.free--
-}
-
-// pushBack puts a block at the tail of the queue.
-func (p *pool) pushBack(b int32) {
-	last := p.at(0).prev
-	p.at(b).prev, p.at(b).next = last, 0
-	p.at(last).next, p.at(0).prev = b, b
-	p.free++
-}
-
-// take removes the head of the free queue for a new holder. Content that it still had is evicted here, lazily.
-// The caller has checked that a block is free.
-func (p *pool) take() int32 {
-	var b int32
-	switch n := len(p.stack); {
-	case n > 0:
-		b, p.stack = p.stack[n-1], p.stack[:n-1]
-		p.free--
-	case p.used < p.size:
-		if b = p.used; b%pageSize == 0 {
-			p.pages = append(p.pages, new([pageSize]block))
-		}
-		p.used++
-		p.free--
-	default:
-		b = p.at(0).next
-		p.unlink(b)
-		if p.at(b).indexed {
-			p.forget(b)
-			p.at(b).indexed = false
-		}
+// reset makes a pool of n blocks, the null block included, none of them used. It keeps memory.
+func (p *pool) reset(n int, fifo bool) {
+	*p = pool{
+		free: n - 1, fresh: n - 1, size: n, fifo: fifo,
+		nodes: append(p.nodes[:0], node{}), spare: p.spare[:0], index: p.index[:0],
 	}
-	p.at(b).ref = 1
-	return b
+}
+
+func (p *pool) add(x node) int32 {
+	if n := len(p.spare); n > 0 {
+		b := p.spare[n-1]
+		p.spare = p.spare[:n-1]
+		p.nodes[b] = x
+		return b
+	}
+	p.nodes = append(p.nodes, x)
+	return int32(len(p.nodes) - 1)
+}
+
+// unlink takes a node out of the queue.
+func (p *pool) unlink(b int32) {
+	x := &p.nodes[b]
+	p.nodes[x.prev].next, p.nodes[x.next].prev = x.next, x.prev
+}
+
+// pushBack puts a node at the tail of the queue.
+func (p *pool) pushBack(b int32) {
+	last := p.nodes[0].prev
+	p.nodes[b].prev, p.nodes[b].next = last, 0
+	p.nodes[last].next, p.nodes[0].prev = b, b
+}
+
+// take removes n blocks from the head of the free queue. Content that they still had is evicted here, lazily. The
+// caller has checked that they are free.
+func (p *pool) take(n int) {
+	p.free -= n
+	k := min(n, p.returned)
+	p.returned -= k
+	n -= k
+	k = min(n, p.fresh)
+	p.fresh -= k
+	for n -= k; n > 0; {
+		b := p.nodes[0].next
+		if x := &p.nodes[b]; int(x.run) > n {
+			x.run -= int32(n)
+			return
+		} else if x.run > 0 {
+			n -= int(x.run)
+		} else {
+			p.forget(b)
+			n--
+		}
+		p.unlink(b)
+		p.spare = append(p.spare, b)
+	}
 }
 
 // touch adds a holder to a block that was hit; a block nobody held leaves the free queue.
 func (p *pool) touch(b int32) {
-	if p.at(b).ref == 0 {
+	if p.nodes[b].ref == 0 {
 		p.unlink(b)
+		p.free--
 	}
-	p.at(b).ref++
+	p.nodes[b].ref++
 }
 
-// release gives back a request's blocks. The first full of them are full and hashed (none without prefix caching).
-// Later blocks are evicted before earlier ones; blocks without a hash are reused first, the last of them at once.
-func (p *pool) release(held []int32, full int) {
-	if !p.fifo {
-		for _, b := range held[full:] {
-			p.at(b).ref--
-			p.stack = append(p.stack, b)
-			p.free++
-		}
-		held = held[:full]
+// release gives back a request's blocks: the registered ones, in order, behind them hashed ones of private content, and
+// the rest without a hash. Later blocks are evicted before earlier ones; blocks without a hash are used again first.
+func (p *pool) release(registered []int32, private, unhashed int) {
+	p.free += private + unhashed
+	if p.fifo {
+		private += unhashed
+	} else {
+		p.returned += unhashed
 	}
-	for i := len(held) - 1; i >= 0; i-- {
-		b := held[i]
-		if p.at(b).ref--; p.at(b).ref == 0 {
+	if private > 0 {
+		if last := p.nodes[0].prev; p.nodes[last].run > 0 {
+			p.nodes[last].run += int32(private)
+		} else {
+			p.pushBack(p.add(node{run: int32(private)}))
+		}
+	}
+	for i := len(registered) - 1; i >= 0; i-- {
+		b := registered[i]
+		if p.nodes[b].ref--; p.nodes[b].ref == 0 {
 			p.pushBack(b)
+			p.free++
 		}
 	}
 }
@@ -116,7 +131,7 @@ func (p *pool) release(held []int32, full int) {
 func (p *pool) slot(hash uint64) int {
 	mask := len(p.index) - 1
 	i := int(hash * 0x9e3779b97f4a7c15 >> p.shift)
-	for p.index[i] != 0 && p.at(p.index[i]).hash != hash {
+	for p.index[i] != 0 && p.nodes[p.index[i]].hash != hash {
 		i = (i + 1) & mask
 	}
 	return i
@@ -124,50 +139,56 @@ func (p *pool) slot(hash uint64) int {
 
 // find is the block registered first under a hash; 0 when there is none.
 func (p *pool) find(hash uint64) int32 {
-	if p.index == nil {
+	if len(p.index) == 0 {
 		return 0
 	}
 	return p.index[p.slot(hash)]
 }
 
-// register makes a full block findable. Equal content may be held twice: vLLM does not merge blocks.
-func (p *pool) register(b int32, hash uint64) {
-	if p.index == nil {
+// register makes a block that one request holds findable. Equal content may be held twice: vLLM does not merge blocks.
+func (p *pool) register(hash uint64) int32 {
+	if len(p.index) == 0 {
 		n := bits.Len(uint(2 * p.size))
-		p.index, p.shift = make([]int32, 1<<n), 64-n
+		p.shift = 64 - n
+		if cap(p.index) < 1<<n {
+			p.index = make([]int32, 1<<n)
+		}
+		p.index = p.index[:1<<n]
+		clear(p.index)
 	}
-	x := p.at(b)
-	x.hash, x.twin, x.indexed = hash, 0, true
+	b := p.add(node{hash: hash, ref: 1})
 	i := p.slot(hash)
 	if p.index[i] == 0 {
 		p.index[i] = b
-		return
+		return b
 	}
 	last := p.index[i]
-	for p.at(last).twin != 0 {
-		last = p.at(last).twin
+	for p.nodes[last].twin != 0 {
+		last = p.nodes[last].twin
 	}
-	p.at(last).twin = b
+	p.nodes[last].twin = b
+	return b
 }
 
-// forget takes an indexed block out of the index.
+// forget takes a registered block out of the index.
 func (p *pool) forget(b int32) {
-	i := p.slot(p.at(b).hash)
+	i := p.slot(p.nodes[b].hash)
+	twin := p.nodes[b].twin
 	if first := p.index[i]; first != b {
-		for p.at(first).twin != b {
-			first = p.at(first).twin
+		for p.nodes[first].twin != b {
+			first = p.nodes[first].twin
 		}
-		p.at(first).twin = p.at(b).twin
+		p.nodes[first].twin = twin
 		return
 	}
-	if t := p.at(b).twin; t != 0 {
-		p.index[i] = t
+	if twin != 0 {
+		p.index[i] = twin
 		return
 	}
 	// Close the gap, so that later probes of the run need no tombstones.
 	mask := len(p.index) - 1
 	for j := (i + 1) & mask; p.index[j] != 0; j = (j + 1) & mask {
-		home := int(p.at(p.index[j]).hash * 0x9e3779b97f4a7c15 >> p.shift)
+		home := int(p.nodes[p.index[j]].hash * 0x9e3779b97f4a7c15 >> p.shift)
 		if (j-home)&mask >= (j-i)&mask {
 			p.index[i] = p.index[j]
 			i = j

@@ -8,16 +8,21 @@ import (
 
 // prefixes finds out which leading part of a request another request can share.
 type prefixes struct {
-	blockSize int
+	blockSize int            // 0 without prefix caching: then nothing is ever shared
 	uses      map[uint64]int // of each segment
 }
 
-// newPrefixes returns nil without prefix caching: then nothing is ever shared.
-func newPrefixes(cfg Config, w *workload.Workload) *prefixes {
+// of counts the segments of a workload.
+func (p *prefixes) of(cfg Config, w *workload.Workload) {
+	p.blockSize = 0
 	if !cfg.EnablePrefixCaching {
-		return nil
+		return
 	}
-	p := &prefixes{cfg.BlockSize, make(map[uint64]int)}
+	p.blockSize = cfg.BlockSize
+	if p.uses == nil {
+		p.uses = make(map[uint64]int)
+	}
+	clear(p.uses)
 	for i := range w.Requests {
 		for _, seg := range w.Requests[i].Prompt {
 			p.uses[seg.ID]++
@@ -26,12 +31,11 @@ func newPrefixes(cfg Config, w *workload.Workload) *prefixes {
 			p.uses[id]++
 		}
 	}
-	return p
 }
 
 // hashes are the content hashes of the leading blocks that others can share.
 func (p *prefixes) hashes(q *workload.Request) []uint64 {
-	if p == nil {
+	if p.blockSize == 0 {
 		return nil
 	}
 	segments := q.Prompt

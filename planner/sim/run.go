@@ -3,6 +3,8 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -15,6 +17,11 @@ import (
 type Options struct {
 	// Steps keeps a StepRecord per step, Series the gauges over time (thinned to some thousand samples each).
 	Steps, Series bool
+	// Ends keeps a record's first and last token event only: all that its latencies are made of but the gaps between
+	// tokens. It saves most of the memory.
+	Ends bool
+
+	itemized bool // decide every step request by request: the reference for the lane
 }
 
 // Run serves a workload in virtual time: the client sends on the workload's schedule without delay; the front end, one
@@ -24,49 +31,117 @@ type Options struct {
 // and the next batch is scheduled while the other runs (EngineCore.step_with_batch_queue). Synchronous scheduling is
 // serial.
 //
-// The same arguments give the same Outcome. The error is Validate's, or ctx's.
+// The same arguments give the same Outcome. The error is Validate's, or ctx's. See [Runner] for many runs and for
+// workloads that do not fit into memory.
 func Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload, opt Options) (*Outcome, error) {
-	s, err := New(cfg)
+	return new(Runner).Run(ctx, cfg, timer, w, opt)
+}
+
+// Runner runs simulations one after the other in the same memory. The zero value is ready for use. It is not safe for
+// concurrent use.
+type Runner struct {
+	scheduler Scheduler
+	prefixes  prefixes
+	records   []workload.Record
+	progress  []progress
+	events    arena
+	run       run // of the last call, for its memory
+	out       Outcome
+}
+
+// Run is the function [Run]. The Outcome, with everything in it, holds until the next call.
+func (m *Runner) Run(ctx context.Context, cfg Config, timer cost.Timer, w *workload.Workload, opt Options) (*Outcome,
+	error) {
+	n := len(w.Requests)
+	m.records, m.progress = slices.Grow(m.records[:0], n)[:n], slices.Grow(m.progress[:0], n)[:n]
+	clear(m.progress)
+	for i := range w.Requests {
+		m.records[i] = workload.NewRecord(&w.Requests[i])
+	}
+	m.prefixes.of(cfg, w)
+	r, err := m.start(cfg, timer, opt)
 	if err != nil {
 		return nil, err
 	}
-	r := &run{
-		cfg: cfg, timer: timer, work: w, scheduler: s, release: workload.NewSchedule(w), depth: 1,
-		out:      &Outcome{Records: make([]workload.Record, len(w.Requests))},
-		progress: make([]progress, len(w.Requests)),
-		front:    frontEnd{FrontEnd: cfg.FrontEnd},
-		prefixes: newPrefixes(cfg, w),
-	}
-	if cfg.AsyncScheduling {
-		r.depth = 2
-	}
+	schedule := workload.NewSchedule(w)
+	r.source = &planned{schedule, m, w}
+	m.out.Records = m.records
 	if opt.Steps {
-		r.out.Steps = make([]harness.StepRecord, 0, len(w.Requests))
+		r.out.Steps = make([]harness.StepRecord, 0, n)
 	}
-	if opt.Series {
-		r.series = &series{}
+	out, err := m.finish(ctx)
+	if err == nil && w.Duration > 0 { // what was never sent has no record
+		out.Records = slices.DeleteFunc(out.Records, func(rec workload.Record) bool { return schedule.Dropped(rec.Index) })
 	}
-	for i := range w.Requests {
-		r.out.Records[i] = workload.NewRecord(&w.Requests[i])
-	}
-	if err := r.loop(ctx); err != nil {
-		return nil, err
-	}
-	r.finish()
-	return r.out, nil
+	return out, err
 }
 
-// progress is what the metrics need to know of a request. Records point into it.
+// Stream is Run for a workload that is read while it is served, an open loop: requests in order of Due, waiting for
+// nothing else (no Wave, no After), each with its SharedTokens. done gets the record of each request when it has ended,
+// in order of ending; record and tokens hold during the call only. Memory is bounded by the requests in flight, unless
+// opt asks for Steps. The error is requests', done's, Validate's, or ctx's.
+func (m *Runner) Stream(ctx context.Context, cfg Config, timer cost.Timer, requests iter.Seq2[workload.Request, error],
+	done func(*workload.Record) error, opt Options) (*Outcome, error) {
+	r, err := m.start(cfg, timer, opt)
+	if err != nil {
+		return nil, err
+	}
+	next, stop := iter.Pull2(requests)
+	defer stop()
+	s := &streamed{pull: next, done: done, hash: cfg.EnablePrefixCaching, blockSize: cfg.BlockSize}
+	s.advance()
+	r.source = s
+	out, err := m.finish(ctx)
+	return out, errors.Join(s.err, err)
+}
+
+func (m *Runner) start(cfg Config, timer cost.Timer, opt Options) (*run, error) {
+	if m.scheduler.slots == nil {
+		m.scheduler.slots = make(map[int]int32)
+	}
+	m.scheduler.lane.on = !opt.itemized
+	if err := m.scheduler.reset(cfg); err != nil {
+		return nil, err
+	}
+	m.events.reset()
+	m.out = Outcome{}
+	old := &m.run
+	m.run = run{
+		cfg: cfg, timer: timer, scheduler: &m.scheduler, depth: 1, ends: opt.Ends, out: &m.out, arena: &m.events,
+		flights: old.flights[:0], arriving: old.arriving.emptied(), ending: old.ending.emptied(), bySlot: old.bySlot,
+		landed: old.landed[:0], front: frontEnd{FrontEnd: cfg.FrontEnd},
+	}
+	if cfg.AsyncScheduling {
+		m.run.depth = 2
+	}
+	m.run.steps = opt.Steps
+	if opt.Series {
+		m.run.series = &series{}
+	}
+	return &m.run, nil
+}
+
+func (m *Runner) finish(ctx context.Context) (*Outcome, error) {
+	if err := m.run.loop(ctx); err != nil {
+		return nil, err
+	}
+	m.run.finish()
+	return m.run.out, nil
+}
+
+// progress is a request under way.
 type progress struct {
+	rec                      *workload.Record // points into due and cached
 	due                      time.Duration
 	queued, scheduled, first time.Duration // in the engine's time
 	cached                   int
+	delivered                int // tokens noted in the record
 }
 
-// moment is something that will happen to a request.
-type moment struct {
-	index int
-	at    time.Duration
+// arrival is a request on its way to the scheduler.
+type arrival struct {
+	*progress
+	Request
 }
 
 // flight is a batch that runs or waits for the device.
@@ -79,13 +154,14 @@ type flight struct {
 type run struct {
 	cfg       Config
 	timer     cost.Timer
-	work      *workload.Workload
 	scheduler *Scheduler
-	release   *workload.Schedule
-	prefixes  *prefixes
+	source    source
 	out       *Outcome
 	series    *series
-	progress  []progress
+	steps     bool
+	ends      bool
+	arena     *arena
+	bySlot    []*progress
 	depth     int // batches in flight
 
 	now      time.Duration // the engine's clock, which is the host's
@@ -93,16 +169,20 @@ type run struct {
 	front    frontEnd
 	heat     cost.Heat
 	flights  []flight
-	working  int      // flights that compute something
-	victims  int      // preempted since the last step with work
-	arriving []moment // sent, not yet at the scheduler; in order of time
-	ending   []moment // ended, not yet known to the client; in order of time
+	working  int // flights that compute something
+	victims  int // preempted since the last step with work
+	barren   int // steps since the last one that gave a token
+	arriving timeline[arrival]
+	ending   timeline[int] // ended, not yet known to the client
+	// The API server's view: requests that have not ended, prompt tokens of those without a token.
+	unfinished, prefilling int
+	// landed are when the first tokens of the latest steps reached the client.
+	landed []time.Duration
 
 	tally    tally
 	usage    float64 // since usedAt
 	usedAt   time.Duration
 	usedArea float64 // usage x seconds
-	events   []workload.TokenEvent
 }
 
 func (r *run) loop(ctx context.Context) error {
@@ -118,7 +198,7 @@ func (r *run) loop(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if len(r.flights) < r.depth && (len(b.Items) > 0 || r.busy()) {
+			if len(r.flights) < r.depth && (!b.empty() || r.busy()) {
 				continue
 			}
 		} else if len(r.flights) == 0 {
@@ -129,7 +209,9 @@ func (r *run) loop(ctx context.Context) error {
 			r.now = max(r.now, next)
 			continue
 		}
-		r.land()
+		if err := r.land(); err != nil {
+			return err
+		}
 	}
 }
 
@@ -137,82 +219,99 @@ func (r *run) busy() bool { return r.scheduler.Running()+r.scheduler.Waiting() >
 
 // next is when something happens outside the engine.
 func (r *run) next() (at time.Duration, ok bool) {
-	_, at, ok = r.release.Next()
-	for _, q := range [][]moment{r.arriving, r.ending} {
-		if len(q) > 0 && (!ok || q[0].at < at) {
-			at, ok = q[0].at, true
-		}
+	_, at, ok = r.source.Next()
+	if first, some := r.arriving.next(); some && (!ok || first < at) {
+		at, ok = first, true
+	}
+	if first, some := r.ending.next(); some && (!ok || first < at) {
+		at, ok = first, true
 	}
 	return at, ok
 }
 
 // takeIn lets the client act up to now, and gives the scheduler the requests that have reached it.
 func (r *run) takeIn() error {
-	r.clients(r.now)
-	for len(r.arriving) > 0 && r.arriving[0].at <= r.now {
-		i := r.arriving[0].index
-		r.arriving = r.arriving[1:]
-		q := &r.work.Requests[i]
-		r.progress[i].queued = r.now
-		err := r.scheduler.Add(Request{
-			ID: i, PromptTokens: r.out.Records[i].PromptTokens, MaxTokens: q.OutputTokens, Priority: q.Priority,
-			Arrival: r.out.Records[i].Sent, Hashes: r.prefixes.hashes(q),
-		})
+	if err := r.clients(r.now); err != nil {
+		return err
+	}
+	for {
+		if at, some := r.arriving.next(); !some || at > r.now {
+			return nil
+		}
+		a := r.arriving.pop()
+		slot, err := r.scheduler.add(a.Request)
 		if err != nil {
 			return err
 		}
+		for int(slot) >= len(r.bySlot) {
+			r.bySlot = append(r.bySlot, nil)
+		}
+		r.bySlot[slot] = a.progress
+		a.queued = r.now
 	}
-	return nil
 }
 
 // clients lets the client act up to a moment.
-func (r *run) clients(until time.Duration) {
+func (r *run) clients(until time.Duration) error {
 	for {
-		index, due, ok := r.release.Next()
-		if len(r.ending) > 0 && r.ending[0].at <= until && (!ok || r.ending[0].at <= due) {
-			r.release.Done(r.ending[0].index, r.ending[0].at)
-			r.ending = r.ending[1:]
+		index, due, ok := r.source.Next()
+		if at, some := r.ending.next(); some && at <= until && (!ok || at <= due) {
+			r.source.Done(r.ending.pop(), at)
 			continue
 		}
 		if !ok || due > until {
-			return
+			return nil
 		}
-		r.send(index, due)
+		if err := r.send(index, due); err != nil {
+			return err
+		}
 	}
 }
 
 // send is the client's act: a request that the API server refuses ends at once.
-func (r *run) send(index int, due time.Duration) {
-	rec := &r.out.Records[index]
+func (r *run) send(index int, due time.Duration) error {
+	p, hashes := r.source.begin(index)
+	intended := r.source.Intended(index)
+	r.source.Pop()
+	rec := p.rec
 	rec.Sent = due
-	if r.release.Intended(index) {
-		r.progress[index].due = due
-		rec.Due = &r.progress[index].due
+	if intended {
+		p.due = due
+		rec.Due = &p.due
 	}
-	r.release.Pop()
-	at := moment{index, r.front.receive(due, rec.PromptTokens)}
-	q := &r.work.Requests[index]
-	if _, err := r.cfg.Admit(rec.PromptTokens, q.OutputTokens); err != nil {
+	at := r.front.receive(due, rec.PromptTokens)
+	if err := r.refuses(rec); err != nil {
 		rec.Error = err.Error()
-		r.end(at)
-		return
+		r.end(index, at)
+		return r.source.finish(p)
 	}
-	r.arriving = insert(r.arriving, at)
+	r.unfinished++
+	r.prefilling += rec.PromptTokens
+	r.arriving.push(at, arrival{p, Request{
+		ID: index, PromptTokens: rec.PromptTokens, MaxTokens: rec.AskedTokens, Priority: rec.Priority, Arrival: due,
+		Hashes: hashes,
+	}})
+	return nil
+}
+
+// refuses is the API server's answer to a request that it does not take.
+//
+// Source of the limits: vllm/v1/engine/async_llm.py check_admission.
+func (r *run) refuses(rec *workload.Record) error {
+	if n := r.cfg.MaxNumQueuedReqs; n > 0 && r.unfinished+1 > n {
+		return fmt.Errorf("status 503: %d requests have not ended, max_num_queued_reqs is %d", r.unfinished, n)
+	}
+	if n := r.cfg.MaxNumQueuedTokens; n > 0 && r.prefilling >= n {
+		return fmt.Errorf("status 503: %d prompt tokens wait, max_num_queued_tokens is %d", r.prefilling, n)
+	}
+	_, err := r.cfg.Admit(rec.PromptTokens, rec.AskedTokens)
+	return err
 }
 
 // end notes when the client will see that a request has ended.
-func (r *run) end(m moment) {
-	r.ending = insert(r.ending, m)
-	r.out.End = max(r.out.End, m.at)
-}
-
-// insert keeps a queue of moments in order of time; equal times stay in order of insertion.
-func insert(q []moment, m moment) []moment {
-	q = append(q, m)
-	for i := len(q) - 1; i > 0 && q[i-1].at > m.at; i-- {
-		q[i-1], q[i] = q[i], q[i-1]
-	}
-	return q
+func (r *run) end(index int, at time.Duration) {
+	r.ending.push(at, index)
+	r.out.End = max(r.out.End, at)
 }
 
 // launch schedules a batch and puts it behind those in flight.
@@ -221,23 +320,30 @@ func (r *run) launch() (*Batch, error) {
 	f := flight{batch: b, end: r.now}
 	for _, a := range b.Admitted {
 		if !a.Resumed {
-			r.progress[a.ID].scheduled = r.now
-			r.progress[a.ID].cached = a.CachedTokens
-			r.out.Records[a.ID].CachedTokens = &r.progress[a.ID].cached
+			p := r.bySlot[a.slot]
+			p.scheduled, p.cached = r.now, a.CachedTokens
+			p.rec.CachedTokens = &p.cached
 		}
 	}
+	for i := range b.departed {
+		r.catchUp(&b.departed[i])
+	}
 	r.victims += len(b.Preempted)
-	if len(b.Items) > 0 {
+	if !b.empty() {
 		prepare, launch := r.timer.HostTime(b.Step)
-		r.compute(prepare)
+		if err := r.compute(prepare); err != nil {
+			return nil, err
+		}
 		start := max(r.now, r.device)
-		r.compute(launch)
+		if err := r.compute(launch); err != nil {
+			return nil, err
+		}
 		f.end = max(start+max(0, r.heat.StepTime(r.timer, b.Step, start)), r.now)
 		elapsed := f.end - start
 		r.device = f.end
 		r.out.Busy += elapsed
 		r.working++
-		if r.out.Steps != nil {
+		if r.steps {
 			f.step = len(r.out.Steps)
 			r.out.Steps = append(r.out.Steps, harness.StepRecord{
 				T: start, ContextRequests: b.Step.PrefillSeqs, ContextTokens: b.Step.PrefillTokens,
@@ -257,82 +363,136 @@ func (r *run) launch() (*Batch, error) {
 // compute keeps the host busy for d, and for as long as it takes to read the requests that come meanwhile: the engine
 // core's threads share an interpreter (64 requests at once on an idle H200 server: the first has its token after 63 ms,
 // alone it would after 13 ms, and all others are in the second step).
-func (r *run) compute(d time.Duration) {
+func (r *run) compute(d time.Duration) error {
 	if d <= 0 {
-		return
+		return nil
 	}
 	until := r.now + d + max(0, r.front.reading-r.now)
 	for until > r.now {
 		r.now = until
 		before := r.front.handled
-		r.clients(until)
+		if err := r.clients(until); err != nil {
+			return err
+		}
 		until += r.front.handled - before
 	}
+	return nil
 }
 
 // land waits for the oldest batch and delivers its tokens.
-func (r *run) land() {
+func (r *run) land() error {
 	f := r.flights[0]
-	r.flights = slices.Delete(r.flights, 0, 1)
+	r.flights = r.flights[:copy(r.flights, r.flights[1:])]
 	r.now = max(r.now, f.end)
-	computes := len(f.batch.Items) > 0
-	r.clients(r.now) // what was sent before is in the front end's queue before the tokens
-	r.deliver(r.scheduler.Update(f.batch))
+	computes := !f.batch.empty()
+	if err := r.clients(r.now); err != nil { // what was sent before is in the front end's queue before the tokens
+		return err
+	}
+	if err := r.deliver(r.scheduler.Update(f.batch), f.batch.Decoding); err != nil {
+		return err
+	}
 	r.observe()
 	if computes {
 		r.working--
-		if r.out.Steps != nil {
+		if r.steps {
 			r.out.Steps[f.step].KVUsage = r.usage
 		}
 		if r.series != nil {
 			r.series.add(r.now, r.scheduler, false)
 		}
 	}
+	return nil
 }
 
-func (r *run) deliver(events []Event) {
-	tokens := len(events)
-	at := r.front.stream(r.now, len(events))
+// catchUp notes the tokens that a request got in the lane, one in each of the latest steps.
+func (r *run) catchUp(d *departure) {
+	p := r.bySlot[d.slot]
+	first := p.delivered + 1
+	p.delivered += d.tokens
+	if r.ends {
+		return
+	}
+	latest := r.landed[len(r.landed)-d.tokens:]
+	tokens, sent := p.rec.Tokens, p.rec.Sent
+	event := r.cfg.FrontEnd.Event
+	if event == 0 && r.cfg.StreamInterval == 1 {
+		for _, at := range latest {
+			tokens = append(tokens, workload.TokenEvent{At: at - sent, Tokens: 1})
+		}
+		p.rec.Tokens = tokens
+		return
+	}
+	place := d.standing
+	for i, at := range latest {
+		at += time.Duration(r.scheduler.lane.place(&place, d.joined+i)) * event
+		if k := r.cfg.Stream(first+i, false); k > 0 {
+			tokens = append(tokens, workload.TokenEvent{At: at - sent, Tokens: k})
+		}
+	}
+	p.rec.Tokens = tokens
+}
+
+// note keeps when a step's tokens reached the client. No request has more steps behind it than max_model_len.
+func (r *run) note(at time.Duration) {
+	if limit := r.cfg.MaxModelLen; len(r.landed) >= 2*limit+1024 {
+		r.landed = r.landed[:copy(r.landed, r.landed[len(r.landed)-limit:])]
+	}
+	r.landed = append(r.landed, at)
+}
+
+// deliver hands tokens to the client: one of each event, and decoding further ones that are noted later.
+func (r *run) deliver(events []Event, decoding int) error {
+	tokens := len(events) + decoding
+	first := r.front.stream(r.now, tokens)
+	r.note(first)
 	for i := range events {
 		e := &events[i]
-		rec, p := &r.out.Records[e.ID], &r.progress[e.ID]
+		at := first + time.Duration(e.place)*r.cfg.FrontEnd.Event
+		p := r.bySlot[e.slot]
+		rec := p.rec
 		if e.First {
 			p.first = r.now
 			computed := rec.PromptTokens - e.CachedTokens
 			tokens += computed
+			r.prefilling -= rec.PromptTokens
 			r.tally.first(r.now-rec.Sent, rec.PromptTokens, e.CachedTokens)
-			rec.Tokens = r.room(rec.AskedTokens)
+			if rec.Tokens == nil {
+				rec.Tokens = r.arena.room(r.room(rec.AskedTokens))
+			}
 		}
-		n := 1
-		if r.cfg.StreamInterval > 1 {
-			n = r.cfg.Stream(e.Output, e.Finished)
-		}
-		if n > 0 {
+		p.delivered = e.Output
+		if n := r.cfg.Stream(e.Output, e.Finished); n > 0 && (!r.ends || e.First || e.Finished) {
 			rec.Tokens = append(rec.Tokens, workload.TokenEvent{At: at - rec.Sent, Tokens: n})
 		}
 		if e.Finished {
 			rec.OutputTokens = e.Output
 			rec.FinishReason = "length"
+			r.unfinished--
 			r.tally.last(r.now, rec.Sent, p, e.Output)
-			r.end(moment{e.ID, at})
+			r.end(e.ID, at)
+			if err := r.source.finish(p); err != nil {
+				return err
+			}
 		}
-		at += r.cfg.FrontEnd.Event
 	}
-	if len(events) > 0 {
+	if tokens > 0 {
 		r.tally.iterations++
 		r.tally.iterationTokens += tokens
+		r.barren = 0
+	} else if r.barren++; r.barren > 10_000+4*r.cfg.MaxModelLen {
+		return fmt.Errorf("sim: no token in %d steps: running requests preempt each other for ever, as they would in vLLM; "+
+			"give the KV cache more than %d blocks, lower max_num_seqs or keep scheduler_reserve_full_isl on", r.barren,
+			r.cfg.NumGPUBlocks)
 	}
+	return nil
 }
 
-// room is space for a request's token events, cut from a larger piece.
-func (r *run) room(tokens int) []workload.TokenEvent {
-	n := tokens/r.cfg.StreamInterval + 2
-	if cap(r.events)-len(r.events) < n {
-		r.events = make([]workload.TokenEvent, 0, max(n, 1<<13))
+// room is how many events a request of so many tokens has at most.
+func (r *run) room(tokens int) int {
+	if r.ends {
+		return 2
 	}
-	from := len(r.events)
-	r.events = r.events[:from+n]
-	return r.events[from : from : from+n]
+	return tokens/r.cfg.StreamInterval + 2
 }
 
 // observe accounts for the KV cache's use up to now.
@@ -343,9 +503,6 @@ func (r *run) observe() {
 }
 
 func (r *run) finish() {
-	if r.work.Duration > 0 { // what was never sent has no record
-		r.out.Records = slices.DeleteFunc(r.out.Records, func(rec workload.Record) bool { return r.release.Dropped(rec.Index) })
-	}
 	r.out.Counters = r.tally.counters(r.scheduler.Stats())
 	if r.series != nil {
 		r.series.add(r.now, r.scheduler, true)

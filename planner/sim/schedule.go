@@ -12,14 +12,26 @@ func (s *Scheduler) Schedule() *Batch {
 	var b *Batch
 	if n := len(s.batches); n > 0 {
 		b, s.batches = s.batches[n-1], s.batches[:n-1]
-		*b = Batch{Items: b.Items[:0], Preempted: b.Preempted[:0], Admitted: b.Admitted[:0]}
+		*b = Batch{Items: b.Items[:0], Preempted: b.Preempted[:0], Admitted: b.Admitted[:0], departed: b.departed[:0]}
 	} else {
 		b = new(Batch)
 	}
-	threshold := s.threshold()
-	budget := s.scheduleRunning(b, s.cfg.budget(), threshold)
+	threshold, budget := s.threshold(), s.cfg.budget()
+	if s.lane.members+len(s.lane.retired) > 0 {
+		if s.coasts(budget, threshold) {
+			s.coast(b)
+		} else {
+			s.disband(b)
+		}
+		budget -= b.Step.DecodeSeqs
+	}
+	listed := len(b.Items)
+	budget = s.scheduleRunning(b, budget, threshold)
 	if len(b.Preempted) == 0 {
 		s.scheduleWaiting(b, budget, threshold)
+	}
+	if s.lane.on {
+		s.recruit(b.Items[listed:])
 	}
 	return b
 }
@@ -54,7 +66,7 @@ func (s *Scheduler) scheduleRunning(b *Batch, budget, threshold int) int {
 			continue
 		}
 		if r.computed+want > r.capacity {
-			need := s.blocksFor(r.computed+want) - len(r.blocks)
+			need := s.blocksFor(r.computed+want) - s.held(r)
 			fits := true
 			for fits && s.pool.free < need {
 				v := s.victim()
@@ -83,7 +95,7 @@ func (s *Scheduler) scheduleRunning(b *Batch, budget, threshold int) int {
 // scheduleWaiting is the second phase: it admits from the head of the queue until something does not fit.
 func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 	s.aside = s.aside[:0]
-	for budget > 0 && s.waiting.n > 0 && len(s.running) < s.cfg.active() {
+	for budget > 0 && s.waiting.n > 0 && s.Running() < s.cfg.active() {
 		slot := s.waiting.peek()
 		r := &s.requests[slot]
 		if r.stale > 0 {
@@ -105,7 +117,7 @@ func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 		}
 		held := hits - idle // blocks that cost nothing: others hold them
 		spare := s.pool.free
-		if len(s.running) > 0 {
+		if s.Running() > 0 {
 			spare -= s.watermark
 		}
 		if s.cfg.ReserveFullISL && s.blocksFor(r.known)-held > spare || s.blocksFor(cached+want)-held > spare {
@@ -117,7 +129,7 @@ func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 		for _, x := range s.hits {
 			s.pool.touch(x)
 		}
-		r.blocks = append(r.blocks, s.hits...)
+		r.nodes = append(r.nodes, s.hits...)
 		r.computed, r.registered, r.capacity = cached, hits, cached
 		r.nextFull = never
 		if s.cfg.EnablePrefixCaching {
@@ -129,7 +141,7 @@ func (s *Scheduler) scheduleWaiting(b *Batch, budget, threshold int) {
 		if r.preemptions == 0 {
 			r.cached = cached
 		}
-		b.Admitted = append(b.Admitted, Admission{r.id, cached, r.preemptions > 0})
+		b.Admitted = append(b.Admitted, Admission{r.id, cached, r.preemptions > 0, slot})
 		s.allocate(r, s.blocksFor(cached+want)-hits)
 		s.include(b, slot, want)
 		budget -= want
@@ -160,7 +172,7 @@ func (s *Scheduler) lookup(r *request) (hits, idle int) {
 			break
 		}
 		s.hits = append(s.hits, x)
-		if s.pool.at(x).ref == 0 {
+		if s.pool.nodes[x].ref == 0 {
 			idle++
 		}
 	}
@@ -176,15 +188,13 @@ func (s *Scheduler) countPrefix(r *request, cached int) {
 
 // allocate gives r n free blocks.
 func (s *Scheduler) allocate(r *request, n int) {
-	for range n {
-		r.blocks = append(r.blocks, s.pool.take())
-	}
-	r.capacity = len(r.blocks) * s.cfg.BlockSize
+	s.pool.take(n)
+	r.capacity += n * s.cfg.BlockSize
 }
 
 // include adds want tokens of a request to the batch. They count as computed from now on, and the blocks they fill can
 // be hit: the step writes them before a later request of the same step reads them.
-func (s *Scheduler) include(b *Batch, slot int32, want int) {
+func (s *Scheduler) include(b *Batch, slot int32, want int) *Item {
 	r := &s.requests[slot]
 	start := r.computed
 	r.computed = start + want
@@ -199,9 +209,10 @@ func (s *Scheduler) include(b *Batch, slot int32, want int) {
 	it := extend(&b.Items)
 	it.ID, it.Tokens, it.Start = r.id, want, start
 	it.Samples, it.Prefill = samples, want > 1 || start < r.prompt
-	it.slot, it.gen = slot, r.gen
+	it.slot, it.gen, it.member = slot, r.gen, false
 	it.addTo(&b.Step, 1)
 	s.stats.ComputedTokens += int64(want)
+	return it
 }
 
 // extend makes room for one more element, to be filled in place: building and copying it took half of a run's time.
@@ -275,14 +286,13 @@ func (s *Scheduler) preempt(b *Batch, v int) {
 	s.removeRunning(v)
 	r := &s.requests[slot]
 	if r.preemptions == 0 && s.cfg.EnablePrefixCaching {
-		for i := len(r.hashes); i < r.registered; i++ {
-			s.pool.register(r.blocks[i], r.hash(i))
+		for i := len(r.nodes); i < r.registered; i++ {
+			r.nodes = append(r.nodes, s.pool.register(r.hash(i)))
 		}
 	}
-	s.pool.release(r.blocks, r.registered)
-	r.blocks = r.blocks[:0]
+	s.release(r)
 	r.running = false
-	r.computed, r.capacity, r.registered, r.placeholders = 0, 0, 0, 0
+	r.computed, r.placeholders = 0, 0
 	r.stale = r.inFlight
 	r.preemptions++
 	s.stats.Preemptions++

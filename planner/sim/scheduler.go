@@ -37,6 +37,9 @@ type Item struct {
 
 	slot int32
 	gen  uint32
+	// member is set for a request of the lane, whose place in the batch is place.
+	member bool
+	place  int32
 }
 
 // Admission is a request that a batch took from the waiting queue.
@@ -46,6 +49,8 @@ type Admission struct {
 	CachedTokens int
 	// Resumed is set for a request that had been preempted.
 	Resumed bool
+
+	slot int32
 }
 
 // Batch is one scheduling decision: the work of one engine step. It belongs to the scheduler again after Update.
@@ -53,10 +58,18 @@ type Batch struct {
 	Step cost.Step
 	// Items in the order of scheduling; empty when nothing is to be computed.
 	Items []Item
+	// Decoding counts further requests that generate one token each, and have no Item and no Event for it: those in the
+	// lane. It is 0 but in [Run].
+	Decoding int
 	// Preempted requests, by ID, and Admitted ones, in order.
 	Preempted []int
 	Admitted  []Admission
+
+	departed []departure
 }
+
+// empty reports whether nothing is to be computed.
+func (b *Batch) empty() bool { return len(b.Items) == 0 && b.Decoding == 0 }
 
 // Event is a request's progress: one token.
 type Event struct {
@@ -67,6 +80,9 @@ type Event struct {
 	First, Finished bool
 	// CachedTokens is how many prompt tokens the prefix cache had when the request was first admitted.
 	CachedTokens int
+
+	slot  int32
+	place int32 // in the order in which a step's tokens are handed on
 }
 
 // Stats are the scheduler's counters.
@@ -93,6 +109,9 @@ type request struct {
 	stale        int32 // of those, items from before a preemption
 	gen          uint32
 	running      bool
+	where        int8 // of a running request
+	joined       int  // in the lane: the tick of its first token there
+	standing          // in the lane
 
 	registered  int // leading blocks that are hashed
 	preemptions int
@@ -100,7 +119,7 @@ type request struct {
 	arrival     time.Duration
 	uid         uint64
 	hashes      []uint64
-	blocks      []int32
+	nodes       []int32 // the leading blocks held that can be found by their content
 }
 
 // hash is the content hash of a request's i-th block.
@@ -138,23 +157,34 @@ type Scheduler struct {
 	batches  []*Batch // not in use
 	events   []Event
 	stats    Stats
+	lane     lane
 }
 
 // New makes an idle scheduler. The error is Validate's.
 func New(cfg Config) (*Scheduler, error) {
+	s := &Scheduler{slots: make(map[int]int32)}
+	return s, s.reset(cfg)
+}
+
+// reset makes the scheduler what New makes, in the memory that it has.
+func (s *Scheduler) reset(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
-		return nil, err
+		return err
 	}
 	release := cfg.release()
-	s := &Scheduler{
-		cfg:           cfg,
-		watermark:     int(cfg.Watermark * float64(cfg.NumGPUBlocks)),
-		countLookups:  release <= 26,
-		loneThreshold: release <= 30,
-		passOver:      release >= 33,
-		pool:          newPool(cfg.NumGPUBlocks, release <= 23),
-		slots:         make(map[int]int32),
+	s.cfg = cfg
+	s.watermark = int(cfg.Watermark * float64(cfg.NumGPUBlocks))
+	s.countLookups, s.loneThreshold, s.passOver = release <= 26, release <= 30, release >= 33
+	s.pool.reset(cfg.NumGPUBlocks, release <= 23)
+	s.lane.reset(cfg)
+	clear(s.slots)
+	s.spare = s.spare[:0]
+	for slot := len(s.requests) - 1; slot >= 0; slot-- {
+		s.spare = append(s.spare, int32(slot))
 	}
+	s.running, s.waiting.n, s.waiting.head = s.running[:0], 0, 0
+	s.uids, s.stats = 0, Stats{}
+	s.waiting.less = nil
 	if cfg.Priority {
 		s.waiting.less = func(a, b int32) bool {
 			x, y := &s.requests[a], &s.requests[b]
@@ -167,18 +197,24 @@ func New(cfg Config) (*Scheduler, error) {
 			return x.id < y.id
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // Add puts a request at the end of the waiting queue (under the priority policy, at its rank). A request that the API
 // server would refuse gives a *RefusedError, an ID in use another error.
 func (s *Scheduler) Add(r Request) error {
+	_, err := s.add(r)
+	return err
+}
+
+// add gives the request's slot.
+func (s *Scheduler) add(r Request) (int32, error) {
 	tokens, err := s.cfg.Admit(r.PromptTokens, r.MaxTokens)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if _, ok := s.slots[r.ID]; ok {
-		return fmt.Errorf("request %d is already there: give every living request its own ID", r.ID)
+		return 0, fmt.Errorf("request %d is already there: give every living request its own ID", r.ID)
 	}
 	var slot int32
 	if n := len(s.spare); n > 0 {
@@ -192,11 +228,11 @@ func (s *Scheduler) Add(r Request) error {
 	*x = request{
 		id: r.ID, prompt: r.PromptTokens, limit: r.PromptTokens + tokens, known: r.PromptTokens,
 		priority: r.Priority, arrival: r.Arrival, hashes: r.Hashes,
-		uid: s.uids, gen: x.gen, blocks: x.blocks[:0],
+		uid: s.uids, gen: x.gen, nodes: x.nodes[:0],
 	}
 	s.slots[r.ID] = slot
 	s.waiting.push(slot)
-	return nil
+	return slot, nil
 }
 
 // Abort ends a request at once and frees its blocks; its share of batches in flight is dropped. An unknown ID is
@@ -207,6 +243,9 @@ func (s *Scheduler) Abort(id int) {
 		return
 	}
 	if s.requests[slot].running {
+		if s.requests[slot].where != inList {
+			panic("sim: Abort does not know the lane")
+		}
 		for i, x := range s.running {
 			if x == slot {
 				s.removeRunning(i)
@@ -222,7 +261,7 @@ func (s *Scheduler) Abort(id int) {
 // end frees what a request holds, and its slot. The request is in no list any more.
 func (s *Scheduler) end(slot int32) {
 	r := &s.requests[slot]
-	s.pool.release(r.blocks, r.registered)
+	s.release(r)
 	delete(s.slots, r.id)
 	r.gen++
 	r.running = false
@@ -230,12 +269,21 @@ func (s *Scheduler) end(slot int32) {
 	s.spare = append(s.spare, slot)
 }
 
+func (s *Scheduler) release(r *request) {
+	s.pool.release(r.nodes, r.registered-len(r.nodes), s.held(r)-r.registered)
+	r.nodes = r.nodes[:0]
+	r.capacity, r.registered = 0, 0
+}
+
+// held is the number of blocks that a request holds.
+func (s *Scheduler) held(r *request) int { return r.capacity / s.cfg.BlockSize }
+
 func (s *Scheduler) removeRunning(i int) {
 	s.running = append(s.running[:i], s.running[i+1:]...)
 }
 
 // Running and Waiting count requests; a preempted request waits.
-func (s *Scheduler) Running() int { return len(s.running) }
+func (s *Scheduler) Running() int { return len(s.running) + s.lane.members + len(s.lane.retired) }
 
 // Waiting counts the requests that wait, preempted ones included.
 func (s *Scheduler) Waiting() int { return s.waiting.n }
@@ -251,11 +299,13 @@ func (s *Scheduler) Stats() Stats { return s.stats }
 // register hashes the blocks that tokens known tokens have filled, so that others find them.
 func (s *Scheduler) register(r *request, tokens int) {
 	full := tokens / s.cfg.BlockSize
-	for i := r.registered; i < full; i++ {
-		// A private hash is of no use to others, and to its owner only after a preemption.
-		if i < len(r.hashes) || r.preemptions > 0 {
-			s.pool.register(r.blocks[i], r.hash(i))
-		}
+	// A private hash is of no use to others, and to its owner only after a preemption.
+	end := full
+	if r.preemptions == 0 {
+		end = min(end, len(r.hashes))
+	}
+	for i := r.registered; i < end; i++ {
+		r.nodes = append(r.nodes, s.pool.register(r.hash(i)))
 	}
 	r.registered = full
 	r.nextFull = (full + 1) * s.cfg.BlockSize

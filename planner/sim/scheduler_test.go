@@ -8,28 +8,17 @@ import (
 	"time"
 )
 
-// queued is the free queue, the block that is used next first. It ends early where links do not fit.
-func (p *pool) queued() []int32 {
-	var all []int32
-	for _, b := range slices.Backward(p.stack) {
-		all = append(all, b)
-	}
-	for b := p.used; b < p.size; b++ {
-		all = append(all, b)
-	}
-	for prev, b := int32(0), p.at(0).next; b != 0; prev, b = b, p.at(b).next {
-		if p.at(b).prev != prev || len(all) > int(p.size) {
-			break
-		}
-		all = append(all, b)
-	}
-	return all
-}
-
+// order takes all free blocks and says what each was: the hash of a registered one, . for others.
 func (p *pool) order() string {
 	s := ""
-	for _, b := range p.queued() {
-		s += fmt.Sprint(b)
+	for p.free > 0 {
+		first := p.nodes[0].next
+		if p.returned+p.fresh > 0 || p.nodes[first].run > 0 {
+			s += "."
+		} else {
+			s += fmt.Sprint(p.nodes[first].hash)
+		}
+		p.take(1)
 	}
 	return s
 }
@@ -38,20 +27,21 @@ func TestFreeQueueOrder(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		fifo bool
-		full int
 		want string
 	}{
-		{"a block without hash is used next, hashed ones last, later ones first", false, 2, "34521"},
-		{"without prefix caching the last block is used next", false, 0, "32145"},
-		{"before 0.24 all went to the tail", true, 2, "45321"},
+		{"blocks without a hash are used next, hashed ones last, later ones first", false, ".21."},
+		{"before 0.24 all went to the tail", true, "21.."},
 	} {
-		p := newPool(6, c.fifo)
-		if p.order() != "12345" {
-			t.Fatalf("a new pool's free queue is %s", p.order())
+		var p pool
+		p.reset(5, c.fifo)
+		p.take(4)
+		p.release([]int32{p.register(1), p.register(2)}, 0, 0)
+		p.release(nil, 1, 1) // a full block of private content, and one that is not full
+		if got := p.order(); got != c.want {
+			t.Errorf("%s: free queue %s, want %s", c.name, got, c.want)
 		}
-		p.release([]int32{p.take(), p.take(), p.take()}, c.full)
-		if p.order() != c.want || p.free != 5 {
-			t.Errorf("%s: free queue %s, want %s", c.name, p.order(), c.want)
+		if p.find(1)+p.find(2) != 0 {
+			t.Errorf("%s: an evicted block is found", c.name)
 		}
 	}
 }
@@ -59,27 +49,23 @@ func TestFreeQueueOrder(t *testing.T) {
 func TestIndexAgainstAMap(t *testing.T) {
 	const n = 600
 	rng := rand.New(rand.NewPCG(1, 1))
-	p := newPool(n, false)
-	for range n - 1 {
-		p.take()
-	}
+	var p pool
+	p.reset(n, false)
+	var all []int32
 	model := map[uint64][]int32{}
 	for range 50_000 {
-		b := int32(1 + rng.IntN(n-1))
-		if x := p.at(b); x.indexed {
+		if len(all) == n-1 || len(all) > 0 && rng.IntN(2) == 0 {
+			k := rng.IntN(len(all))
+			b := all[k]
+			all = slices.Delete(all, k, k+1)
 			p.forget(b)
-			x.indexed = false
-			list := model[x.hash]
-			for i := range list {
-				if list[i] == b {
-					list = append(list[:i:i], list[i+1:]...)
-					break
-				}
-			}
-			model[x.hash] = list
+			p.spare = append(p.spare, b)
+			hash := p.nodes[b].hash
+			model[hash] = slices.DeleteFunc(model[hash], func(x int32) bool { return x == b })
 		} else {
 			hash := uint64(rng.IntN(400)) // so that some are registered twice
-			p.register(b, hash)
+			b := p.register(hash)
+			all = append(all, b)
 			model[hash] = append(model[hash], b)
 		}
 		hash := uint64(rng.IntN(400))
