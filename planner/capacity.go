@@ -71,7 +71,7 @@ const span = 64
 // capacity finds a candidate's capacity; nil where the SLOs hold at no rate that was tried, or the workload has no
 // arrivals to be changed.
 func (p *planning) capacity(ctx context.Context, c *candidate) (*Capacity, error) {
-	if found, ok := p.capacities.Load(c.cfg); ok {
+	if found, ok := p.capacities.Load(c.key()); ok {
 		return found.(*Capacity), nil
 	}
 	var out *Capacity
@@ -84,7 +84,7 @@ func (p *planning) capacity(ctx context.Context, c *candidate) (*Capacity, error
 	if err != nil {
 		return nil, err
 	}
-	p.capacities.Store(c.cfg, out)
+	p.capacities.Store(c.key(), out)
 	return out, nil
 }
 
@@ -96,7 +96,7 @@ func (p *planning) saturated(ctx context.Context, c *candidate) (*Capacity, erro
 		if p.open {
 			w = faster(w, 1e9)
 		}
-		o, err := p.simulate(ctx, c.cfg, i, w, false)
+		o, err := p.simulate(ctx, c, i, w, false)
 		if err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func (p *planning) underSLOs(ctx context.Context, c *candidate) (*Capacity, erro
 	open := make([]bool, len(p.work))
 	find := func(ctx context.Context, i int, from float64) error {
 		holds := func(factor float64) (bool, error) {
-			o, err := p.simulate(ctx, c.cfg, i, faster(p.work[i], factor), false)
+			o, err := p.simulate(ctx, c, i, faster(p.work[i], factor), false)
 			return o.miss == 0, err
 		}
 		step := 2.0

@@ -69,7 +69,7 @@ func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*P
 
 // bind finds what binds under a plan.
 func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
-	seen := &watched{model: p.req.Server.Cost}
+	seen := &watched{model: p.timer(0, c).model}
 	out, err := sim.Run(ctx, c.cfg, seen, p.work[0], sim.Options{Steps: true})
 	if err != nil {
 		return err

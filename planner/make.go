@@ -221,7 +221,7 @@ func (p *planning) replicate(ctx context.Context, final []*candidate) error {
 	}
 	err := p.each(ctx, len(final)*n, func(ctx context.Context, k int) error {
 		i, draw := k/n, k%n
-		o, err := p.simulate(ctx, final[i].cfg, draw, p.work[draw], true)
+		o, err := p.simulate(ctx, final[i], draw, p.work[draw], true)
 		runs[i][draw] = o
 		return err
 	})
@@ -297,7 +297,7 @@ func (p *planning) shrinkFrom(ctx context.Context, start *candidate, enough floa
 			draws = 1 // nothing but the prediction itself is asked of it
 		}
 		for i := range draws {
-			o, err := p.simulate(ctx, c.cfg, i, p.work[i], false)
+			o, err := p.simulate(ctx, c, i, p.work[i], false)
 			if err != nil {
 				return nil, err
 			}

@@ -186,7 +186,7 @@ func TestMaxRateIsWhereTheSLOEnds(t *testing.T) {
 	c := pl.candidate(p.Args)
 	factor := p.MaxRequestRate.Rate / own(pl.work[0])
 	for factor, want := range map[float64]bool{factor * 0.999: true, factor * 1.05: false} {
-		o, err := pl.simulate(t.Context(), c.cfg, 0, faster(pl.work[0], factor), false)
+		o, err := pl.simulate(t.Context(), c, 0, faster(pl.work[0], factor), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +238,7 @@ func TestMoreKVNeverHurts(t *testing.T) {
 		if c == nil {
 			t.Fatalf("%d blocks: no server", blocks)
 		}
-		o, err := p.simulate(t.Context(), c.cfg, 0, p.work[0], false)
+		o, err := p.simulate(t.Context(), c, 0, p.work[0], false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +325,7 @@ func TestReadPlansRefuses(t *testing.T) {
 // A search over the budget halves the candidates, says so, stays near the budget and keeps the baseline.
 func TestHalving(t *testing.T) {
 	req := request(t, load(120, 0, 300, 40, 0, 32))
-	req.Options = Options{Requests: 120, Replicas: 2, Budget: 1_000, Axes: []Axis{
+	req.Options = Options{Requests: 120, Replicas: 2, Budget: 1_500, Axes: []Axis{
 		{"max_num_batched_tokens", doublings(512, 32768)}, {"max_num_seqs", doublings(8, 1024)},
 		{"gpu_memory_utilization", []string{"0.8", "0.95"}},
 	}}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gonum.org/v1/gonum/stat/distuv"
+
 	"kvtune/harness"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
@@ -27,14 +29,14 @@ type planning struct {
 	// base are the baseline's settings; strategy names it.
 	base     harness.EngineArgs
 	strategy Strategy
-	// work and timers are one per draw; the first is the prediction itself.
+	// work and models are one per draw; the first is the prediction itself.
 	work   []*workload.Workload
-	timers []cost.Timer
+	models []scaled
 	open   bool
 	gaps   bool // an objective looks at the gaps between tokens
 
 	simulated  atomic.Int64
-	capacities sync.Map // *Capacity by sim.Config
+	capacities sync.Map // *Capacity by key
 	notes      []string
 }
 
@@ -67,6 +69,14 @@ type outcome struct {
 
 func (c *candidate) feasible() bool { return c.runs[0].miss == 0 }
 
+// key is all that a simulation of the candidate depends on.
+type key struct {
+	cfg   sim.Config
+	graph int // the largest CUDA graph
+}
+
+func (c *candidate) key() key { return key{c.cfg, cost.MaxGraph(c.args)} }
+
 // kvTokens is the size of the KV cache in tokens.
 func (c *candidate) kvTokens() int { return (c.cfg.NumGPUBlocks - 1) * c.cfg.BlockSize }
 
@@ -88,6 +98,13 @@ func (s scaled) HostTime(step cost.Step) (prepare, launch time.Duration) {
 	return s.model.HostTime(step)
 }
 
+// timer is the model of draw i for a server with a candidate's settings.
+func (p *planning) timer(i int, c *candidate) scaled {
+	m := p.models[i]
+	m.model = m.model.For(c.args)
+	return m
+}
+
 // least is the smallest standard deviation (of the logarithm of step times) beyond the fitted range.
 const least = 0.1
 
@@ -104,6 +121,7 @@ func (p *planning) draw(n int, wider float64) error {
 		// Of a normal error the mean of the absolute is 0.8 standard deviations.
 		beyond = math.Hypot(spread, max(least, 1.2533*e.Prior))
 	}
+	order := rng.Perm(n - 1)
 	for i := range n {
 		w, err := p.req.Workload(p.req.Seed + uint64(i))
 		if err != nil {
@@ -111,15 +129,16 @@ func (p *planning) draw(n int, wider float64) error {
 		}
 		w = first(w, p.req.Options.Requests)
 		if i == 0 {
-			p.work, p.timers = append(p.work, w), append(p.timers, model)
+			p.work, p.models = append(p.work, w), append(p.models, scaled{model, 1, 1})
 			continue
 		}
 		if p.req.Recorded {
 			w = resample(w, rng)
 		}
-		z := rng.NormFloat64()
+		// Quantiles in a random order, so that a few draws are centred.
+		z := distuv.UnitNormal.Quantile((float64(order[i-1]) + 0.5) / float64(n-1))
 		p.work = append(p.work, w)
-		p.timers = append(p.timers, scaled{model.Sample(rng), math.Exp(spread * z), math.Exp(beyond * z)})
+		p.models = append(p.models, scaled{model.Sample(rng), math.Exp(spread * z), math.Exp(beyond * z)})
 	}
 	return nil
 }
@@ -178,18 +197,18 @@ func (p *planning) candidate(args harness.EngineArgs) *candidate {
 	return &candidate{args: args, cfg: cfg, changes: len(p.changesBetween(p.base, args))}
 }
 
-// simulate predicts a configuration in draw i on a workload.
-func (p *planning) simulate(ctx context.Context, cfg sim.Config, i int, w *workload.Workload, all bool) (outcome,
-	error) {
-	timer := &largest{Timer: p.timers[i]}
-	out, err := sim.Run(ctx, cfg, timer, w, sim.Options{Series: all})
+// simulate predicts a candidate in draw i on a workload.
+func (p *planning) simulate(ctx context.Context, c *candidate, i int, w *workload.Workload, all bool) (outcome, error) {
+	timer := &largest{Timer: p.timer(i, c)}
+	out, err := sim.Run(ctx, c.cfg, timer, w, sim.Options{Series: all})
 	if err != nil {
 		return outcome{}, err
 	}
 	p.simulated.Add(int64(len(w.Requests)))
-	o := p.judge(out, cfg, all)
-	o.usage = usage{peak: peakInFlight(out.Records), tokens: timer.tokens,
-		blocks: int(math.Round(out.KVUsagePeak * float64(cfg.NumGPUBlocks-1)))}
+	o := p.judge(out, c.cfg, all)
+	o.usage = timer.usage
+	o.usage.peak = peakInFlight(out.Records)
+	o.usage.blocks = int(math.Round(out.KVUsagePeak * float64(c.cfg.NumGPUBlocks-1)))
 	return o, nil
 }
 

@@ -20,6 +20,29 @@ type usage struct {
 	peak   int // requests in flight
 	tokens int // of the largest step
 	blocks int // KV blocks held at once
+	// sizes has a bit for each size of a step in tokens up to largestGraph.
+	sizes [largestGraph/64 + 1]uint64
+}
+
+// largestGraph is no smaller than any CUDA graph that vLLM captures.
+const largestGraph = 512
+
+// between reports whether a step had more than low and up to high tokens.
+func (u *usage) between(low, high int) bool {
+	for n := low + 1; n <= min(high, largestGraph); n++ {
+		if u.sizes[n/64]>>(n%64)&1 != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// sameGraphs reports whether every step has the same CUDA graph where the largest ones are of a and of b tokens: sizes up
+// to the smaller one, when that is a capture size of its own, are padded alike, and those above the larger one have none.
+func (u *usage) sameGraphs(a, b int) bool {
+	low, high := min(a, b), max(a, b)
+	captured := low <= 2 || low == 4 || low <= 256 && low%8 == 0 || low%16 == 0
+	return low == high || captured && !u.between(low, high)
 }
 
 // demand is what a workload can ask of a KV cache, in blocks of one size.
@@ -49,12 +72,14 @@ func (d demand) roomy(cfg sim.Config, u usage) bool {
 	return u.blocks+d.request+1 <= spare && (d.private || d.total <= blocks)
 }
 
-// same reports whether a simulation of a that used u is one of b, too. They differ in nothing but max_num_seqs,
+// same reports whether a simulation of x that used u is one of y, too. They differ in nothing but max_num_seqs,
 // max_num_batched_tokens and the number of blocks.
-func (d demand) same(a, b sim.Config, u usage) bool {
-	return (a.MaxNumSeqs == b.MaxNumSeqs || u.peak <= min(a.MaxNumSeqs, b.MaxNumSeqs)) &&
+func (d demand) same(x, y *candidate, u *usage) bool {
+	a, b := x.cfg, y.cfg
+	return u.sameGraphs(cost.MaxGraph(x.args), cost.MaxGraph(y.args)) &&
+		(a.MaxNumSeqs == b.MaxNumSeqs || u.peak <= min(a.MaxNumSeqs, b.MaxNumSeqs)) &&
 		(a.MaxNumBatchedTokens == b.MaxNumBatchedTokens || !a.LongPrefillTokenThresholdAdaptive && u.tokens < min(a.MaxNumBatchedTokens, b.MaxNumBatchedTokens)) &&
-		(a.NumGPUBlocks == b.NumGPUBlocks || d.roomy(a, u) && d.roomy(b, u))
+		(a.NumGPUBlocks == b.NumGPUBlocks || d.roomy(a, *u) && d.roomy(b, *u))
 }
 
 // apart is a configuration without the limits that [demand.same] compares.
@@ -63,14 +88,18 @@ func apart(cfg sim.Config) sim.Config {
 	return cfg
 }
 
-// largest is a timer that notes the largest step.
+// largest is a timer that notes the sizes of the steps.
 type largest struct {
 	cost.Timer
-	tokens int
+	usage usage
 }
 
 func (l *largest) StepTime(s cost.Step) time.Duration {
-	l.tokens = max(l.tokens, s.Tokens())
+	n := s.Tokens()
+	l.usage.tokens = max(l.usage.tokens, n)
+	if n <= largestGraph {
+		l.usage.sizes[n/64] |= 1 << (n % 64)
+	}
 	return l.Timer.StepTime(s)
 }
 
@@ -98,12 +127,12 @@ func (p *planning) evaluate(ctx context.Context, all []*candidate, n int) (simul
 		d := demandOf(w, keys[i].BlockSize, keys[i].EnablePrefixCaching)
 		var done []*candidate
 		for _, c := range group {
-			at := slices.IndexFunc(done, func(o *candidate) bool { return d.same(o.cfg, c.cfg, o.runs[0].usage) })
+			at := slices.IndexFunc(done, func(o *candidate) bool { return d.same(o, c, &o.runs[0].usage) })
 			if at >= 0 {
 				c.runs = done[at].runs
 				continue
 			}
-			o, err := p.simulate(ctx, c.cfg, 0, w, false)
+			o, err := p.simulate(ctx, c, 0, w, false)
 			if err != nil {
 				return err
 			}

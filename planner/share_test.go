@@ -48,7 +48,7 @@ func TestSharedSimulationsAreExact(t *testing.T) {
 		}
 		candidates, simulations = candidates+len(all), simulations+n
 		for _, c := range all {
-			alone, err := p.simulate(t.Context(), c.cfg, 0, p.work[0], false)
+			alone, err := p.simulate(t.Context(), c, 0, p.work[0], false)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -126,11 +126,19 @@ func (p *planning) choose(s Strategy, finalists []*candidate, base *candidate) *
 		most = max(most, min(surely, metShare(c)))
 	}
 	able = slices.DeleteFunc(able, func(c *candidate) bool { return metShare(c) < most })
-	best := slices.MaxFunc(able, func(a, b *candidate) int {
+	byGoal := func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(meanGoal(s, a), meanGoal(s, b)), -compare(s, a, b))
-	})
+	}
+	best := slices.MaxFunc(able, byGoal)
 	if front := paretoFront(able); s == Balanced && len(front) > 0 {
 		best = front[knee(front)]
+	}
+	if s != Balanced && slices.Contains(able, base) {
+		sure := slices.DeleteFunc(slices.Clone(able), func(c *candidate) bool { return !p.worse(s, c, base) })
+		if len(sure) == 0 { // what the draws do not show is no reason for a change
+			return base
+		}
+		able, best = sure, slices.MaxFunc(sure, byGoal)
 	}
 	must := slices.Contains(able, base) && p.worse(s, best, base)
 	able = slices.DeleteFunc(able, func(c *candidate) bool {
