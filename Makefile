@@ -18,8 +18,8 @@ CUDA_INCLUDE ?=
 CUDA_MAJOR    = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
 CUDA_ARCHES  ?= 80 90 $(if $(filter 11,$(CUDA_MAJOR)),,90a)
 CUDA_PTX     ?= 90
-CUDA_SOURCES := decode prefill move peak
-CUDA_IMAGES  := $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
+CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefill90)
+CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
 .PHONY: help build run test test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm fuzz golden clean tools
@@ -59,7 +59,7 @@ bench-gpu: cuda ## measure a GPU into bench/results/$(GPU), beside vLLM's kernel
 bench-h200: ## the same on an H200
 	$(MAKE) bench-gpu GPU=h200
 
-CUDA_HEADERS := kernels/gpu/attention.cuh kernels/gpu/cache.cuh
+CUDA_HEADERS := $(wildcard kernels/gpu/*.cuh)
 COMPILE_CUDA  = $(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< \
   $(foreach a,$(CUDA_ARCHES),-gencode arch=compute_$(a),code=sm_$(a)) \
   $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
@@ -67,10 +67,14 @@ COMPILE_CUDA  = $(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< \
 kernels/gpu/image/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 	$(COMPILE_CUDA)
 
+# wgmma is in sm_90a only, and in no PTX that runs elsewhere.
+%/prefill90.fatbin: override CUDA_ARCHES := 90a
+%/prefill90.fatbin: override CUDA_PTX :=
+
 # What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they compile,
 # and the program is built with the headers of three CUDA versions and run where no device is.
 CUDA_DIR     := $(CACHE)/cuda
-CUDA_CHECKS  := $(CUDA_SOURCES:%=$(CUDA_DIR)/images/%.fatbin)
+CUDA_CHECKS   = $(CUDA_SOURCES:%=$(CUDA_DIR)/images/%.fatbin)
 CUDA_TESTED  := ./cuda ./kernels/gpu ./bench
 $(CUDA_DIR)/images/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 	@mkdir -p $(@D)

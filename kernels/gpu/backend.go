@@ -29,7 +29,10 @@ type Backend struct {
 }
 
 // sources are the .cu files, each an image.
-func sources() []string { return []string{"decode", "prefill", "move", "peak"} }
+func sources() []string { return []string{"decode", "prefill", "prefill90", "move", "peak"} }
+
+// hopper says whether a source is for compute capability 9.0 only; a toolkit before CUDA 12 does not compile it.
+func hopper(source string) bool { return source == "prefill90" }
 
 // Open opens the device with a number of 0 or more and loads the kernels.
 func Open(device int) (*Backend, error) {
@@ -39,7 +42,13 @@ func Open(device int) (*Backend, error) {
 	}
 	b := &Backend{Info: d.Info, device: d, modules: map[string]*cuda.Module{}}
 	for _, source := range sources() {
+		if hopper(source) && b.Info.Compute != [2]int{9, 0} {
+			continue
+		}
 		image, err := images.ReadFile("image/" + source + ".fatbin")
+		if err != nil && hopper(source) {
+			continue
+		}
 		if err != nil {
 			err = fmt.Errorf("%w: the kernels are not compiled: run make cuda", cuda.ErrUnavailable)
 			return nil, errors.Join(err, b.Close())

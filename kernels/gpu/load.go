@@ -147,8 +147,13 @@ func (l *loader) decode(sets []set, p decode) [][]cuda.Op {
 
 func (l *loader) prefill(sets []set, p prefill) [][]cuda.Op {
 	c := l.in.Case
-	shared := prefillRows*c.HeadSize*2 + 2*warps*2*tile*c.HeadSize*c.DType.Bytes()
-	f, _ := l.function("prefill", l.variant("prefill"), warps*32, shared)
+	threads, shared := warps*32, prefillRows*c.HeadSize*2+2*warps*2*tile*c.HeadSize*c.DType.Bytes()
+	source, name := "prefill", l.variant("prefill")
+	if l.b.modules["prefill90"] != nil && c.DType != layout.FP8 && !l.packed() {
+		threads, shared = 3*128, 7*prefillRows*c.HeadSize*2 // queries, three stages of 128 keys and values
+		source, name = "prefill90", l.variant("prefill90")
+	}
+	f, _ := l.function(source, name, threads, shared)
 	queries, context := []int32{0}, []int32{}
 	for _, s := range l.in.Sequences {
 		queries = append(queries, queries[len(queries)-1]+int32(s.New))
@@ -158,7 +163,7 @@ func (l *loader) prefill(sets []set, p prefill) [][]cuda.Op {
 	p.Queries, p.Context, p.Parts = upload(l, queries), upload(l, context), upload(l, parts)
 	return each(sets, func(s set) []cuda.Op {
 		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
-		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(parts)}, Block: [3]int{warps * 32}, Shared: shared,
+		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(parts)}, Block: [3]int{threads}, Shared: shared,
 			Arguments: cuda.ArgumentsOf(p)}}
 	})
 }
@@ -378,11 +383,14 @@ func (l *loader) do(f func() error) {
 // variant is the name of the kernel that an operation takes for the case's cache.
 func (l *loader) variant(op string) string {
 	name := fmt.Sprintf("%s_%v_%d", op, l.in.Case.DType, l.in.Case.HeadSize)
-	if l.in.Case.Layout == layout.XPacked && l.in.Case.BlockSize > 1 { // x-packed blocks of one slot are rows
+	if l.packed() {
 		name += "_packed"
 	}
 	return name
 }
+
+// packed says whether the cache is not in rows; x-packed blocks of one slot are.
+func (l *loader) packed() bool { return l.in.Case.Layout == layout.XPacked && l.in.Case.BlockSize > 1 }
 
 // function finds a kernel, and says how many of its blocks a multiprocessor runs at a time.
 func (l *loader) function(source, name string, threads, shared int) (f *cuda.Function, blocks int) {
