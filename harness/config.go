@@ -87,6 +87,8 @@ type Config struct {
 	Users     int     `json:"users,omitempty"`
 	Turns     int     `json:"turns,omitempty"`
 	ThinkTime float64 `json:"think_time_s,omitempty"`
+	// Classes deal requests to service classes, priorities and adapters; see [workload.ParseClasses].
+	Classes string `json:"classes,omitempty"`
 	// Trace is a trace file; NumRequests cuts it.
 	Trace       string `json:"trace,omitempty"`
 	NumRequests int    `json:"num_requests,omitempty"`

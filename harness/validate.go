@@ -40,6 +40,9 @@ func (c Config) Validate() error {
 	if c.Users > 0 && (c.Rate != "" || c.Concurrency > 0) {
 		v.refuse("users", c.Users, "0 (unset) beside rate or concurrency: users are a load of their own")
 	}
+	if _, err := workload.ParseClasses(c.Classes); err != nil {
+		v = append(v, err)
+	}
 	v.number("think_time_s", c.ThinkTime, 0, maxThink, fmt.Sprintf("from 0 to %g seconds", maxThink))
 	if c.Trace != "" { // says itself what is sent
 		if c.Users > 0 {

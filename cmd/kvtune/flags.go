@@ -42,6 +42,8 @@ func workloadFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "duration", Usage: "send for a `time` (60s) and let what is in flight end", Category: catWorkload},
 		&cli.BoolFlag{Name: "steady-state", Usage: "leave out as warm-up what comes before the steady state (MSER-5)", Category: catWorkload},
 		&cli.Float64Flag{Name: "speed", Usage: "replay a trace `N` times as fast", Category: catWorkload},
+		&cli.StringFlag{Name: "classes", Usage: "service classes with vLLM's priority and a LoRA adapter: `NAME=SHARE[/PRIORITY[/LORA]],...`",
+			Category: catWorkload},
 		&cli.PathFlag{Name: "trace", Usage: "replay `FILE`: Azure CSV, Mooncake JSONL, a requests file, an access log (CSV)", Category: catWorkload},
 		&cli.StringFlag{Name: "preset", Usage: "`low-latency|high-throughput|memory-efficient`; other flags override it", Category: catWorkload},
 		&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json (default: Llama-3.1-8B's shape, context 16384)",
@@ -143,6 +145,7 @@ func configOf(c *cli.Context) (harness.Config, error) {
 	setString("output-len", &cfg.OutputLen)
 	setString("rate", &cfg.Rate)
 	setString("trace", &cfg.Trace)
+	setString("classes", &cfg.Classes)
 	setString("model", &cfg.Model)
 	setFloat("burstiness", &cfg.Burstiness)
 	setFloat("speed", &cfg.Speed)

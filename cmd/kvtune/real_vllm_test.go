@@ -4,16 +4,22 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
+	"kvtune/harness/load"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workflow"
+	"kvtune/harness/workload"
 	"kvtune/planner"
 )
 
@@ -41,10 +47,32 @@ func kvtune(args ...string) (stdout, stderr string, status int) {
 	return out.String(), errs.String(), status
 }
 
+// wordTokenizer makes a tokenizer in which a word is a token, for clients that can only send text: text of n words of
+// the vocabulary is n tokens on both sides.
+func wordTokenizer(t *testing.T, python string) string {
+	t.Helper()
+	dir := t.TempDir()
+	const make = `
+import json, sys
+from tokenizers import Tokenizer, models, pre_tokenizers
+vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 4096)}
+t = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+t.save(sys.argv[1] + "/tokenizer.json")
+json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+  "model_max_length": 8192}, open(sys.argv[1] + "/tokenizer_config.json", "w"))`
+	if out, err := exec.Command(python, "-c", make, dir).CombinedOutput(); err != nil {
+		t.Fatalf("making a tokenizer: %v: %s", err, out)
+	}
+	return dir
+}
+
 func TestVLLMProfile(t *testing.T) {
 	command, model := installation(t)
+	tokenizer := wordTokenizer(t, filepath.Join(filepath.Dir(command), "python"))
 	server, err := vllm.Launch(t.Context(), vllm.LaunchOptions{
-		Argv: []string{command, "serve"}, Model: model, Args: []string{"--max-model-len", "4096"}, Extra: tinyModelFlags(),
+		Argv: []string{command, "serve"}, Model: model, Args: []string{"--max-model-len", "4096"},
+		Extra:   []string{"--load-format", "dummy", "--tokenizer", tokenizer, "--dtype", "bfloat16", "--enforce-eager"},
 		LogPath: filepath.Join(t.TempDir(), "server.log"),
 	})
 	if err != nil {
@@ -101,14 +129,280 @@ func TestVLLMProfile(t *testing.T) {
 			t.Errorf("exit status %d, %s; want 2 and the server's limit, 4096", status, errs)
 		}
 	})
+	profiled := func(t *testing.T, args ...string) *harness.Result {
+		t.Helper()
+		dir := t.TempDir()
+		out, errs, status := kvtune(append([]string{"profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model,
+			"--output-dir", dir}, args...)...)
+		if status != exitDone {
+			t.Fatalf("exit status %d: %s%s", status, out, errs)
+		}
+		res, err := archive.ReadResult(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	t.Run("twice without a restart", func(t *testing.T) { sameTwice(t, profiled) })
+	t.Run("as vllm bench serve", func(t *testing.T) {
+		asVLLMBench(t, profiled, func(t *testing.T, seed string) *peerFigures {
+			return vllmBench(t, command, server.URL(), model, tokenizer, seed)
+		})
+	})
+	// The last part: it stops the server.
+	t.Run("stops with streams open", func(t *testing.T) { stopsWithStreamsOpen(t, server) })
+}
+
+// sameTwice: a run finds the server cold although the same run was there before, and gives the same figures.
+func sameTwice(t *testing.T, profiled func(*testing.T, ...string) *harness.Result) {
+	const m, b, measured = 6, 4, 6
+	var runs [2]*harness.Result
+	for i := range runs {
+		runs[i] = profiled(t, "--C", "64", "--M", fmt.Sprint(m), "--B", fmt.Sprint(b), "--profiling-type", "decode", "--num-warmup", "1",
+			"--num-measurements", fmt.Sprint(measured), "--output-len", "24", "--seed", "3")
+		want := float64(m * runs[i].Conditions.Server.BlockSize * b * (1 + measured))
+		if got := runs[i].Counters[harness.CounterPrefixHits]; got != want {
+			t.Errorf("run %d: %v prefix hits, want %v: no more, as it begins cold, and no less", i+1, got, want)
+		}
+		for _, w := range runs[i].Warnings {
+			if strings.Contains(w, "contaminated") || strings.Contains(w, "prefix-cache hit tokens") {
+				t.Errorf("run %d: %s", i+1, w)
+			}
+		}
+	}
+	for _, metric := range []string{harness.MetricPromptTokens, harness.MetricOutputTokens} {
+		x, _ := runs[0].Metrics.Value(metric, harness.StatTotal)
+		y, _ := runs[1].Metrics.Value(metric, harness.StatTotal)
+		if x != y || x == 0 {
+			t.Errorf("%s: %v and %v", metric, x, y)
+		}
+	}
+	near(t, "median TTFT", 0.35, value(runs[0], harness.MetricTTFTFromSend, harness.StatP50),
+		value(runs[1], harness.MetricTTFTFromSend, harness.StatP50))
+	near(t, "median ITL", 0.35, value(runs[0], harness.MetricITL, harness.StatP50), value(runs[1], harness.MetricITL, harness.StatP50))
+}
+
+func value(r *harness.Result, metric, stat string) float64 {
+	v, ok := r.Metrics.Value(metric, stat)
+	if !ok {
+		return math.NaN()
+	}
+	return v
+}
+
+// near checks that two figures differ by no more than a share of the larger.
+func near(t *testing.T, what string, share, a, b float64) {
+	t.Helper()
+	t.Logf("%s: %.4g and %.4g", what, a, b)
+	if !(math.Abs(a-b) <= share*max(a, b)) {
+		t.Errorf("%s: %.4g and %.4g differ by more than %.0f %%", what, a, b, share*100)
+	}
+}
+
+// peerFigures are what kvtune and vllm bench serve both report, in seconds, token/s and tokens.
+type peerFigures struct {
+	ttft, tpot, itl, throughput float64
+	prompt, output              float64
+}
+
+// vllmBench runs the load of [asVLLMBench] with vLLM's own client.
+func vllmBench(t *testing.T, command, url, model, tokenizer, seed string) *peerFigures {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command(command, "bench", "serve", "--backend", "openai", "--base-url", url, "--model", model, "--tokenizer", tokenizer,
+		"--dataset-name", "random", "--random-input-len", "200", "--random-output-len", "32", "--num-prompts", "48",
+		"--max-concurrency", "4", "--ignore-eos", "--temperature", "0", "--seed", seed, "--save-result", "--save-detailed",
+		"--result-dir", dir, "--result-filename", "bench.json")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("vllm bench serve: %v: %s", err, out[max(0, len(out)-2000):])
+	}
+	path := filepath.Join(dir, "bench.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		TTFT       float64 `json:"mean_ttft_ms"`
+		TPOT       float64 `json:"mean_tpot_ms"`
+		ITL        float64 `json:"mean_itl_ms"`
+		Throughput float64 `json:"output_throughput"`
+		Input      float64 `json:"total_input_tokens"`
+		Output     float64 `json:"total_output_tokens"`
+	}
+	if err := json.Unmarshal(data, &doc); err != nil {
+		t.Fatal(err)
+	}
+	// What the tool computed from its requests and what kvtune computes from them is the same.
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	runs, err := workload.ReadForeign(path, f)
+	if err != nil || len(runs) != 1 {
+		t.Fatalf("%v, %d runs", err, len(runs))
+	}
+	own := &harness.Result{Metrics: harness.Measure(runs[0].Records)}
+	near(t, "mean TTFT of one file", 1e-4, value(own, harness.MetricTTFTFromSend, harness.StatMean), doc.TTFT/1e3)
+	near(t, "mean TPOT of one file", 1e-4, value(own, harness.MetricTPOT, harness.StatMean), doc.TPOT/1e3)
+	near(t, "mean ITL of one file", 1e-4, value(own, harness.MetricITL, harness.StatMean), doc.ITL/1e3)
+	return &peerFigures{ttft: doc.TTFT / 1e3, tpot: doc.TPOT / 1e3, itl: doc.ITL / 1e3, throughput: doc.Throughput,
+		prompt: doc.Input, output: doc.Output}
+}
+
+// asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the prefix
+// cache), agree within what two runs of the same client differ by. The engine's own account is in between.
+func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result,
+	bench func(*testing.T, string) *peerFigures) {
+	var ours, theirs []*peerFigures
+	for turn, who := range "KVVK" {
+		if who == 'V' {
+			theirs = append(theirs, bench(t, fmt.Sprint(100+turn)))
+			continue
+		}
+		res := profiled(t, "--C", "200", "--M", "0", "--concurrency", "4", "--num-requests", "48", "--num-warmup", "0",
+			"--output-len", "32", "--seed", fmt.Sprint(200+turn))
+		engineAgrees(t, res)
+		ours = append(ours, &peerFigures{
+			ttft: value(res, harness.MetricTTFTFromSend, harness.StatMean), tpot: value(res, harness.MetricTPOT, harness.StatMean),
+			itl: value(res, harness.MetricITL, harness.StatMean), throughput: value(res, harness.MetricOutputThroughput, ""),
+			prompt: value(res, harness.MetricPromptTokens, harness.StatTotal),
+			output: value(res, harness.MetricOutputTokens, harness.StatTotal),
+		})
+	}
+	for _, m := range []struct {
+		name string
+		of   func(*peerFigures) float64
+	}{
+		{"mean TTFT", func(f *peerFigures) float64 { return f.ttft }}, {"mean TPOT", func(f *peerFigures) float64 { return f.tpot }},
+		{"mean ITL", func(f *peerFigures) float64 { return f.itl }},
+		{"output throughput", func(f *peerFigures) float64 { return f.throughput }},
+	} {
+		a, b := [2]float64{m.of(ours[0]), m.of(ours[1])}, [2]float64{m.of(theirs[0]), m.of(theirs[1])}
+		noise := max(math.Abs(a[0]-a[1])/max(a[0], a[1]), math.Abs(b[0]-b[1])/max(b[0], b[1]))
+		// Two runs each tell the noise only roughly.
+		near(t, fmt.Sprintf("%s (kvtune %.4g, vllm bench serve %.4g; runs differ by %.0f %%)", m.name, a, b, noise*100),
+			max(0.15, 2*noise), (a[0]+a[1])/2, (b[0]+b[1])/2)
+	}
+	for _, f := range append(ours, theirs...) {
+		if f.prompt != 48*200 || f.output != 48*32 {
+			t.Errorf("%v prompt and %v output tokens, want %d and %d", f.prompt, f.output, 48*200, 48*32)
+		}
+	}
+}
+
+// engineAgrees: what the client saw of all requests is what the server's histograms have, within their buckets, and the
+// server's counters are the client's tokens.
+func engineAgrees(t *testing.T, res *harness.Result) {
+	t.Helper()
+	for _, m := range []struct{ client, engine, family string }{
+		{harness.MetricTTFTFromSend, harness.MetricEngineTTFT, harness.HistogramTTFT},
+		{harness.MetricITL, harness.MetricEngineITL, harness.HistogramITL},
+		{harness.MetricE2ELFromSend, harness.MetricEngineE2EL, harness.HistogramE2EL},
+	} {
+		h := res.Histograms[m.family]
+		if n := res.Metrics.Get(m.client, harness.StatMean).N; h.Count != float64(n) {
+			t.Errorf("%s: %v samples at the server, %d at the client", m.client, h.Count, n)
+		}
+		for _, stat := range []string{harness.StatP50, harness.StatP90} {
+			engine := res.Metrics.Get(m.engine, stat)
+			client := value(res, m.client, stat)
+			if engine.Low == nil || engine.High == nil {
+				t.Errorf("%s %s: no bucket", m.engine, stat)
+				continue
+			}
+			width := *engine.High - *engine.Low
+			t.Logf("%s %s: client %.4g s, engine %.4g to %.4g s", m.client, stat, client, *engine.Low, *engine.High)
+			if client < *engine.Low-width || client > *engine.High+width {
+				t.Errorf("%s %s: the client has %.4g s, the server's bucket is %.4g to %.4g s", m.client, stat, client, *engine.Low,
+					*engine.High)
+			}
+		}
+		mean := value(res, m.engine, harness.StatMean)
+		near(t, m.client+" mean, client and engine", 0.2, value(res, m.client, harness.StatMean), mean)
+	}
+	for counter, metric := range map[string]string{harness.CounterPromptTokens: harness.MetricPromptTokens,
+		harness.CounterGenerationTokens: harness.MetricOutputTokens} {
+		if got, want := res.Counters[counter], value(res, metric, harness.StatTotal); got != want {
+			t.Errorf("%s moved by %v, the client has %v", counter, got, want)
+		}
+	}
+}
+
+// stopsWithStreamsOpen: a vLLM that is told to end while it streams may let the streams hang for ever. Stop ends it all the
+// same, nothing of it is left, and every request is accounted for.
+func stopsWithStreamsOpen(t *testing.T, server *vllm.Process) {
+	srv, err := vllm.Connect(t.Context(), server.URL(), vllm.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Close()
+	w := &workload.Workload{}
+	for i := range 4 {
+		w.Requests = append(w.Requests, workload.Request{Index: i, After: -1, OutputTokens: 3500,
+			Prompt: []workload.Segment{{ID: uint64(900 + i), Tokens: 20}}})
+	}
+	stopped := make(chan error, 1)
+	time.AfterFunc(3*time.Second, func() { stopped <- server.Stop() })
+	run, err := load.Do(t.Context(), load.Options{Client: srv.Client(vllm.ClientOptions{Salt: "stop"}), Workload: w})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if run.Sent != 4 || run.Sent != run.OK+run.Failed+run.Cancelled || run.OK == 4 {
+		t.Errorf("%d sent, %d ok, %d failed, %d cancelled", run.Sent, run.OK, run.Failed, run.Cancelled)
+	}
+	for _, r := range run.Records {
+		t.Logf("request %d: %d tokens, %q, %q", r.Index, r.OutputTokens, r.FinishReason, r.Error)
+		if r.Error == "" && r.OutputTokens < r.AskedTokens {
+			t.Errorf("request %d has %d of %d tokens and no error", r.Index, r.OutputTokens, r.AskedTokens)
+		}
+	}
+	if group := groupOf(server.PID()); len(group) > 0 {
+		t.Errorf("processes %v are left", group)
+	}
+}
+
+// groupOf are the processes of a group that have not ended.
+func groupOf(pgid int) (pids []string) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just ended
+		}
+		_, rest, _ := strings.Cut(string(data), ") ")
+		if f := strings.Fields(rest); len(f) > 2 && f[2] == fmt.Sprint(pgid) && f[0] != "Z" {
+			pids = append(pids, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return pids
+}
+
+// marked are the processes that have a variable in their environment, but for this one.
+func marked(variable string) (pids []string) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range environs {
+		data, err := os.ReadFile(path)
+		if pid := filepath.Base(filepath.Dir(path)); err == nil && pid != fmt.Sprint(os.Getpid()) &&
+			bytes.Contains(data, []byte(variable+"=")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func TestVLLMWorkflowLaunch(t *testing.T) {
 	command, model := installation(t)
+	const mark = "KVTUNE_TEST_LAUNCH" // every process of the servers inherits it
+	t.Setenv(mark, "1")
 	dir := t.TempDir()
 	configs := filepath.Join(dir, "configs.json")
 	err := os.WriteFile(configs, []byte(`[
 		{"name": "budget512", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 512, "max_num_seqs": 8},
+		{"name": "budget1024", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 1024, "max_num_seqs": 8},
 		{"name": "budget2048", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 2048, "max_num_seqs": 8}]`), 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -120,17 +414,39 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	if status != exitDone {
 		t.Fatalf("exit status %d: %s", status, errs)
 	}
+	if left := marked(mark); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
 	folder, err := archive.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, budget := range map[string]int{"budget512": 512, "budget2048": 2048} {
+	for name, budget := range map[string]int{"budget512": 512, "budget1024": 1024, "budget2048": 2048} {
 		res, err := folder.Result(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := res.Conditions.Server.Args.MaxNumBatchedTokens; got != budget || res.Origin != harness.OriginMeasured {
 			t.Errorf("%s: launched with a budget of %d, origin %s", name, got, res.Origin)
+		}
+		// The engine's log of steps: all that it generated and computed, no step above the budget.
+		steps, _, err := folder.ReadSteps(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		context, generated := 0, 0
+		for _, s := range steps {
+			context, generated = context+s.ContextTokens, generated+s.GenerationTokens
+			if n := s.ContextTokens + s.GenerationTokens; n > budget || s.Elapsed <= 0 {
+				t.Errorf("%s: a step of %d tokens, %v", name, n, s.Elapsed)
+			}
+		}
+		c := res.Counters
+		firsts := c["vllm:time_to_first_token_seconds_count"] // come out of the steps of their prompts
+		if computed := c[harness.CounterPromptTokens] - c[harness.CounterPrefixHits]; float64(context) != computed ||
+			float64(generated) != c[harness.CounterGenerationTokens]-firsts {
+			t.Errorf("%s: steps of %d prompt and %d output tokens, the server counted %v and %v", name, context, generated, computed,
+				c[harness.CounterGenerationTokens]-firsts)
 		}
 	}
 	f, err := os.Open(folder.Path(workflow.PlansFile))

@@ -102,6 +102,8 @@ func hits(w *workload.Workload, run *load.Run, delta vllm.Counters) (counted, du
 		switch {
 		case r.Session != "":
 			return 0, 0, false // conversations also hit what was generated
+		case r.LoRA != "" && r.SharedTokens > 0:
+			return 0, 0, false // an adapter's first request computes the prefix for itself
 		case r.Phase == workload.Prime:
 			primed = true
 		default:

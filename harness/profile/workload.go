@@ -25,8 +25,16 @@ func Workload(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, 
 				info.BlockSize, wish))
 		}
 	}
+	classes, err := workload.ParseClasses(cfg.Classes)
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Trace != "" {
-		return readTrace(cfg, limit)
+		w, err := readTrace(cfg, limit)
+		if err == nil {
+			w.Classify(classes, cfg.Seed)
+		}
+		return w, err
 	}
 	spec, err := cfg.Spec()
 	if err != nil {
@@ -43,6 +51,7 @@ func Workload(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, 
 		return nil, err
 	}
 	w.Notes = append(notes, w.Notes...)
+	w.Classify(classes, cfg.Seed)
 	return w, nil
 }
 
