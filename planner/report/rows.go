@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 
 	"kvtune/harness"
 	"kvtune/planner/analysis"
@@ -47,6 +48,14 @@ var shown = [...]struct{ label, name, stat, unit string }{
 	{"generator lag p99", harness.MetricSendLag, harness.StatP99, "s"},
 }
 
+// ownAccount are rows of what a server says of its own latencies, there for runs on a server that says it: between these
+// and the client's figures are the network and the client.
+var ownAccount = [...]struct{ label, name, stat, unit string }{
+	{"server's TTFT p50", harness.MetricEngineTTFT, harness.StatP50, "s"},
+	{"server's ITL p50", harness.MetricEngineITL, harness.StatP50, "s"},
+	{"server's queue mean", harness.MetricQueueTime, harness.StatMean, "s"},
+}
+
 // labelOf is the table's name for a metric that a plan predicts, "" where the table has none. What the load generator
 // did (counts of requests, its lag) is no prediction.
 func labelOf(name, stat string) string {
@@ -85,6 +94,15 @@ func rowsOf(runs []Run) []row {
 	}
 	for _, s := range shown {
 		rows = append(rows, metricRow(runs, s.label, s.name, s.stat, s.unit))
+	}
+	for _, s := range ownAccount {
+		said := slices.ContainsFunc(runs, func(r Run) bool {
+			_, ok := r.Result.Metrics.Value(harness.MetricEngineTTFT, harness.StatMean)
+			return ok
+		})
+		if said {
+			rows = append(rows, metricRow(runs, s.label, s.name, s.stat, s.unit))
+		}
 	}
 	binds, limit := row{label: "what binds"}, row{label: "which limit"}
 	for _, r := range runs {
