@@ -68,12 +68,21 @@ func serverFlags() []cli.Flag {
 		&cli.Float64Flag{Name: "gpu-memory-utilization", Usage: "`share` of the device memory, 0..1", Category: catServer},
 		&cli.StringFlag{Name: "kv-cache-dtype", Usage: "`auto|fp8|...`", Category: catServer},
 		&cli.IntFlag{Name: "long-prefill-token-threshold", Usage: "`tokens` of one prompt per step; 0 is off", Category: catServer},
+		&cli.IntFlag{Name: "max-num-scheduled-tokens", Usage: "a step's `token` budget below --max-num-batched-tokens", Category: catServer},
+		&cli.IntFlag{Name: "max-num-active-seqs", Usage: "running `requests` below --max-num-seqs", Category: catServer},
+		&cli.IntFlag{Name: "max-num-queued-reqs", Usage: "refuse requests while so many `requests` have not ended", Category: catServer},
+		&cli.IntFlag{Name: "max-num-queued-tokens", Usage: "refuse requests while so many prompt `tokens` wait", Category: catServer},
+		&cli.Float64Flag{Name: "watermark", Usage: "`share` of the KV blocks kept free at admission, below 1", Category: catServer},
+		&cli.IntFlag{Name: "stream-interval", Usage: "`tokens` per streamed event", Category: catServer},
 		&cli.IntFlag{Name: "num-gpu-blocks-override", Aliases: []string{"num-gpu-blocks"}, Usage: "KV cache size in `blocks`", Category: catServer},
 		&cli.Float64Flag{Name: "swap-space", Usage: "`GiB`; vLLM 0.18 and newer have --kv-offloading-size instead", Category: catServer},
 		&cli.IntFlag{Name: "tensor-parallel-size", Usage: "`GPUs` that share the model", Category: catServer},
 	}
 	flags = append(flags, onOff("enable-chunked-prefill", "split long prompts over steps")...)
 	flags = append(flags, onOff("enable-prefix-caching", "reuse computed blocks")...)
+	flags = append(flags, onOff("long-prefill-token-threshold-adaptive", "at least a fair share of the budget")...)
+	flags = append(flags, onOff("scheduler-reserve-full-isl", "admit a request when all of its tokens fit")...)
+	flags = append(flags, onOff("enforce-eager", "no CUDA graphs")...)
 	return append(flags, onOff("async-scheduling", "schedule the next step while one runs")...)
 }
 
@@ -203,6 +212,12 @@ func argsOf(c *cli.Context) (harness.EngineArgs, error) {
 		GPUMemoryUtilization:      c.Float64("gpu-memory-utilization"),
 		KVCacheDType:              c.String("kv-cache-dtype"),
 		LongPrefillTokenThreshold: c.Int("long-prefill-token-threshold"),
+		MaxNumScheduledTokens:     c.Int("max-num-scheduled-tokens"),
+		MaxNumActiveSeqs:          c.Int("max-num-active-seqs"),
+		MaxNumQueuedReqs:          c.Int("max-num-queued-reqs"),
+		MaxNumQueuedTokens:        c.Int("max-num-queued-tokens"),
+		Watermark:                 c.Float64("watermark"),
+		StreamInterval:            c.Int("stream-interval"),
 		NumGPUBlocksOverride:      c.Int("num-gpu-blocks-override"),
 		SwapSpace:                 c.Float64("swap-space"),
 		TensorParallelSize:        c.Int("tensor-parallel-size"),
@@ -211,6 +226,10 @@ func argsOf(c *cli.Context) (harness.EngineArgs, error) {
 		"enable-chunked-prefill": &args.EnableChunkedPrefill,
 		"enable-prefix-caching":  &args.EnablePrefixCaching,
 		"async-scheduling":       &args.AsyncScheduling,
+
+		"long-prefill-token-threshold-adaptive": &args.LongPrefillTokenThresholdAdaptive,
+		"scheduler-reserve-full-isl":            &args.SchedulerReserveFullISL,
+		"enforce-eager":                         &args.EnforceEager,
 	} {
 		on, off := c.IsSet(name), c.IsSet("no-"+name)
 		switch {
