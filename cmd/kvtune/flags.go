@@ -193,7 +193,8 @@ func configOf(c *cli.Context) (harness.Config, error) {
 // explicitZero refuses a zero that was asked for where zero stands for "not given".
 func explicitZero(c *cli.Context) error {
 	for _, name := range []string{"block-size", "num-requests", "concurrency", "users", "turns", "max-model-len", "max-num-seqs",
-		"max-num-batched-tokens"} {
+		"max-num-batched-tokens", "max-num-scheduled-tokens", "max-num-active-seqs", "max-num-queued-reqs", "max-num-queued-tokens",
+		"stream-interval"} {
 		if c.IsSet(name) && c.Int(name) <= 0 {
 			return usagef("--%s %d: expected a whole number of at least 1", name, c.Int(name))
 		}

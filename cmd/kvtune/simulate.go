@@ -29,6 +29,9 @@ func simulate(c *cli.Context) error {
 		return err
 	}
 	basis.Config.Name = "simulation"
+	if _, err := basis.Server.Config(basis.Server.Args); err != nil { // settings with which vLLM would not start
+		return usageError{err}
+	}
 	run, err := basis.Simulate(c.Context)
 	if err != nil {
 		return err
