@@ -22,7 +22,7 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm fuzz golden clean tools
+.PHONY: help build run test test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -106,6 +106,19 @@ record-vllm: tools ## record a real vLLM's steps anew for planner/sim; read the 
 	mkdir -p bin
 	$(VLLM_DIR)/bin/python planner/sim/testdata/vllm_steps.py $(VLLM_DIR)/tiny-llama > bin/vllm_steps.jsonl
 	mv bin/vllm_steps.jsonl planner/sim/testdata/vllm_steps.jsonl
+
+# What bench-load compares with, each where it is installed; the tokenizer is made with guidellm's Python.
+LOAD_PEERS   ?= $(CACHE)/load-peers
+# Real-time priority of client and server alike, for a machine that others use too (needs the right to); 0 is none.
+LOAD_PRIORITY ?= 0
+
+bench-load: build ## compare load generators, each pinned to one processor, into bench/results/load (about 8 minutes)
+	@mkdir -p $(LOAD_PEERS)
+	@for p in guidellm aiperf; do test -x $(LOAD_PEERS)/$$p/bin/$$p || { python3 -m venv $(LOAD_PEERS)/$$p && $(LOAD_PEERS)/$$p/bin/pip install -q $$p; }; done
+	@test -d $(LOAD_PEERS)/tokenizer || $(LOAD_PEERS)/guidellm/bin/python bench/load/tokenizer.py $(LOAD_PEERS)/tokenizer
+	$(GO) build -o bin/load ./bench/load
+	./bin/load compare -realtime $(LOAD_PRIORITY) -guidellm $(LOAD_PEERS)/guidellm/bin/guidellm -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf \
+	  -tokenizer $(LOAD_PEERS)/tokenizer $(if $(wildcard $(VLLM_DIR)/bin/vllm),-vllm $(VLLM_DIR)/bin/vllm)
 
 fuzz: tools ## fuzz every parser for a minute each
 	@for target in $$(grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u); do \

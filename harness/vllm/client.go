@@ -143,7 +143,7 @@ func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sen
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // what arrived of the reason is better than nothing
 		e := parseAPIError(resp.StatusCode, body)
 		e.Wait = retryAfter(resp.Header.Get("Retry-After"))
-		return load.Reply{Connect: connect}, e
+		return load.Reply{Connect: connect}, c.s.hideKey(e)
 	}
 	st := stream{event: event, asked: r.OutputTokens, chat: c.opt.API == Chat}
 	if r.OutputID != 0 {
@@ -161,7 +161,7 @@ func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sen
 		c.mu.Unlock()
 	}
 	if err != nil {
-		return st.reply, cause(ctx, err)
+		return st.reply, c.s.hideKey(cause(ctx, err))
 	}
 	return st.reply, nil
 }

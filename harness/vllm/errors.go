@@ -2,6 +2,7 @@ package vllm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -58,6 +59,21 @@ func (e *APIError) RetryAfter() (wait time.Duration, ok bool) {
 		return e.Wait, !e.InStream
 	}
 	return 0, false
+}
+
+// hideKey takes the API key out of what a server, or a gateway before it, said: errors go into logs and archives.
+func (s *Server) hideKey(err error) error {
+	if err == nil || s.key == "" || !strings.Contains(err.Error(), s.key) {
+		return err
+	}
+	hide := func(text string) string { return strings.ReplaceAll(text, s.key, "[API key]") }
+	var api *APIError
+	if !errors.As(err, &api) {
+		return errors.New(hide(err.Error()))
+	}
+	hidden := *api
+	hidden.Message, hidden.Type, hidden.Param = hide(api.Message), hide(api.Type), hide(api.Param)
+	return &hidden
 }
 
 // retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or a date; 0 where it is neither, or past.

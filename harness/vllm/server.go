@@ -116,7 +116,7 @@ func (s *Server) get(ctx context.Context, path string) (body []byte, header http
 	case len(body) > maxBody:
 		return nil, nil, at, fmt.Errorf("answer of %s is over %d bytes", path, maxBody)
 	case resp.StatusCode != http.StatusOK:
-		return nil, nil, at, parseAPIError(resp.StatusCode, body)
+		return nil, nil, at, s.hideKey(parseAPIError(resp.StatusCode, body))
 	}
 	return body, resp.Header, at, nil
 }
