@@ -30,6 +30,7 @@ func client(args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	defer load.Quiet()() // as kvtune does
 	ctx := context.Background()
 	s, err := vllm.Connect(ctx, *url, vllm.Options{})
 	if err != nil {

@@ -391,7 +391,7 @@ func (t *table) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Load generators on one processor\n\nMeasured %s by `make bench-load` on: %s. Pinned: %s.\n\n", t.Date, t.Host, t.Pinned)
 	fmt.Fprintf(&b, "%s, from a static server that notes when it writes each first token. The error is the client's p99 minus the server's own.\n\n", t.Streams)
-	b.WriteString("| client | version | requests/s reached | TTFT p50 / p99, ms | server's own p50 / p99, ms | error p99, ms | CPU, s | peak memory, MiB |\n" +
+	b.WriteString("| client | version | requests/s over the run | TTFT p50 / p99, ms | server's own p50 / p99, ms | error p99, ms | CPU, s | peak memory, MiB |\n" +
 		"| --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, r := range t.Tools {
 		if r.Note != "" {

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness"
+	"kvtune/harness/load"
 	"kvtune/harness/profile"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workflow"
@@ -41,6 +42,7 @@ func profileAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	defer load.Quiet()()
 	s, err := setupOf(c, configs[0].Model)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/harness/load"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
 )
@@ -53,6 +54,7 @@ func verify(c *cli.Context) error {
 	if model == "" {
 		model = plans.Config.Model
 	}
+	defer load.Quiet()()
 	s, err := setupOf(c, model)
 	if err != nil {
 		return err
