@@ -301,8 +301,16 @@ func engineAgrees(t *testing.T, res *harness.Result) {
 		{harness.MetricE2ELFromSend, harness.MetricEngineE2EL, harness.HistogramE2EL},
 	} {
 		h := res.Histograms[m.family]
-		if n := res.Metrics.Get(m.client, harness.StatMean).N; h.Count != float64(n) {
-			t.Errorf("%s: %v samples at the server, %d at the client", m.client, h.Count, n)
+		n := float64(res.Metrics.Get(m.client, harness.StatMean).N)
+		share := 1.0 // of the engine's gaps that the client saw as gaps: a busy front end merges outputs into one event
+		if m.client == harness.MetricITL {
+			share = n / h.Count
+			if tokens := value(res, harness.MetricOutputTokens, harness.StatTotal); h.Count != tokens-value(res, harness.MetricRequests,
+				harness.StatOK) || share > 1 || share < 0.5 {
+				t.Errorf("%s: %v samples at the server, %v at the client, of %v tokens", m.client, h.Count, n, tokens)
+			}
+		} else if h.Count != n {
+			t.Errorf("%s: %v samples at the server, %v at the client", m.client, h.Count, n)
 		}
 		for _, stat := range []string{harness.StatP50, harness.StatP90} {
 			engine := res.Metrics.Get(m.engine, stat)
@@ -319,7 +327,7 @@ func engineAgrees(t *testing.T, res *harness.Result) {
 			}
 		}
 		mean := value(res, m.engine, harness.StatMean)
-		near(t, m.client+" mean, client and engine", 0.2, value(res, m.client, harness.StatMean), mean)
+		near(t, m.client+" mean, client and engine", 0.1, share*value(res, m.client, harness.StatMean), mean)
 	}
 	for counter, metric := range map[string]string{harness.CounterPromptTokens: harness.MetricPromptTokens,
 		harness.CounterGenerationTokens: harness.MetricOutputTokens} {

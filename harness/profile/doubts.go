@@ -69,7 +69,8 @@ func bothSides(metric string, records []workload.Record, seen vllm.Watched) (cli
 		case family == harness.HistogramTTFT:
 			sum, n = sum+tokens[0].At.Seconds(), n+1
 		default:
-			sum, n = sum+(tokens[len(tokens)-1].At-tokens[0].At).Seconds(), n+len(tokens)-1
+			// Per token: a busy front end merges outputs into one event, and the server counts each.
+			sum, n = sum+(tokens[len(tokens)-1].At-tokens[0].At).Seconds(), n+records[i].OutputTokens-1
 		}
 	}
 	if n == 0 || h.Count != float64(n) {

@@ -21,6 +21,8 @@ const (
 	healthBeat = 250 * time.Millisecond
 	// defaultGrace is enough for a vLLM without open streams, which ends about 1 s after SIGTERM.
 	defaultGrace = 15 * time.Second
+	// killTime is how long the system may take to end a killed process on a busy machine.
+	killTime = 10 * time.Second
 )
 
 // LaunchOptions describe a server process. Its whole argument vector is Argv, Model, Args, host and port, Extra.
@@ -284,7 +286,7 @@ func (p *Process) end() error {
 	case <-timer.C:
 	}
 	killGroup(p.PID())
-	timer.Reset(p.grace)
+	timer.Reset(max(p.grace, killTime))
 	select {
 	case <-p.ended:
 		return stopErr

@@ -57,7 +57,8 @@ func fakeServer(mode string) {
 		fmt.Println("worker", worker.Process.Pid)
 	case mode == "launcher": // starts a server like kvtune does, and waits to be killed
 		p, err := Launch(context.Background(), LaunchOptions{Argv: []string{os.Args[0]},
-			Env: []string{"KVTUNE_FAKE_SERVER=leaves a worker"}, LogPath: os.Getenv("KVTUNE_FAKE_LOG"), Grace: time.Second})
+			Env: []string{"KVTUNE_FAKE_SERVER=leaves a worker"}, LogPath: os.Getenv("KVTUNE_FAKE_LOG"), Grace: time.Second,
+			StopCommand: strings.Fields(os.Getenv("KVTUNE_FAKE_STOP"))})
 		if err != nil {
 			os.Exit(5)
 		}
@@ -333,33 +334,39 @@ func TestStopCommand(t *testing.T) {
 	}
 }
 
-// kvtune killed hard takes its server and all that this started with it.
+// kvtune killed hard takes its server and all that this started with it, also one that another command stops.
 func TestServerDiesWithItsParent(t *testing.T) {
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
 		t.Skip("skipped: needs Linux")
 	}
-	launcher := exec.Command(os.Args[0])
-	launcher.Env = append(os.Environ(), "KVTUNE_FAKE_SERVER=launcher", "KVTUNE_FAKE_LOG="+filepath.Join(t.TempDir(),
-		"log"))
-	out, err := launcher.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	mark := filepath.Join(t.TempDir(), "stopped")
+	for _, stop := range []string{"", "touch " + mark} {
+		launcher := exec.Command(os.Args[0])
+		launcher.Env = append(os.Environ(), "KVTUNE_FAKE_SERVER=launcher", "KVTUNE_FAKE_STOP="+stop,
+			"KVTUNE_FAKE_LOG="+filepath.Join(t.TempDir(), "log"))
+		out, err := launcher.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := launcher.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var server, worker int
+		lines := bufio.NewScanner(out)
+		for server == 0 && lines.Scan() {
+			_, _ = fmt.Sscanf(lines.Text(), "server %d %d", &server, &worker)
+		}
+		if server == 0 || !alive(server) || worker == 0 || !alive(worker) {
+			t.Fatalf("server %d or worker %d does not run: %v", server, worker, lines.Err())
+		}
+		_ = launcher.Process.Kill()
+		_ = launcher.Wait()
+		gone(t, server)
+		gone(t, worker) // which ignores SIGTERM
+		if _, err := os.Stat(mark); (err == nil) != (stop != "") {
+			t.Errorf("stop command %q: %v", stop, err)
+		}
 	}
-	if err := launcher.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var server, worker int
-	lines := bufio.NewScanner(out)
-	for server == 0 && lines.Scan() {
-		_, _ = fmt.Sscanf(lines.Text(), "server %d %d", &server, &worker)
-	}
-	if server == 0 || !alive(server) || worker == 0 || !alive(worker) {
-		t.Fatalf("server %d or worker %d does not run: %v", server, worker, lines.Err())
-	}
-	_ = launcher.Process.Kill()
-	_ = launcher.Wait()
-	gone(t, server)
-	gone(t, worker) // which ignores SIGTERM
 }
 
 func TestLaunchTriesAnotherPort(t *testing.T) {
