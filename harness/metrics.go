@@ -148,6 +148,11 @@ const (
 	SeriesWaiting = "vllm:num_requests_waiting" // request
 	SeriesKVUsage = "vllm:kv_cache_usage_perc"  // ratio, 0..1
 
+	// Rates of the server's counters between two readings; one that began again counts from 0.
+	SeriesPromptRate     = "prompt_rate"     // prompt tokens per second
+	SeriesOutputRate     = "output_rate"     // generated tokens per second
+	SeriesPreemptionRate = "preemption_rate" // requests per second
+
 	SeriesHostCPU    = "host_cpu"    // ratio of all cores, 0..1
 	SeriesHostMemory = "host_memory" // bytes in use
 

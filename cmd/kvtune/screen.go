@@ -27,7 +27,8 @@ type screen struct {
 	bar   *mpb.Bar
 	title string
 	vital string        // what vitals says, for the bar
-	said  time.Duration // when the last plain line was
+	began time.Time     // of the stage
+	said  time.Duration // when the last plain line was, from the stage's or the run's begin
 }
 
 func newScreen(w io.Writer) *screen {
@@ -48,18 +49,27 @@ func (s *screen) stage(title string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish()
-	s.title, s.vital, s.said = title, "", 0
+	s.title, s.vital, s.said, s.began = title, "", 0, time.Now()
 	if s.bars == nil {
 		fmt.Fprintf(s.w, "kvtune: %s\n", title)
 	}
 }
 
-// detail says what the present stage is at, on a terminal only: a server's log has hundreds of lines.
+// detail says what the present stage is at. A server's log has hundreds of lines: without a terminal only a few are
+// shown.
 func (s *screen) detail(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.bars != nil && text != "" {
+	if text == "" {
+		return
+	}
+	if s.bars != nil {
 		fmt.Fprintf(s.w, "\r\033[K%.*s", 100, s.title+": "+text)
+		return
+	}
+	if time.Since(s.began)-s.said >= 3*plainBeat {
+		s.said = time.Since(s.began)
+		fmt.Fprintf(s.w, "kvtune: %s, %v: %.200s\n", s.title, s.said.Round(time.Second), text)
 	}
 }
 

@@ -25,7 +25,8 @@ var watched = [...]string{
 
 // Watched is what a [Watcher] saw.
 type Watched struct {
-	// Series are the watched gauges and counters over time (counters as they stand, not their growth), in order.
+	// Series are the watched gauges and counters over time (counters as they stand), and how fast tokens and preemptions
+	// moved since the reading before, in order.
 	// T counts from the start given to Watch and is when the answer arrived.
 	Series []harness.Sample
 	// Before and After are the first and the last reading that succeeded, nil when none did, and Delta is what happened to
@@ -70,9 +71,13 @@ func (w *Watcher) Latest() (now Now, ok bool) {
 	}
 	now = Now{Running: last.counters[harness.SeriesRunning], Waiting: last.counters[harness.SeriesWaiting],
 		KVUsage: last.counters[harness.SeriesKVUsage]}
-	if s := last.at.Sub(before.at).Seconds(); s > 0 {
-		moved := last.counters.Delta(before.counters) // a counter that began again moved by what it shows
-		now.OutputRate, now.PromptRate = moved[harness.CounterGenerationTokens]/s, moved[harness.CounterPromptTokens]/s
+	for _, r := range rates(before, last) {
+		switch r.Metric {
+		case harness.SeriesOutputRate:
+			now.OutputRate = r.Value
+		case harness.SeriesPromptRate:
+			now.PromptRate = r.Value
+		}
 	}
 	return now, true
 }
@@ -119,6 +124,26 @@ func (w *Watcher) Stop() Watched {
 	return w.seen
 }
 
+// rates are how fast counters moved between two readings, without a time; none where no time passed.
+func rates(before, now reading) []harness.Sample {
+	s := now.at.Sub(before.at).Seconds()
+	if s <= 0 || before.counters == nil {
+		return nil
+	}
+	moved := now.counters.Delta(before.counters)
+	var samples []harness.Sample
+	for _, r := range [...]struct{ rate, counter string }{
+		{harness.SeriesPromptRate, harness.CounterPromptTokens},
+		{harness.SeriesOutputRate, harness.CounterGenerationTokens},
+		{harness.SeriesPreemptionRate, harness.CounterPreemptions},
+	} {
+		if d, ok := moved[r.counter]; ok {
+			samples = append(samples, harness.Sample{Metric: r.rate, Value: d / s})
+		}
+	}
+	return samples
+}
+
 // read takes one reading. One that is cut off by the end of the watch is not a missed one.
 func (w *Watcher) read(ctx context.Context) {
 	rctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
@@ -145,5 +170,9 @@ func (w *Watcher) read(ctx context.Context) {
 		if v, ok := c[name]; ok {
 			w.seen.Series = append(w.seen.Series, harness.Sample{T: t, Metric: name, Value: v})
 		}
+	}
+	for _, sample := range rates(w.preLast, r) {
+		sample.T = t
+		w.seen.Series = append(w.seen.Series, sample)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"kvtune/harness"
 )
 
 // roundTrip is a server in memory, for tests in virtual time.
@@ -76,7 +78,8 @@ func TestWatchKeepsItsBeat(t *testing.T) {
 				t.Errorf("reading %d at %v is %v; want %v ms and %d", i, at[i], values[i], want[i], 100*(i+1))
 			}
 		}
-		if len(seen.Series) != 2*len(want) || seen.Missed != 0 || seen.Err != nil {
+		if len(seen.Series) != 3*len(want)-1 || // two metrics, and a rate from the second reading on
+			seen.Missed != 0 || seen.Err != nil {
 			t.Errorf("%d points, missed %d, %v", len(seen.Series), seen.Missed, seen.Err)
 		}
 		if seen.Delta["vllm:generation_tokens_total"] != 400 {
@@ -101,7 +104,7 @@ func TestWatchSurvivesTheServer(t *testing.T) {
 		time.Sleep(2500 * time.Millisecond)
 		seen := w.Stop()
 		if !errors.Is(seen.Err, dead) || seen.Missed != 2 || seen.After["vllm:generation_tokens_total"] != 2 ||
-			seen.Before["vllm:generation_tokens_total"] != 1 || len(seen.Series) != 4 {
+			seen.Before["vllm:generation_tokens_total"] != 1 || len(seen.Series) != 5 { // twice two metrics, and one rate
 			t.Errorf("%+v", seen)
 		}
 	})
@@ -130,4 +133,38 @@ func TestWatchGivesUpOnAStalledServer(t *testing.T) {
 			t.Errorf("%+v", seen)
 		}
 	})
+}
+
+func TestRates(t *testing.T) {
+	at := func(s int, counters Counters) reading {
+		return reading{at: time.Unix(int64(100+s), 0), counters: counters}
+	}
+	before := at(0, Counters{harness.CounterPromptTokens: 100, harness.CounterGenerationTokens: 50})
+	for _, c := range []struct {
+		now  reading
+		want map[string]float64
+	}{
+		{at(2, Counters{harness.CounterPromptTokens: 300, harness.CounterGenerationTokens: 60}),
+			map[string]float64{harness.SeriesPromptRate: 100, harness.SeriesOutputRate: 5}},
+		// A counter that began again at 0 has moved by what it shows.
+		{at(2, Counters{harness.CounterPromptTokens: 40, harness.CounterGenerationTokens: 50}),
+			map[string]float64{harness.SeriesPromptRate: 20, harness.SeriesOutputRate: 0}},
+		{at(0, Counters{harness.CounterPromptTokens: 300}), nil},
+	} {
+		got := map[string]float64{}
+		for _, s := range rates(before, c.now) {
+			got[s.Metric] = s.Value
+		}
+		if len(got) != len(c.want) {
+			t.Errorf("%v, want %v", got, c.want)
+		}
+		for name, want := range c.want {
+			if got[name] != want {
+				t.Errorf("%s: %v, want %v", name, got[name], want)
+			}
+		}
+	}
+	if got := rates(reading{}, before); got != nil {
+		t.Errorf("of one reading: %v", got)
+	}
 }
