@@ -10,7 +10,9 @@
 #   first, second   two whole runs of gpu.cases, in processes of their own: archives
 #   peer.json       vLLM's kernels on the same cases
 #   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
-#   env.txt compare.txt targets.txt
+#   env.txt compare.txt targets.txt gpu.cases
+#
+# What it does not run, because it takes longer: planted.sh, and bench.test -test.run TestGPUCases under compute-sanitizer.
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: $0 BIN OUT" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) bin=$(cd "$1" && pwd)
@@ -26,8 +28,10 @@ step the full product against the reference
 for run in first second; do
   step "$run run"
   rm -rf "${out:?}/$run"
-  "$bin/kvtune-cuda" bench --backend cuda --cases "$here/gpu.cases" --rounds 1 --time 800ms --output-dir "$out/$run" \
-    2>"$out/$run.log" >"$out/$run.txt" || { tail -3 "$out/$run.log" >&2; exit 1; }
+  cp "$here/gpu.cases" "$out/"
+  # The command stands in the record: no path of this machine.
+  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend cuda --cases gpu.cases --rounds 1 --time 800ms \
+    --output-dir "$run" 2>"$run.log" >"$run.txt") || { tail -3 "$out/$run.log" >&2; exit 1; }
   mv "$out/$run.txt" "$out/$run/kernels.txt"
   rm "$out/$run.log"
 done
@@ -36,7 +40,7 @@ if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
   ${PYTHON:-python3} "$here/peer.py" "$out/first/kernels_bench.json" "$out/peer.json"
 fi
 step compare
-"$bin/kvtune-cuda" compare --threshold 0.02 "$out/first" "$out/second" >"$out/compare.txt" || [ $? -eq 3 ]
+(cd "$out" && "$bin/kvtune-cuda" compare --threshold 0.02 first second >compare.txt) || [ $? -eq 3 ]
 (cd "$here" && "$bin/bench.test" -test.run TestRecord -test.v -record "$out") | grep -v '^=== ' >"$out/targets.txt" ||
   { cat "$out/targets.txt"; exit 1; }
 step done
