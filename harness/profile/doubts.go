@@ -17,6 +17,9 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	if why := res.Conditions.GeneratorLimited; why != "" {
 		add("generator-limited: %s; the latencies are this machine's, not the server's", why)
 	}
+	if w := opt.Workload; w.Duration > 0 && w.Concurrency > 0 && run.Unsent == 0 && !run.Interrupted {
+		add("all %d requests were sent before %v were over: a longer run needs more (--num-requests)", run.Sent, w.Duration)
+	}
 	if run.Retries > 0 {
 		add("%d requests were sent more than once, %d retries in all; their latencies go on from the first send", run.Retried, run.Retries)
 	}
@@ -37,6 +40,7 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		add("contaminated: the server processed %d prompt tokens that are not ours; others used it during the run", n)
 	}
 	counted, due, ok := hits(opt.Workload, run, seen.Delta)
+	ok = ok && !opt.Client.Text && opt.Client.API != vllm.Chat // how many tokens words are is the tokenizer's to say
 	if info := res.Conditions.Server; ok && counted != due {
 		why := "blocks were evicted, or others use the server"
 		if n := seen.Delta["vllm:num_preemptions_total"]; n > 0 {

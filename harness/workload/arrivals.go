@@ -80,7 +80,7 @@ func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.
 	// The k-th arrival of a constant rate becomes that of the ramp where the same number is expected:
 	// From t + (To - From) t^2 / 2T = x, with x = mean rate x (the moment at the constant rate).
 	slope := (r.To - r.From) / length
-	at := make([]time.Duration, 0, min(n, int(r.Mean()*length)+1))
+	at := make([]time.Duration, 0, int(min(float64(n), r.Mean()*length+1, 1<<20)))
 	sum := 0.0 // in mean gaps
 	for len(at) < n {
 		switch {

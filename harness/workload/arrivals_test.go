@@ -140,6 +140,30 @@ func TestParseRate(t *testing.T) {
 	}
 }
 
+func FuzzParseRate(f *testing.F) {
+	for _, text := range []string{"8", "4..24", "fixed:0.5", "fixed:20..0.001", "1e6..1e-300"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := ParseRate(text)
+		if err != nil {
+			return
+		}
+		last := time.Duration(0)
+		for _, at := range r.Arrivals(0.5, 20, 0, rand.New(rand.NewPCG(1, 2))) {
+			if at < last {
+				t.Fatalf("%q: an arrival at %v after one at %v", text, at, last)
+			}
+			last = at
+		}
+		for _, at := range r.Arrivals(0, 100, time.Second, rand.New(rand.NewPCG(1, 2))) {
+			if at >= time.Second {
+				t.Fatalf("%q: an arrival at %v of 1 s", text, at)
+			}
+		}
+	})
+}
+
 func TestDist(t *testing.T) {
 	for text, want := range map[string]struct {
 		min, max int
