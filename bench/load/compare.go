@@ -243,7 +243,7 @@ func (c *comparison) kvtune() (f figures, err error) {
 
 func (c *comparison) ours() row {
 	o, r, err := c.own(streams, "-rate", itoa(rate), "-requests", itoa(requests), "-output", itoa(tokens))
-	r.Tool, r.OK, r.Rate = "kvtune", o.OK, float64(o.OK)/max(o.Duration, 1e-9)
+	r.Tool, r.Version, r.OK, r.Rate = "kvtune", "this tree", o.OK, float64(o.OK)/max(o.Duration, 1e-9)
 	r.ByRequest, r.Lag99 = o.Error99, &o.Lag99
 	r.finish(err, o.TTFT50, o.TTFT99)
 	return r
@@ -391,7 +391,7 @@ func (t *table) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Load generators on one processor\n\nMeasured %s by `make bench-load` on: %s. Pinned: %s.\n\n", t.Date, t.Host, t.Pinned)
 	fmt.Fprintf(&b, "%s, from a static server that notes when it writes each first token. The error is the client's p99 minus the server's own.\n\n", t.Streams)
-	b.WriteString("| client | version | requests/s over the run | TTFT p50 / p99, ms | server's own p50 / p99, ms | error p99, ms | CPU, s | peak memory, MiB |\n" +
+	b.WriteString("| client | version | requests/s over the run | TTFT p50 / p99, ms | server's own p50 / p99, ms | error p99, ms | CPU, s | peak memory of the largest process, MiB |\n" +
 		"| --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, r := range t.Tools {
 		if r.Note != "" {
