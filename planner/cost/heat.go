@@ -16,20 +16,29 @@ type Heat struct {
 // heatTime is the time constant: the slowdown is there within the first two or three steps of 8192 tokens.
 const heatTime = 250 * time.Millisecond
 
-// coolTokens is the size of a step up to which memory, not arithmetic, sets the pace.
+// coolTokens is the size of a step up to which memory, not arithmetic, sets the pace: the device cools meanwhile.
 const coolTokens = 256
 
-// hotter reports whether a step is large enough to matter: others leave the device cooling.
-func (s Step) hotter() bool { return s.Tokens() > coolTokens }
+func (s Step) heats() bool { return s.Tokens() > coolTokens }
+
+// before is the level at a moment after the last step that heated.
+func (h *Heat) before(at time.Duration) float64 {
+	const cold = 6 * heatTime
+	since := max(0, at-h.at)
+	if h.level == 0 || since > cold {
+		return 0
+	}
+	return h.level * math.Exp(-since.Seconds()/heatTime.Seconds())
+}
 
 // During is the mean level over a step that runs from start for d, and makes that step part of the past.
 func (h *Heat) During(s Step, start, d time.Duration) float64 {
-	if !s.hotter() || d <= 0 {
-		return 0
+	level := h.before(start)
+	if !s.heats() || d <= 0 {
+		return level
 	}
 	n := float64(s.Tokens())
 	drive := (n - coolTokens) / (n + coolTokens)
-	level := h.level * math.Exp(-max(0, start-h.at).Seconds()/heatTime.Seconds())
 	x := d.Seconds() / heatTime.Seconds()
 	left := math.Exp(-x)
 	h.level, h.at = drive+(level-drive)*left, start+d
@@ -38,10 +47,11 @@ func (h *Heat) During(s Step, start, d time.Duration) float64 {
 
 // StepTime is how long the device is busy with a step that begins at start, by what t says of it.
 func (h *Heat) StepTime(t Timer, s Step, start time.Duration) time.Duration {
-	d := t.StepTime(s)
-	if !s.hotter() {
+	s.Heat = h.before(start)
+	if d := t.StepTime(s); s.heats() {
+		s.Heat = h.During(s, start, d)
+	} else {
 		return d
 	}
-	s.Heat = h.During(s, start, d)
 	return t.StepTime(s)
 }

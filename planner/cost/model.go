@@ -88,7 +88,8 @@ const (
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
 //	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
-//	     + throttled x heat x max(0, T - knee)             lower clocks after much arithmetic
+//	     + hot_step x heat                                 lower clocks after much arithmetic
+//	     + throttled x heat x max(0, T - knee)
 //	     + prefill_step                                    with prompt tokens
 //	     + prefill_attention x sum chunk x (history + chunk/2)
 //	     + decode_context x sum context
@@ -128,10 +129,10 @@ type Model struct {
 
 	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences, pad the capture size of
 	// 0..MaxGraph tokens.
-	bySeqs                                                                []float64
-	pad                                                                   []int32
-	slope, tokens, above, hot, knee, prefill, attention, kv, kvMix, empty float64
-	prepare, piecewise, eager                                             time.Duration
+	bySeqs                                                                         []float64
+	pad                                                                            []int32
+	slope, tokens, above, hotStep, hot, knee, prefill, attention, kv, kvMix, empty float64
+	prepare, piecewise, eager                                                      time.Duration
 }
 
 // Range is the largest step that a fit has seen, per quantity.
@@ -170,6 +171,7 @@ const (
 const (
 	oTokens = iota
 	oAbove
+	oHot
 	oThrottled
 	oPrefillStep
 	oAttention
@@ -192,6 +194,7 @@ func (m *Model) terms(f []float64, s Step) {
 	o := f[nSeqs+len(m.Knots):]
 	o[oTokens] += float64(tokens)
 	o[oAbove] += float64(max(0, tokens-m.Knee))
+	o[oHot] += s.Heat
 	o[oThrottled] += s.Heat * float64(max(0, tokens-m.Knee))
 	o[oContext] += float64(s.DecodeContext)
 	if s.PrefillTokens > 0 {
@@ -288,7 +291,8 @@ func describe(knots []int) []Coefficient {
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
 		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each token beyond the knee: compute-bound"},
-		Coefficient{Name: "throttled", Unit: "s/token", Meaning: "the same, added when the device has computed without pause"},
+		Coefficient{Name: "hot_step", Unit: "s", Meaning: "a step after the device has computed without pause: lower clocks"},
+		Coefficient{Name: "throttled", Unit: "s/token", Meaning: "the same per token beyond the knee"},
 		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step with prompt tokens: kernels outside a full CUDA graph"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
 		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
@@ -318,7 +322,7 @@ func (m *Model) compile() {
 	}
 	o := nSeqs + len(m.Knots)
 	m.tokens, m.above, m.knee = v(o+oTokens), v(o+oAbove), float64(m.Knee)
-	m.hot = v(o + oThrottled)
+	m.hotStep, m.hot = v(o+oHot), v(o+oThrottled)
 	m.prefill, m.attention, m.kv = v(o+oPrefillStep), v(o+oAttention), v(o+oContext)
 	m.kvMix, m.empty = v(o+oMixed), v(o+oEmpty)
 	m.prepare = time.Duration(v(o + oPrepare))
@@ -337,7 +341,7 @@ func (m *Model) StepTime(s Step) time.Duration {
 	n, seqs := m.padded(s)
 	tokens, last := float64(n), len(m.bySeqs)-1
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
-		m.tokens*tokens + m.kv*float64(s.DecodeContext)
+		m.tokens*tokens + m.kv*float64(s.DecodeContext) + m.hotStep*s.Heat
 	if tokens > m.knee {
 		ns += (m.above + m.hot*s.Heat) * (tokens - m.knee)
 	}

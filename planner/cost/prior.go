@@ -23,8 +23,10 @@ const (
 	kvFraction = 0.85
 	// belowKnee: between 1 and 128 tokens the matrix products grow by 4 us a token, a fifth of the compute-bound slope.
 	belowKnee = 0.2
-	// throttle is by how much a token takes longer when the device has computed without pause.
+	// throttle is by how much a token takes longer when the device has computed without pause, hotStep by how much the rest
+	// of a step does.
 	throttle = 0.08
+	hotStep  = 0.05
 	// mixedFraction: decode attention beside prompt tokens costs 1.4 to 1.8 times that alone on RTX PRO 6000 at 64
 	// and 128 decodes, 0.8 to 0.95 at one (LLMServingSim's kernel tables); between.
 	mixedFraction = 0.3
@@ -33,8 +35,8 @@ const (
 	// prefillLayer is what a layer of prompt tokens takes beside that: kernel boundaries outside a graph.
 	prefillLayer = 20 * time.Microsecond
 	// piecewiseLayer and eagerLayer are the host's time to launch one layer's graphs and attention, and one layer without
-	// graphs: a prompt of 16 to 256 tokens gets its first token after 15 ms on an idle server of 32 layers, and beside
-	// running decodes their tokens come late by that time.
+	// graphs: on 32 layers a lone prompt of 16 to 256 tokens has its first token after 15 ms, one beyond 512 tokens 20 ms
+	// later than the log's elapsed time says.
 	piecewiseLayer = 300 * time.Microsecond
 	eagerLayer     = 400 * time.Microsecond
 	// prepareTime is the host's for scheduling a step, preparing its inputs and applying its result: tokens of a running
@@ -120,6 +122,7 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	set(nSeqs, layers*seqLayer.Seconds()+seqHost.Seconds())
 	set(o+oTokens, belowKnee*perToken)
 	set(o+oAbove, (1-belowKnee)*perToken)
+	set(o+oHot, hotStep*base)
 	set(o+oThrottled, throttle*perToken)
 	set(o+oPrefillStep, layers*prefillLayer.Seconds())
 	set(o+oAttention, l.AttentionFlops/(flops*attentionFraction))
@@ -131,6 +134,7 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 	set(o+oPrepare, prepareTime.Seconds())
 	if gpu.CPU {
 		m.MaxGraph = 0
+		set(o+oHot, 0)
 		set(o+oThrottled, 0)
 	} else {
 		heads := layers * float64(model.Heads) / tp

@@ -174,9 +174,9 @@ func (t *timeline) observations(source string) []cost.Observation {
 		end := t.episode(k)
 		if end < 0 { // nobody waits: pure decode
 			if before := &t.bursts[max(0, k-1)]; k > 0 && !b.bad && !before.bad && b.decodes > 0 {
-				out = append(out, cost.Observation{
-					Steps: []cost.Step{decode(b)}, Time: b.at - before.at, Source: source,
-				})
+				step := decode(b)
+				step.Heat = t.heat.During(step, before.at, b.at-before.at)
+				out = append(out, cost.Observation{Steps: []cost.Step{step}, Time: b.at - before.at, Source: source})
 			}
 			k++
 			continue
