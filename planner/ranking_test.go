@@ -232,3 +232,14 @@ func TestKendall(t *testing.T) {
 		}
 	}
 }
+
+// ends keeps the first and the last event of each record: what every metric but the gaps between tokens is made of.
+func ends(records []workload.Record) []workload.Record {
+	out := slices.Clone(records)
+	for i := range out {
+		if t := out[i].Tokens; len(t) > 2 {
+			out[i].Tokens = []workload.TokenEvent{t[0], t[len(t)-1]}
+		}
+	}
+	return out
+}

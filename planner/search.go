@@ -37,6 +37,7 @@ type planning struct {
 
 	simulated  atomic.Int64
 	capacities sync.Map // *Capacity by key
+	runners    sync.Pool
 	notes      []string
 }
 
@@ -200,7 +201,12 @@ func (p *planning) candidate(args harness.EngineArgs) *candidate {
 // simulate predicts a candidate in draw i on a workload.
 func (p *planning) simulate(ctx context.Context, c *candidate, i int, w *workload.Workload, all bool) (outcome, error) {
 	timer := &largest{Timer: p.timer(i, c)}
-	out, err := sim.Run(ctx, c.cfg, timer, w, sim.Options{Series: all})
+	runner, ok := p.runners.Get().(*sim.Runner)
+	if !ok {
+		runner = new(sim.Runner)
+	}
+	defer p.runners.Put(runner) // what is kept of the outcome below is copied
+	out, err := runner.Run(ctx, c.cfg, timer, w, sim.Options{Series: all, Ends: !all && !p.gaps})
 	if err != nil {
 		return outcome{}, err
 	}
@@ -217,9 +223,6 @@ func (p *planning) simulate(ctx context.Context, c *candidate, i int, w *workloa
 func (p *planning) judge(out *sim.Outcome, cfg sim.Config, all bool) outcome {
 	var o outcome
 	records := out.Records
-	if !all && !p.gaps {
-		records = ends(records)
-	}
 	info := harness.ServerInfo{Kind: harness.KindEmbedded, BlockSize: cfg.BlockSize, NumGPUBlocks: cfg.NumGPUBlocks,
 		Args: harness.EngineArgs{MaxNumSeqs: cfg.MaxNumSeqs}}
 	o.metrics = append(harness.Measure(records), harness.Observe(info, out.Counters, out.Series)...)
@@ -253,17 +256,6 @@ func (p *planning) judge(out *sim.Outcome, cfg sim.Config, all bool) outcome {
 		o.slos = append(o.slos, check)
 	}
 	return o
-}
-
-// ends keeps the first and the last event of each record: what every metric but the gaps between tokens is made of.
-func ends(records []workload.Record) []workload.Record {
-	out := slices.Clone(records)
-	for i := range out {
-		if t := out[i].Tokens; len(t) > 2 {
-			out[i].Tokens = []workload.TokenEvent{t[0], t[len(t)-1]}
-		}
-	}
-	return out
 }
 
 func peakInFlight(records []workload.Record) int {
