@@ -22,7 +22,7 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
+.PHONY: help build run test accuracy test-kernels ranking cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ accuracy: tools ## what the planner predicts against recorded runs of real serve
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
+
+ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
+	$(GO) test -count=1 -timeout 20m -run 'TestRanking$$' -v ./planner -args -ranking-draws 100
 
 cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with the tag cuda, build bin/kvtune-cuda
 	$(CUDA_ENV) $(GO) vet -tags cuda ./...
