@@ -15,7 +15,7 @@ import (
 func TestSharedSimulationsAreExact(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	candidates, simulations := 0, 0
-	for range 12 {
+	for range 6 {
 		shared, every, inFlight := rng.IntN(3)*512, time.Duration(rng.IntN(30))*time.Millisecond, 0
 		if every == 0 {
 			inFlight = 4 + rng.IntN(40)
