@@ -7,8 +7,7 @@ import (
 
 // Quiet lets the heap of this process grow to five times what is alive before the garbage collector runs, unless the
 // environment sets GOGC, and returns what undoes it. A collection takes a quarter of the processors for some
-// milliseconds; on one processor that reads 50,000 events/s, requests wait for it (measured: the lag's p99 at 500 new
-// streams/s falls from 11 to 4 ms). The programs that send requests call it; packages do not.
+// milliseconds, in which requests that are due may wait. The programs that send requests call it; packages do not.
 func Quiet() (undo func()) {
 	if os.Getenv("GOGC") != "" {
 		return func() {}
