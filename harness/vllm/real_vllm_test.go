@@ -307,9 +307,17 @@ func TestVLLMEndpoint(t *testing.T) {
 			Client: s.Client(ClientOptions{Salt: "kill"}), Workload: w,
 			OnRecord: func(r workload.Record) {
 				if ended++; ended == 4 {
-					go func() {
-						time.Sleep(500 * time.Millisecond)
-						killGroup(p.PID())
+					go func() { // once the next ones stream, however long that takes
+						defer killGroup(p.PID())
+						before, err := s.Scrape(t.Context())
+						for range 300 {
+							time.Sleep(200 * time.Millisecond)
+							now, e := s.Scrape(t.Context())
+							if err != nil || e != nil ||
+								now[harness.CounterGenerationTokens] > before[harness.CounterGenerationTokens]+100 {
+								return
+							}
+						}
 					}()
 				}
 			},
