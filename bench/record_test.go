@@ -59,6 +59,9 @@ func TestRecord(t *testing.T) {
 	if *recordFlag != "" {
 		dirs = []string{filepath.Join(*recordFlag, "first")}
 	}
+	if len(dirs) == 0 {
+		t.Error("there is no record")
+	}
 	for _, dir := range dirs {
 		r, err := readRecord(filepath.Dir(dir))
 		if err != nil {

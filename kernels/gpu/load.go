@@ -250,8 +250,8 @@ func (l *loader) slots() []int32 {
 	return slots
 }
 
-// runBytes is from which size on a copy engine moves a run of blocks to or from the host faster than a kernel: over a
-// link of 55 GB/s it moves runs of 512 KiB at 43 GB/s, and a kernel blocks of any size at 51 to 54.
+// runBytes is from which size on a copy engine moves a run of blocks to or from the host faster than a kernel: on an
+// H100 with a link of 55 GB/s it moved runs of 512 KiB at 43 GB/s, and a kernel blocks of any size at 51 to 54.
 const runBytes = 16 << 20
 
 // pairs prepares whole blocks to be copied: by a kernel, or by the copy engine where a swap's blocks lie side by side.
