@@ -113,6 +113,22 @@ const (
 	MetricDecodeTime  = "decode_time"
 )
 
+// Computed by planner/analysis from engine steps and a cost model.
+const (
+	// MetricComputeUse (ratio) is the least time in which the ceiling of arithmetic lets the steps' work be done over the
+	// time that passed (model flops utilisation, MFU); MetricBandwidthUse the same for reading weights and KV from device
+	// memory (model bandwidth utilisation, MBU).
+	MetricComputeUse   = "compute_use"
+	MetricBandwidthUse = "bandwidth_use"
+	// MetricBudgetUse (ratio) is new tokens of the steps / (steps x max_num_batched_tokens).
+	MetricBudgetUse = "budget_use"
+	// MetricPartialBatches (ratio) is the share of the time in steps in which requests wait although fewer than
+	// max_num_seqs run.
+	MetricPartialBatches = "partial_batches"
+	// MetricBestHitRate (ratio) is the cache hit rate of a prefix cache without limits.
+	MetricBestHitRate = "best_cache_hit_rate"
+)
+
 // Computed by harness/profile from a probe that fills the KV cache.
 const (
 	// MetricKVCapacity (token) is how many tokens the KV cache holds: tokens of the requests in it / its usage.
@@ -160,6 +176,9 @@ const (
 	SeriesGPUMemoryClock = "gpu_memory_clock" // Hz
 	SeriesGPUPower       = "gpu_power"        // W
 	SeriesGPUTemperature = "gpu_temperature"  // degrees Celsius
+	SeriesGPUBusy        = "gpu_busy"         // ratio of the time in which a kernel ran, 0..1
+	SeriesGPUMemoryBusy  = "gpu_memory_busy"  // ratio of the time in which device memory was used, 0..1
+	SeriesGPUThrottled   = "gpu_throttled"    // 1 while the clocks are held down, else 0
 )
 
 // Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).

@@ -65,12 +65,31 @@ type Report struct {
 	Light *float64 `json:"light_load_share"`
 	Idle  *float64 `json:"idle_share"`
 
+	// Use is how far the window used what there is, in metrics that [harness.Definition] defines.
+	Use harness.Metrics `json:"use"`
+	// StepTime says what the time of the steps went to, by the cost model; empty without one.
+	StepTime        []StepPart       `json:"step_time,omitempty"`
 	Utilization     Utilization      `json:"utilization"`
 	Roofline        *Roofline        `json:"roofline,omitempty"`
 	Counterfactuals []Counterfactual `json:"counterfactuals,omitempty"`
+	// Recommendations are ranked by gain, the largest first. Each has a simulated gain whose interval lies above 0.
 	Recommendations []Recommendation `json:"recommendations"`
+	// Args are the settings that were in force, Config the workload: what a recommendation is verified with.
+	Args   harness.EngineArgs `json:"args,omitzero"`
+	Config harness.Config     `json:"config,omitzero"`
 	// Notes say what was not observed and why.
 	Notes []string `json:"notes,omitempty"`
+}
+
+// StepPart is one part of the steps' time: a term of the cost model, or what no term explains.
+type StepPart struct {
+	// Name is the part's, Meaning what it is in words.
+	Name    string `json:"name"`
+	Meaning string `json:"meaning"`
+	// Share is of the time in steps, 0..1 (the part that the model does not explain may be negative); the shares add up
+	// to 1. Seconds is per step, in the mean.
+	Share   float64 `json:"share"`
+	Seconds float64 `json:"seconds"`
 }
 
 // Bottleneck is the verdict on one of the four.
@@ -92,34 +111,91 @@ type Bottleneck struct {
 // Utilization is the use of resources over time, thinned to at most a few hundred points.
 type Utilization struct {
 	// MaxNumBatchedTokens, MaxNumSeqs and NumGPUBlocks are the limits that the points run into; 0 is unknown.
-	MaxNumBatchedTokens int          `json:"max_num_batched_tokens,omitempty"`
-	MaxNumSeqs          int          `json:"max_num_seqs,omitempty"`
-	NumGPUBlocks        int          `json:"num_gpu_blocks,omitempty"`
-	Points              []UsagePoint `json:"points,omitempty"`
+	MaxNumBatchedTokens int `json:"max_num_batched_tokens,omitempty"`
+	MaxNumSeqs          int `json:"max_num_seqs,omitempty"`
+	NumGPUBlocks        int `json:"num_gpu_blocks,omitempty"`
+	// Interval is the length of a point in seconds. Intervals without a step and without a sample have no point.
+	Interval float64      `json:"interval_s"`
+	Points   []UsagePoint `json:"points,omitempty"`
+	// Events are in order of time, equal ones within an interval counted as one.
+	Events []Event `json:"events,omitempty"`
 }
 
 // UsagePoint is one interval of the run; nil is "not observed".
 type UsagePoint struct {
 	// T is the interval's start in seconds from the run's start.
 	T float64 `json:"t_s"`
-	// KVUsage is the largest share of KV blocks in use (0..1), Running, Waiting and StepTokens are means over the
-	// interval's steps; StepTokens is the new tokens of a step.
-	KVUsage    *float64 `json:"kv_usage,omitempty"`
-	Running    *float64 `json:"running,omitempty"`
-	Waiting    *float64 `json:"waiting,omitempty"`
-	StepTokens *float64 `json:"step_tokens,omitempty"`
+	// KVUsage is the largest share of KV blocks in use (0..1), Running and Waiting are means over the interval's steps in
+	// requests.
+	KVUsage *float64 `json:"kv_usage,omitempty"`
+	Running *float64 `json:"running,omitempty"`
+	Waiting *float64 `json:"waiting,omitempty"`
+	// StepTokens is the mean and StepTokensPeak the largest number of new tokens of a step, to be seen against
+	// MaxNumBatchedTokens.
+	StepTokens     *float64 `json:"step_tokens,omitempty"`
+	StepTokensPeak *float64 `json:"step_tokens_peak,omitempty"`
+	// Compute and Bandwidth are [harness.MetricComputeUse] and [harness.MetricBandwidthUse] of the interval, 0..1: modelled,
+	// there with every cost model.
+	Compute   *float64 `json:"compute_use,omitempty"`
+	Bandwidth *float64 `json:"bandwidth_use,omitempty"`
+	// SMActive and MemoryActive are the shares of the time in which the GPU ran a kernel and moved device memory (0..1),
+	// Power its draw in W: measured (NVML), where the server's GPU is in this machine.
+	SMActive     *float64 `json:"sm_active,omitempty"`
+	MemoryActive *float64 `json:"memory_active,omitempty"`
+	Power        *float64 `json:"power_w,omitempty"`
+	// HostCPU is the share of all cores in use (0..1), HostMemory the bytes in use on the machine that kvtune runs on.
+	HostCPU    *float64 `json:"host_cpu,omitempty"`
+	HostMemory *float64 `json:"host_memory_bytes,omitempty"`
+}
+
+// EventKind is what happened.
+type EventKind string
+
+const (
+	// EventPreemption: requests lost their KV blocks. EventThrottle: the GPU's clocks were held down. EventError: requests
+	// failed.
+	EventPreemption EventKind = "preemption"
+	EventThrottle   EventKind = "throttle"
+	EventError      EventKind = "error"
+)
+
+// Event is something that happened at a moment of the run.
+type Event struct {
+	// T is in seconds from the run's start.
+	T    float64   `json:"t_s"`
+	Kind EventKind `json:"kind"`
+	// Count is the number of requests concerned, of samples for a throttle.
+	Count int `json:"count"`
+	// Text says it in a sentence.
+	Text string `json:"text"`
 }
 
 // Roofline places the run's steps against the device's limits.
 type Roofline struct {
 	// BalanceTokens is the number of new tokens in a step at which arithmetic takes as long as reading the weights: to
 	// the left of it memory is the limit, to the right compute.
-	BalanceTokens float64         `json:"balance_tokens"`
-	Points        []RooflinePoint `json:"points"`
+	BalanceTokens float64 `json:"balance_tokens"`
+	// Flops (flop/s) and Bandwidth (B/s) are the ceilings that Points are against: the measured ones where there are, else
+	// the datasheet's. Ceilings are all that are known.
+	Flops     float64         `json:"flops"`
+	Bandwidth float64         `json:"bandwidth"`
+	Ceilings  []Ceiling       `json:"ceilings,omitempty"`
+	Points    []RooflinePoint `json:"points"`
 }
 
-// RooflinePoint is one step. Times are seconds: Compute and Memory are the datasheet's lower bounds, Elapsed what it
-// took.
+// Ceiling is a rate that the device does not exceed, or that a model was fitted to.
+type Ceiling struct {
+	// Name is "arithmetic" or "memory bandwidth", Source "measured" (a kernel benchmark of this GPU), "datasheet",
+	// "assumed" (no datasheet: a CPU) or "reached" (what the fitted step times come to at most).
+	Name   string  `json:"name"`
+	Source string  `json:"source"`
+	Value  float64 `json:"value"`
+	Unit   string  `json:"unit"`
+}
+
+// RooflinePoint is one step. Times are seconds: Compute and Memory are the least that the ceilings allow, Elapsed what it
+// took. Compute x Flops / Elapsed is the rate it reached, (Compute x Flops) / (Memory x Bandwidth) its intensity in
+// flop/B.
 type RooflinePoint struct {
 	Tokens  int     `json:"tokens"`
 	Compute float64 `json:"compute_s"`
@@ -144,24 +220,42 @@ type Gain struct {
 
 // Counterfactual is a simulated "what if a limit were lifted".
 type Counterfactual struct {
-	// Name says what was changed: "twice the KV cache".
-	Name string `json:"name"`
-	Kind Kind   `json:"kind"`
-	// Gains are of mean end-to-end latency and of total throughput.
+	// Name says what was changed: "twice the KV cache". Kind and Limit are what it lifts.
+	Name  string `json:"name"`
+	Kind  Kind   `json:"kind"`
+	Limit string `json:"limit"`
+	// Gains are of the metric that the run is about (total throughput in a closed loop, mean end-to-end latency in an open
+	// one), then of the other one.
 	Gains []Gain `json:"gains"`
 }
 
-// Recommendation is one flag to change.
+// Recommendation is one flag to change, with those that vLLM wants changed with it.
 type Recommendation struct {
-	// Flag is vLLM's name with underscores, Value what to set.
+	// Flag is vLLM's name with underscores, Value what to set, From what it is now ("" unset).
 	Flag  string `json:"flag"`
 	Value string `json:"value"`
-	Why   string `json:"why"`
-	// Gain is simulated; nil means "not simulated" (no cost model was given).
-	Gain *Gain  `json:"gain"`
-	Risk string `json:"risk,omitempty"`
-	// Command is the server's command line with the flag, one word per element.
-	Command []string `json:"command,omitempty"`
+	From  string `json:"from"`
+	// Also are flags that have to follow.
+	Also []Setting `json:"also,omitempty"`
+	Why  string    `json:"why"`
+	// Gain is simulated, in the metric that the run is about, with its 95 % interval over draws of the cost model.
+	Gain *Gain `json:"gain"`
+	// Effects are what it is expected to do to every metric that users watch, for better or worse.
+	Effects []Gain `json:"effects"`
+	Risk    string `json:"risk"`
+	// Args are all settings with the change.
+	Args harness.EngineArgs `json:"args"`
+	// Command is the server's command line with the change, Verify the kvtune command that measures it beside the present
+	// settings; one word per element.
+	Command []string `json:"command"`
+	Verify  []string `json:"verify"`
+}
+
+// Setting is one flag's change.
+type Setting struct {
+	Flag string `json:"flag"`
+	From string `json:"from"`
+	To   string `json:"to"`
 }
 
 // Bottleneck finds one of the four by kind; nil when it is not in the report.

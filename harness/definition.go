@@ -1,0 +1,54 @@
+package harness
+
+// Definition says what a metric is, in words for a footnote; "" for a metric that has none. Tables, page and help take
+// their words from here, so that a metric means the same everywhere.
+func Definition(metric string) string {
+	switch metric {
+	case MetricTTFT:
+		return "time to first token: from the moment a request was due (open loop) or sent (closed loop) to its first token"
+	case MetricITL:
+		return "inter-token latency: the gaps between consecutive token events, all requests pooled"
+	case MetricTPOT:
+		return "time per output token after the first: (last - first token) / (output tokens - 1), one value per request"
+	case MetricE2EL:
+		return "end-to-end latency: from the moment a request was due (open loop) or sent (closed loop) to its last token"
+	case MetricRequestThroughput:
+		return "finished requests / duration"
+	case MetricOutputThroughput:
+		return "output tokens of finished requests / duration"
+	case MetricTotalThroughput:
+		return "prompt and output tokens of finished requests / duration; prompt tokens count whether cached or not"
+	case MetricGoodput:
+		return "requests that met every objective / duration"
+	case MetricBatchEfficiency:
+		return "batch efficiency: requests running / requests that could have run (the smaller of max_num_seqs and running + " +
+			"waiting), over the run; below 100 % the token budget or KV memory kept requests out of the batch"
+	case MetricCacheHitRate:
+		return "cache hit rate: prompt tokens found in the prefix cache / prompt tokens looked up"
+	case MetricBestHitRate:
+		return "best hit rate: what a prefix cache without limits would have hit: prompt tokens in full blocks that an earlier " +
+			"request had computed / prompt tokens"
+	case MetricKVUsage:
+		return "KV usage: KV blocks that requests hold / all blocks; cached blocks that nobody holds do not count"
+	case MetricMemoryDevice:
+		return "KV memory: device memory that requests' KV blocks hold (KV usage x size of the KV cache); weights and " +
+			"activations are not in it"
+	case MetricMemoryHost:
+		return "host memory: memory in use on the machine that kvtune runs on"
+	case MetricComputeUse:
+		return "compute utilisation: the least time that the arithmetic of the steps takes at the device's ceiling / the time " +
+			"that passed (MFU)"
+	case MetricBandwidthUse:
+		return "bandwidth utilisation: the least time that reading weights and KV takes at the device's ceiling / the time " +
+			"that passed (MBU)"
+	case MetricBudgetUse:
+		return "budget use: new tokens of the steps / (steps x max_num_batched_tokens)"
+	case MetricPartialBatches:
+		return "partial batches: share of the time in steps in which requests wait although fewer than max_num_seqs run"
+	case MetricPreemptions:
+		return "preemptions: how often a running request lost its KV blocks and began again"
+	case MetricQueueTime:
+		return "queue time: from arrival in the scheduler to first scheduled"
+	}
+	return ""
+}
