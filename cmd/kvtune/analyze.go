@@ -17,14 +17,15 @@ func analyzeCommand() *cli.Command {
 		Description: "Without --profiling-results the workload is profiled first.\n\nExamples:\n" +
 			"   kvtune analyze --profiling-results results --save-plots\n" +
 			"   kvtune analyze --C 1024 --M 64 --B 64 --save-plots --analysis-file detailed_analysis.json",
-		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder", Category: catEndpoint},
-			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE`; without it one is fitted from the run", Category: catEndpoint},
-			&cli.BoolFlag{Name: "save-plots", Usage: "draw " + workflow.PictureFile, Category: catOutput},
-			&cli.PathFlag{Name: "analysis-file", Usage: "write the analysis to `FILE` (default: " + workflow.AnalysisFile + " in --output-dir)",
-				Category: catOutput},
+		Flags: join(in(catInput,
+			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder"},
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE`; without it one is fitted from the run"},
+		), endpointFlags(), workloadFlags(), serverFlags(), in(catOutput,
+			&cli.BoolFlag{Name: "save-plots", Usage: "draw " + workflow.PictureFile},
+			&cli.PathFlag{Name: "analysis-file",
+				Usage: "write the analysis to `FILE` (default: " + workflow.AnalysisFile + " in --output-dir)"},
 			outputDirFlag("results"),
-		}),
+		)),
 		Action: analyze,
 	}
 }

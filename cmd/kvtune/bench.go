@@ -17,7 +17,6 @@ import (
 )
 
 func benchCommand() *cli.Command {
-	const catBench, catTiming = "Kernels", "Timing"
 	return &cli.Command{
 		Name:  "bench",
 		Usage: "what block sizes and layouts of the KV cache cost on this machine, measured",
@@ -25,28 +24,27 @@ func benchCommand() *cli.Command {
 			"kv_heads, head_size, batch, context, new, lengths, table, seed.\n\nExamples:\n" +
 			"   kvtune bench --op decode --axis block_size=1,8,16,32 --axis layout=NHD,HND\n" +
 			"   kvtune bench --op decode --op append --axis dtype=bf16,fp8 --warm --format csv",
-		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "op", Category: catBench, Usage: "`operation`: decode, prefill, append, gather, " +
-				"copy_blocks, swap_out, swap_in, quantize, copy, read (repeat; default decode)"},
-			&cli.StringSliceFlag{Name: "axis", Category: catBench,
+		Flags: join(in("Kernels",
+			&cli.StringSliceFlag{Name: "op", Usage: "`operation`: decode, prefill, append, gather, copy_blocks, swap_out, " +
+				"swap_in, quantize, copy, read (repeat; default decode)"},
+			&cli.StringSliceFlag{Name: "axis",
 				Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)"},
-			&cli.PathFlag{Name: "cases", Category: catBench, Usage: "a `file` with an operation and its axes on every line, " +
-				"instead of --op and --axis"},
-			&cli.StringFlag{Name: "backend", Usage: "`auto|cuda|host`", Value: "auto", Category: catBench},
-			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)",
-				Category: catTiming},
-			&cli.BoolFlag{Name: "warm", Usage: "launches find in the caches what fits", Category: catTiming},
-			&cli.DurationFlag{Name: "time", Usage: "at most so `long` per case and round", Category: catTiming},
+			&cli.PathFlag{Name: "cases", Usage: "a `file` with an operation and its axes on every line, instead of --op " +
+				"and --axis"},
+			oneOf([]string{"auto", "cuda", "host"}, &cli.StringFlag{Name: "backend", Usage: "`where` the kernels run", Value: "auto"}),
+		), in("Timing",
+			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)"},
+			&cli.BoolFlag{Name: "warm", Usage: "launches find in the caches what fits"},
+			&cli.DurationFlag{Name: "time", Usage: "at most so `long` per case and round"},
 			&cli.Float64Flag{Name: "precision", Usage: "stop at this relative half `width` of the median's 95 % interval",
-				Value: 0.005, Category: catTiming},
-			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2,
-				Category: catTiming},
-			&cli.BoolFlag{Name: "no-ceilings", Usage: "do not measure what the machine does at most", Category: catTiming},
-			&cli.StringFlag{Name: "format", Value: "text", Category: catOutput,
-				Usage: "of what is printed: `text|json|csv|bench` (bench: for benchstat and kvtune compare)"},
+				Value: 0.005},
+			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2},
+			&cli.BoolFlag{Name: "no-ceilings", Usage: "do not measure what the machine does at most"},
+		), in(catOutput,
+			formatFlag("csv", "bench"),
 			outputDirFlag("results"),
-			&cli.StringFlag{Name: "name", Usage: "`name` of the files", Value: "kernels", Category: catOutput},
-		},
+			&cli.StringFlag{Name: "name", Usage: "`name` of the files", Value: "kernels"},
+		)),
 		Action: benchAction,
 	}
 }
@@ -57,9 +55,6 @@ func benchAction(c *cli.Context) error {
 		"bench": (*bench.Outcome).GoBench,
 	}
 	write := formats[c.String("format")]
-	if write == nil {
-		return usagef("--format %s: expected text, json, csv or bench", c.String("format"))
-	}
 	if c.Bool("cold") && c.Bool("warm") {
 		return usagef("--cold and --warm exclude each other")
 	}

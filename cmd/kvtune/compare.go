@@ -11,7 +11,6 @@ import (
 )
 
 func compareCommand() *cli.Command {
-	const catCompare = "Comparison"
 	return &cli.Command{
 		Name:      "compare",
 		Usage:     "did B get slower than A, and is that significant?",
@@ -22,14 +21,12 @@ func compareCommand() *cli.Command {
 			"   kvtune compare results/old results/new\n" +
 			"   kvtune compare --threshold 0.005 --run ./old ./new -- bench --op decode --format bench\n" +
 			"   kvtune compare --run old.test new.test -- -test.run=NONE -test.bench=.",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "run", Usage: "run A and B by turns, A B B A", Category: catCompare},
-			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 10, Category: catCompare},
-			&cli.Float64Flag{Name: "threshold", Usage: "relative `difference` that matters", Value: 0.01, Category: catCompare},
-			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01,
-				Category: catCompare},
-			&cli.StringFlag{Name: "format", Usage: "of what is printed: `text|json`", Value: "text", Category: catOutput},
-		},
+		Flags: in("Comparison",
+			&cli.BoolFlag{Name: "run", Usage: "run A and B by turns, A B B A"},
+			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 10},
+			&cli.Float64Flag{Name: "threshold", Usage: "relative `difference` that matters", Value: 0.01},
+			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01},
+		),
 		Action: compareAction,
 	}
 }
@@ -45,10 +42,6 @@ func compareAction(c *cli.Context) error {
 	if len(args) != 2 {
 		return usagef("%d things to compare: expected two, kvtune compare A B", len(args))
 	}
-	format := c.String("format")
-	if format != "text" && format != "json" {
-		return usagef("--format %s: expected text or json", format)
-	}
 	if c.Int("rounds") < 1 {
 		return usagef("--rounds %d: expected a whole number of at least 1", c.Int("rounds"))
 	}
@@ -60,7 +53,7 @@ func compareAction(c *cli.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if format == "json" {
+	if c.String("format") == "json" {
 		e := json.NewEncoder(c.App.Writer)
 		e.SetIndent("", "  ")
 		err = e.Encode(report)

@@ -16,23 +16,16 @@ func envCommand() *cli.Command {
 		Name:        "env",
 		Usage:       "the machine, and what makes it unfit to measure",
 		Description: "Examples:\n   kvtune env\n   kvtune env --format json",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "format", Usage: "of what is printed: `text|json`", Value: "text", Category: catOutput},
-		},
-		Action: envAction,
+		Action:      envAction,
 	}
 }
 
 func envAction(c *cli.Context) error {
-	format := c.String("format")
-	if format != "text" && format != "json" {
-		return usagef("--format %s: expected text or json", format)
-	}
 	e, err := telemetry.ReadEnvironment()
 	if err != nil {
 		return err
 	}
-	if format == "json" {
+	if c.String("format") == "json" {
 		encoder := json.NewEncoder(c.App.Writer)
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(e)

@@ -17,13 +17,14 @@ func fitCommand() *cli.Command {
 		Description: "Examples:\n" +
 			"   kvtune fit --profiling-results results --output-file kvtune_cost.json\n" +
 			"   kvtune fit --profiling-results probes_requests.jsonl.zst --steps steps.csv --model meta-llama/Llama-3.1-8B --gpu H200",
-		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "profiling-results", Usage: "result `FILE`, requests file or archive folder (repeat)", Category: catEndpoint},
-			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps `FILE` (CSV; repeat)", Category: catEndpoint},
-			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json", Category: catWorkload},
-			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200", Category: catEndpoint},
-			&cli.PathFlag{Name: "output-file", Usage: "write the model to `FILE`", Value: workflow.CostFile, Category: catOutput},
-		},
+		Flags: join(in(catInput,
+			&cli.StringSliceFlag{Name: "profiling-results", Usage: "result `FILE`, requests file or archive folder (repeat)"},
+			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps `FILE` (CSV; repeat)"},
+			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json"},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200"},
+		), in(catOutput,
+			&cli.PathFlag{Name: "output-file", Usage: "write the model to `FILE`", Value: workflow.CostFile},
+		)),
 		Action: fit,
 	}
 }

@@ -22,8 +22,8 @@ func importCommand() *cli.Command {
 			"   kvtune import --map in=usage.prompt_tokens,out=usage.completion_tokens gateway.jsonl\n" +
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace trace_requests.jsonl.zst --rate 8",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "map", Category: catWorkload, Usage: "where the log has what: `time=COLUMN,in=COLUMN,out=COLUMN`, and " +
-				"session=, class=, priority=, lora= (dots lead into JSON objects; common names are found)"},
+			&cli.StringFlag{Name: "map", Category: catInput, Usage: "where the log has what: `time=COLUMN,...`, and in=, " +
+				"out=, session=, class=, priority=, lora= (dots lead into JSON objects; common names are found)"},
 			&cli.PathFlag{Name: "output-dir", Usage: "`folder` for the trace", Value: "trace", Category: catOutput},
 			&cli.StringFlag{Name: "name", Usage: "the trace is NAME" + archive.RequestsSuffix, Value: "trace", Category: catOutput},
 		},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -154,29 +155,39 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	for _, cmd := range app.Commands {
 		finish(cmd)
 	}
+	app.CustomAppHelpTemplate = helpTemplate(overview(app))
 	return app
 }
 
-// finish adds what every command has: --profile, strict arguments and errors that name the command.
+// finish adds what every command has: --format, --quiet, --profile, strict arguments, values that are checked against
+// the flag's list, and errors that name the command.
 func finish(cmd *cli.Command) {
-	cmd.Flags = append(cmd.Flags, &cli.StringFlag{
-		Name: "profile", Usage: "write a profile of kvtune itself: `cpu|mem|trace`", Category: "kvtune",
-	})
-	for _, f := range cmd.Flags {
-		unset(f)
+	if hasJSON := cmd.Name == "env" || cmd.Name == "compare"; hasJSON {
+		cmd.Flags = append(cmd.Flags, formatFlag())
 	}
+	cmd.Flags = append(cmd.Flags, in(catProgram,
+		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress and no messages: results and errors only"},
+		oneOf(slices.Sorted(maps.Keys(selfProfiles)), &cli.StringFlag{Name: "profile",
+			Usage: "write a `profile` of kvtune itself"}),
+	)...)
 	cmd.OnUsageError = onUsageError
 	cmd.HideHelpCommand = true
+	p := pageOf(cmd)
+	cmd.CustomHelpTemplate = helpTemplate(p.help())
 	action := cmd.Action
 	cmd.Action = func(c *cli.Context) error {
 		if c.Args().Present() && cmd.ArgsUsage == "" {
 			return strayArgument(c)
 		}
-		stop, err := selfProfile(c.String("profile"))
-		if err != nil {
-			return err
+		if err := checkChoices(c, cmd.Flags); err != nil {
+			return fmt.Errorf("%s: %w", cmd.Name, err)
 		}
-		defer stop()
+		if c.Bool("quiet") {
+			c.App.ErrWriter = io.Discard
+		}
+		if kind := selfProfiles[c.String("profile")]; kind != nil {
+			defer profile.Start(kind, profile.ProfilePath("."), profile.NoShutdownHook, profile.Quiet).Stop()
+		}
 		if err := action(c); err != nil {
 			if err.Error() == "" {
 				return err
@@ -184,27 +195,6 @@ func finish(cmd *cli.Command) {
 			return fmt.Errorf("%s: %w", cmd.Name, err)
 		}
 		return nil
-	}
-}
-
-// unset keeps help from calling 0 or false a default where the flag is simply not given.
-func unset(f cli.Flag) {
-	const text = "not set"
-	switch f := f.(type) {
-	case *cli.BoolFlag:
-		f.DisableDefaultText = true
-	case *cli.IntFlag:
-		if f.Value == 0 && f.DefaultText == "" {
-			f.DefaultText = text
-		}
-	case *cli.Float64Flag:
-		if f.Value == 0 {
-			f.DefaultText = text
-		}
-	case *cli.DurationFlag:
-		if f.Value == 0 {
-			f.DefaultText = text
-		}
 	}
 }
 
@@ -235,16 +225,6 @@ func strayArgument(c *cli.Context) error {
 		words[0], c.Command.Name)
 }
 
-func selfProfile(kind string) (stop func(), err error) {
-	modes := map[string]func(*profile.Profile){
-		"cpu": profile.CPUProfile, "mem": profile.MemProfile, "trace": profile.TraceProfile,
-	}
-	if kind == "" {
-		return func() {}, nil
-	}
-	mode, ok := modes[kind]
-	if !ok {
-		return nil, usagef("--profile %s: expected cpu, mem or trace", kind)
-	}
-	return profile.Start(mode, profile.ProfilePath("."), profile.NoShutdownHook, profile.Quiet).Stop, nil
+var selfProfiles = map[string]func(*profile.Profile){
+	"cpu": profile.CPUProfile, "mem": profile.MemProfile, "trace": profile.TraceProfile,
 }

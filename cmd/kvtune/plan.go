@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -23,12 +22,12 @@ const catObjective = "Objective"
 
 // planFlags are what a plan is for, the same in plan, verify and workflow.
 func planFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)", Category: catObjective},
-		&cli.StringFlag{Name: "current", Usage: "the settings in use, as the `command` that starts the server: the baseline of every gain",
-			Category: catObjective},
-		&cli.StringSliceFlag{Name: "fix", Usage: "a setting that may not change: `flag=value` (repeat)", Category: catObjective},
-	}
+	return in(catObjective,
+		&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)"},
+		&cli.StringFlag{Name: "current",
+			Usage: "the settings in use, as the `command` that starts the server: the baseline of every gain"},
+		&cli.StringSliceFlag{Name: "fix", Usage: "a setting that may not change: `flag=value` (repeat)"},
+	)
 }
 
 // objective is what planFlags say.
@@ -65,7 +64,6 @@ func objectiveOf(c *cli.Context) (objective, error) {
 }
 
 func planCommand() *cli.Command {
-	const catSweep = "Parameter sweep"
 	return &cli.Command{
 		Name:  "plan",
 		Usage: "plan a server's settings for a workload: simulate candidates, choose per strategy",
@@ -74,26 +72,32 @@ func planCommand() *cli.Command {
 			"   kvtune plan --profiling-results results/profiling_results.json --generate-parameter-sweep\n" +
 			"   kvtune plan --trace mine.csv --rate 8 --slo 'p99 TTFT <= 500ms' --target-optimization throughput --gpu H200\n" +
 			"   kvtune plan --C 1000 --rate 4..24 --slo 'p99 TTFT <= 200ms' --target-optimization latency --target-rate 100 --gpu-price 2.5",
-		Flags: join(workloadFlags(), serverFlags(), planFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder", Category: catEndpoint},
-			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow", Category: catEndpoint},
-			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200", Category: catEndpoint},
-			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`; default: all five",
-				Category: catObjective},
-			&cli.Float64Flag{Name: "target-rate", Usage: "say how many replicas serve `R` requests/s", Category: catObjective},
-			&cli.Float64Flag{Name: "gpu-price", Usage: "and what they cost: `price` of one GPU for an hour", Category: catObjective},
-			&cli.StringFlag{Name: "vllm-version", Usage: "flags and rules of vLLM `0.18 to 0.33` (default: the server's, or the newest)",
-				Category: catServer},
-			&cli.BoolFlag{Name: "generate-parameter-sweep", Usage: "best settings for every cell of C, M, B and block size", Category: catSweep},
-			&cli.StringFlag{Name: "C-range", Usage: "`values`: 256,512,1024 or 256:2048:x2", Value: "256,512,1024,2048", Category: catSweep},
-			&cli.StringFlag{Name: "M-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
-			&cli.StringFlag{Name: "B-range", Usage: "`values`", Value: "16,32,64,128", Category: catSweep},
-			&cli.StringFlag{Name: "block-size-range", Usage: "`values`", Value: "8,16,32", Category: catSweep},
-			&cli.PathFlag{Name: "sweep-file", Usage: "write the sweep to `FILE` (CSV), and its heat maps beside it (PNG)", Value: "parameter_sweep.csv", Category: catSweep},
-			&cli.StringFlag{Name: "export", Usage: "print the first plan as `flags|yaml|helm|compose`", Category: catOutput},
-			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile, Category: catOutput},
+		Flags: join(in("Size",
 			&cli.BoolFlag{Name: "quick-test", Usage: "a small search"},
-		}),
+		), in(catInput,
+			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder"},
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200"},
+		), workloadFlags(), planFlags(), in(catObjective,
+			oneOf(planner.Strategies(), &cli.StringFlag{Name: "target-optimization",
+				Usage: "the `strategy` to plan for; default: all of them"}),
+			&cli.Float64Flag{Name: "target-rate", Usage: "say how many replicas serve `R` requests/s"},
+			&cli.Float64Flag{Name: "gpu-price", Usage: "and what they cost: `price` of one GPU for an hour"},
+		), serverFlags(), in(catServer,
+			&cli.StringFlag{Name: "vllm-version",
+				Usage: "flags and rules of this `version` of vLLM, 0.18 to 0.33 (default: the server's, or the newest)"},
+		), in("Parameter sweep",
+			&cli.BoolFlag{Name: "generate-parameter-sweep", Usage: "best settings for every cell of C, M, B and block size"},
+			&cli.StringFlag{Name: "C-range", Usage: "`values`: 256,512,1024 or 256:2048:x2", Value: "256,512,1024,2048"},
+			&cli.StringFlag{Name: "M-range", Usage: "`values` of M", Value: "16,32,64,128"},
+			&cli.StringFlag{Name: "B-range", Usage: "`values` of B", Value: "16,32,64,128"},
+			&cli.StringFlag{Name: "block-size-range", Usage: "`values` of block_size", Value: "8,16,32"},
+			&cli.PathFlag{Name: "sweep-file", Value: "parameter_sweep.csv",
+				Usage: "write the sweep to `FILE` (CSV), and its heat maps beside it (PNG)"},
+		), in(catOutput,
+			oneOf(planner.ExportFormats(), &cli.StringFlag{Name: "export", Usage: "print the first plan in this `form`"}),
+			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile},
+		)),
 		Action: plan,
 	}
 }
@@ -105,14 +109,7 @@ func plan(c *cli.Context) error {
 	}
 	var strategies []planner.Strategy
 	if name := c.String("target-optimization"); name != "" {
-		s, err := strategyOf(name)
-		if err != nil {
-			return err
-		}
-		strategies = []planner.Strategy{s}
-	}
-	if format := c.String("export"); format != "" && !slices.Contains(planner.ExportFormats(), format) {
-		return usagef("--export %s: expected one of %s", format, strings.Join(planner.ExportFormats(), ", "))
+		strategies = []planner.Strategy{planner.Strategy(name)}
 	}
 	for _, name := range []string{"target-rate", "gpu-price"} {
 		if c.IsSet(name) && !(c.Float64(name) > 0) {

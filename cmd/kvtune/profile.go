@@ -25,14 +25,14 @@ func profileCommand() *cli.Command {
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace mine.csv --rate 8\n" +
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --rate 1..64 --duration 60s --slo 'p99 TTFT <= 200ms'\n" +
 			"   kvtune profile --launch --model ./my-model --C 1024 --B 64 --max-num-batched-tokens 4096 -- --load-format dummy",
-		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)", Category: catWorkload},
-			&cli.BoolFlag{Name: "probes", Usage: "measure first, on the same server, the probes that fit wants", Category: catWorkload},
-			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be measured (with --probes every probe), and measure nothing", Category: catWorkload},
-			&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat); with --rate R..R2 the highest rate that keeps it is searched",
-				Category: catObjective},
-			outputDirFlag("results"),
-		}),
+		Flags: join(endpointFlags(), workloadFlags(), in(catWorkload,
+			&cli.PathFlag{Name: "configs", Usage: "measure every configuration in `FILE` (JSON)"},
+			&cli.BoolFlag{Name: "probes", Usage: "measure first, on the same server, the probes that fit wants"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be measured (with --probes every probe), and measure nothing"},
+		), in(catObjective,
+			&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat); with --rate R..R2 the " +
+				"highest rate that keeps it is searched"},
+		), serverFlags(), []cli.Flag{outputDirFlag("results")}),
 		Action: profileAction,
 	}
 }

@@ -16,17 +16,17 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "run the embedded engine: a simulated vLLM server with vLLM's API and metrics",
 		Description: "Answers vLLM's paths with vLLM's scheduling; step times come from a hidden model of the GPU, or from --cost.\n" +
-			"It computes no model: tokens are pseudo-random.\n\nExample:\n" +
+			"It computes no model: tokens are pseudo-random.\n\nExamples:\n" +
 			"   kvtune serve --model meta-llama/Llama-3.1-8B --gpu H200 --listen 127.0.0.1:8000",
-		Flags: join(serverFlags(), []cli.Flag{
-			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json", Value: defaultModel, Category: catWorkload},
-			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200", Category: catEndpoint},
-			&cli.StringFlag{Name: "listen", Usage: "`address` to listen on", Value: "127.0.0.1:8000", Category: catEndpoint},
-			&cli.BoolFlag{Name: "allow-remote", Usage: "let --listen name an address that other machines reach", Category: catEndpoint},
-			&cli.PathFlag{Name: "cost", Usage: "step times from a fitted cost model `FILE` instead of the hidden model", Category: catEndpoint},
-			&cli.Float64Flag{Name: "speed", Usage: "run `N` times faster than real time", Value: 1, Category: catEndpoint},
-			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the hidden model", Value: 1, Category: catEndpoint},
-		}),
+		Flags: join(in("Simulated server",
+			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json", Value: defaultModel},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
+			&cli.StringFlag{Name: "listen", Usage: "`address` to listen on", Value: "127.0.0.1:8000"},
+			&cli.BoolFlag{Name: "allow-remote", Usage: "let --listen name an address that other machines reach"},
+			&cli.PathFlag{Name: "cost", Usage: "step times from a fitted cost model `FILE` instead of the hidden model"},
+			&cli.Float64Flag{Name: "speed", Usage: "run `N` times faster than real time", Value: 1},
+			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the hidden model", Value: 1},
+		), serverFlags()),
 		Action: serve,
 	}
 }

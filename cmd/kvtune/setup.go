@@ -114,9 +114,6 @@ func clientOf(c *cli.Context) (vllm.ClientOptions, profile.Limits, error) {
 		FirstToken: c.Duration("first-token-timeout"), BetweenTokens: c.Duration("token-timeout"),
 		Request: c.Duration("request-timeout"), Retries: c.Int("retries"),
 	}
-	if client.API != vllm.Completions && client.API != vllm.Chat && client.API != "" {
-		return client, limits, usagef("--api %s: expected completions or chat", client.API)
-	}
 	if limits.Retries < 0 {
 		return client, limits, usagef("--retries %d: expected 0 or more", limits.Retries)
 	}

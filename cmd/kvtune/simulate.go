@@ -14,11 +14,10 @@ func simulateCommand() *cli.Command {
 		Description: "Step times come from a fitted cost model (--cost), or from the prior of --gpu and --model.\n\nExamples:\n" +
 			"   kvtune simulate --gpu H200 --model meta-llama/Llama-3.1-8B --C 1024 --M 16 --B 64 --rate 12 --num-requests 1000\n" +
 			"   kvtune simulate --cost kvtune_cost.json --trace AzureLLMInferenceTrace_conv.csv --max-num-batched-tokens 4096",
-		Flags: join(workloadFlags(), serverFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow", Category: catEndpoint},
-			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200", Category: catEndpoint},
-			outputDirFlag("results"),
-		}),
+		Flags: join(in(catInput,
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
+		), workloadFlags(), serverFlags(), []cli.Flag{outputDirFlag("results")}),
 		Action: simulate,
 	}
 }

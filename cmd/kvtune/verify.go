@@ -21,16 +21,15 @@ func verifyCommand() *cli.Command {
 			"settings and with the baseline's, by turns; on --endpoint only the settings that the server has can be verified.\n\nExamples:\n" +
 			"   kvtune verify --plan custom_schedule_plans.json\n" +
 			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model --budget 45m",
-		Flags: join(endpointFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow", Required: true, Category: catObjective},
-			&cli.StringFlag{Name: "strategy", Usage: "`throughput|latency|memory|cache|balanced|current|default`; default: every plan",
-				Category: catObjective},
-			&cli.IntFlag{Name: "rounds", Usage: "how often each is run; the gain is compared within `N` rounds", Value: 2,
-				Category: catObjective},
-			&cli.StringFlag{Name: "model", Usage: "`name` or path; default: the plan's", Category: catWorkload},
-			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the embedded engine's hidden model", Value: 1, Category: catEndpoint},
-			outputDirFlag("results"),
-		}),
+		Flags: join(in(catInput,
+			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow", Required: true},
+			oneOf(append(planner.Strategies(), planner.Current, planner.Default), &cli.StringFlag{Name: "strategy",
+				Usage: "verify this `plan`; default: every plan"}),
+			&cli.IntFlag{Name: "rounds", Usage: "how often each is run; the gain is compared within `N` rounds", Value: 2},
+		), endpointFlags(), in(catEndpoint,
+			&cli.StringFlag{Name: "model", Usage: "`name` or path; default: the plan's"},
+			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the embedded engine's hidden model", Value: 1},
+		), []cli.Flag{outputDirFlag("results")}),
 		Action: verify,
 	}
 }

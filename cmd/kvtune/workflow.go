@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -21,24 +20,23 @@ func workflowCommand() *cli.Command {
 			"   kvtune workflow --quick-test --target-optimization balanced --output-dir results\n" +
 			"   kvtune workflow --endpoint http://HOST:8000 --trace mine.csv --slo 'p99 TTFT <= 500ms'\n" +
 			"   kvtune workflow --launch --model ./my-model --configs configs.json -- --load-format dummy",
-		Flags: join(workloadFlags(), serverFlags(), endpointFlags(), planFlags(), []cli.Flag{
-			&cli.PathFlag{Name: "configs", Usage: "the configurations in `FILE` (JSON)", Category: catWorkload},
-			&cli.StringFlag{Name: "target-optimization", Usage: "`throughput|latency|memory|cache|balanced`", Value: "balanced",
-				Category: catObjective},
+		Flags: join(in("Size",
 			&cli.BoolFlag{Name: "quick-test", Usage: "small probes and a small search: minutes become seconds"},
 			&cli.BoolFlag{Name: "bench", Usage: "measure first what block sizes cost in kernels on this machine (10 seconds)"},
-			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir", Category: catOutput},
+		), endpointFlags(), workloadFlags(), in(catWorkload,
+			&cli.PathFlag{Name: "configs", Usage: "the configurations in `FILE` (JSON)"},
+		), planFlags(), in(catObjective,
+			oneOf(planner.Strategies(), &cli.StringFlag{Name: "target-optimization", Value: string(planner.Balanced),
+				Usage: "the `strategy` to plan for"}),
+		), serverFlags(), in(catOutput,
+			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir"},
 			outputDirFlag("results"),
-		}),
+		)),
 		Action: workflowAction,
 	}
 }
 
 func workflowAction(c *cli.Context) error {
-	target, err := strategyOf(c.String("target-optimization"))
-	if err != nil {
-		return err
-	}
 	objective, err := objectiveOf(c)
 	if err != nil {
 		return err
@@ -56,7 +54,7 @@ func workflowAction(c *cli.Context) error {
 		return err
 	}
 	opt := workflow.Options{
-		Setup: s.Setup, Configs: configs, Target: target, SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
+		Setup: s.Setup, Configs: configs, Target: planner.Strategy(c.String("target-optimization")), SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
 		Extra: words(c, "extra"), Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
 	}
 	if !opt.Resume { // what is left to do is known from the folder, which is there already
@@ -115,17 +113,6 @@ func suiteOf(c *cli.Context) ([]harness.Config, error) {
 		configs = append(configs, cfg)
 	}
 	return configs, nil
-}
-
-func strategyOf(name string) (planner.Strategy, error) {
-	var names []string
-	for _, s := range planner.Strategies() {
-		if string(s) == name {
-			return s, nil
-		}
-		names = append(names, string(s))
-	}
-	return "", usagef("--target-optimization %s: expected one of %s", name, strings.Join(names, ", "))
 }
 
 // describesWorkload reports whether the flags say what to send, and not only how often or to which model.
