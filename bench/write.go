@@ -3,7 +3,6 @@ package bench
 import (
 	"bufio"
 	"encoding/csv"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -222,13 +221,6 @@ func (out *Outcome) line(w io.Writer, g, c kernels.Case, r *harness.BenchCase) {
 		}
 	}
 	fmt.Fprintf(w, "%s\t%s\t%s\t%d x %d\t%s\t\n", against, p, yes, r.Samples, r.Launches, r.Stop)
-}
-
-// JSON writes the benchmark as it is in the archive.
-func (out *Outcome) JSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(out.Bench)
 }
 
 // CSV writes one line per case: its axes, then what was measured, in base units. What was not observed is empty.

@@ -50,11 +50,6 @@ func benchCommand() *cli.Command {
 }
 
 func benchAction(c *cli.Context) error {
-	formats := map[string]func(*bench.Outcome, io.Writer) error{
-		"text": (*bench.Outcome).Text, "json": (*bench.Outcome).JSON, "csv": (*bench.Outcome).CSV,
-		"bench": (*bench.Outcome).GoBench,
-	}
-	write := formats[c.String("format")]
 	if c.Bool("cold") && c.Bool("warm") {
 		return usagef("--cold and --warm exclude each other")
 	}
@@ -110,19 +105,36 @@ func benchAction(c *cli.Context) error {
 	if err := out.Save(folder); err != nil {
 		return err
 	}
-	if err := write(out, c.App.Writer); err != nil {
+	if err := printBench(c, out, folder); err != nil {
 		return err
-	}
-	if c.String("format") == "text" {
-		fmt.Fprintln(c.App.Writer, "\nfiles")
-		for _, file := range folder.Files() {
-			fmt.Fprintf(c.App.Writer, "  %s\n", folder.Path(file))
-		}
 	}
 	if failed != nil {
 		return failed
 	}
 	return c.Context.Err()
+}
+
+func printBench(c *cli.Context, done *bench.Outcome, folder *archive.Folder) error {
+	switch c.String("format") {
+	case "csv":
+		return done.CSV(c.App.Writer)
+	case "bench":
+		return done.GoBench(c.App.Writer)
+	}
+	out := output{Verdict: done.Verdict(), Warnings: done.Bench.Warnings, Kernels: done.Bench}
+	for _, file := range folder.Files() {
+		out.Files = append(out.Files, folder.Path(file))
+	}
+	return show(c, out, func(w io.Writer) error {
+		if err := done.Text(w); err != nil {
+			return err
+		}
+		fmt.Fprintln(w, "\nfiles")
+		for _, file := range out.Files {
+			fmt.Fprintf(w, "  %s\n", file)
+		}
+		return nil
+	})
 }
 
 // benchCases gives the cases that the flags ask for, once it is known whether the device wants large ones.

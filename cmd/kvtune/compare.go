@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -53,13 +52,7 @@ func compareAction(c *cli.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if c.String("format") == "json" {
-		e := json.NewEncoder(c.App.Writer)
-		e.SetIndent("", "  ")
-		err = e.Encode(report)
-	} else {
-		err = report.Text(c.App.Writer)
-	}
+	err = show(c, output{Verdict: report.Verdict(), Warnings: report.Warnings, Comparison: report}, report.Text)
 	if err == nil && report.Count(compare.Worse) > 0 {
 		return errNegative
 	}

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"encoding/json"
+	"bufio"
 	"fmt"
 	"io"
 	"strings"
@@ -25,24 +25,27 @@ func envAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.String("format") == "json" {
-		encoder := json.NewEncoder(c.App.Writer)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(e)
+	out := output{Verdict: fitness(e), Environment: e}
+	return show(c, out, func(w io.Writer) error {
+		b := bufio.NewWriter(w)
+		printEnvironment(b, e)
+		return b.Flush()
+	})
+}
+
+// fitness is the verdict on a machine.
+func fitness(e *telemetry.Environment) string {
+	switch len(e.Unfit) {
+	case 0:
+		return "fit to measure: nothing found that disturbs a timing"
+	case 1:
+		return "unfit to measure to half a percent: 1 reason"
 	}
-	printEnvironment(c.App.Writer, e)
-	return nil
+	return fmt.Sprintf("unfit to measure to half a percent: %d reasons", len(e.Unfit))
 }
 
 func printEnvironment(w io.Writer, e *telemetry.Environment) {
-	switch len(e.Unfit) {
-	case 0:
-		fmt.Fprintln(w, "fit to measure: nothing found that disturbs a timing")
-	case 1:
-		fmt.Fprintln(w, "unfit to measure to half a percent: 1 reason")
-	default:
-		fmt.Fprintf(w, "unfit to measure to half a percent: %d reasons\n", len(e.Unfit))
-	}
+	fmt.Fprintln(w, fitness(e))
 	for _, f := range e.Unfit {
 		fmt.Fprintf(w, "! %s\n  %s\n", f.What, f.Do)
 	}

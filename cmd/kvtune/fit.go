@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -52,10 +52,8 @@ func fit(c *cli.Context) error {
 		return err
 	}
 	scr.close()
-	w := c.App.Writer
-	if err := report.Text(w, report.Input{Verdict: report.CostVerdict(m), Files: []string{c.Path("output-file")}}); err != nil {
-		return err
-	}
-	fmt.Fprintln(w)
-	return report.CostTable(w, m)
+	in := report.Input{Verdict: report.CostVerdict(m), Files: []string{c.Path("output-file")}}
+	out := outputOf(in)
+	out.Cost = m
+	return showReport(c, in, out, apart(func(w io.Writer) error { return report.CostTable(w, m) }))
 }

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -67,19 +67,24 @@ func importAction(c *cli.Context) error {
 	if err := folder.WriteRequests(name, log.Records); err != nil {
 		return err
 	}
-	w := c.App.Writer
-	fmt.Fprintln(w, importVerdict(log))
-	for _, note := range log.Notes {
-		fmt.Fprintln(w, "! "+note)
-	}
-	fmt.Fprintf(w, "\nfiles\n  %s\n", filepath.Join(folder.Dir(), name+archive.RequestsSuffix))
-	return nil
+	trace := traceOf(log)
+	out := output{Verdict: trace.verdict(), Warnings: log.Notes, Trace: &trace,
+		Files: []string{folder.Path(name + archive.RequestsSuffix)}}
+	return show(c, out, func(w io.Writer) error {
+		fmt.Fprintln(w, out.Verdict)
+		if err := printNotes(w, log.Notes); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(w, "\nfiles\n  %s\n", out.Files[0])
+		return err
+	})
 }
 
-// importVerdict says what the trace is like.
-func importVerdict(log *workload.Imported) string {
+// traceOf says what the trace is like.
+func traceOf(log *workload.Imported) traceOutput {
 	n := len(log.Records)
-	prompt, output, sessions := 0, 0, map[string]bool{}
+	t, sessions := traceOutput{Requests: n, Duration: log.Records[n-1].Sent.Seconds()}, map[string]bool{}
+	prompt, output := 0, 0
 	for i := range log.Records {
 		r := &log.Records[i]
 		prompt, output = prompt+r.PromptTokens, output+r.AskedTokens
@@ -87,14 +92,19 @@ func importVerdict(log *workload.Imported) string {
 			sessions[r.Session] = true
 		}
 	}
-	length := log.Records[n-1].Sent
-	text := fmt.Sprintf("%d requests in %.1f s", n, length.Seconds())
-	if length > 0 && n > 1 {
-		text += fmt.Sprintf(" (%.3g/s)", float64(n-1)/length.Seconds())
+	t.PromptTokens, t.OutputTokens = float64(prompt)/float64(n), float64(output)/float64(n)
+	t.Conversations = len(sessions)
+	return t
+}
+
+func (t *traceOutput) verdict() string {
+	text := fmt.Sprintf("%d requests in %.1f s", t.Requests, t.Duration)
+	if t.Duration > 0 && t.Requests > 1 {
+		text += fmt.Sprintf(" (%.3g/s)", float64(t.Requests-1)/t.Duration)
 	}
-	text += fmt.Sprintf(", on average %.0f prompt and %.0f output tokens", float64(prompt)/float64(n), float64(output)/float64(n))
-	if len(sessions) > 0 {
-		text += fmt.Sprintf(", %d conversations", len(sessions))
+	text += fmt.Sprintf(", on average %.0f prompt and %.0f output tokens", t.PromptTokens, t.OutputTokens)
+	if t.Conversations > 0 {
+		text += fmt.Sprintf(", %d conversations", t.Conversations)
 	}
 	return text
 }

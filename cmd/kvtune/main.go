@@ -162,7 +162,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 // finish adds what every command has: --format, --quiet, --profile, strict arguments, values that are checked against
 // the flag's list, and errors that name the command.
 func finish(cmd *cli.Command) {
-	if hasJSON := cmd.Name == "env" || cmd.Name == "compare"; hasJSON {
+	if !slices.ContainsFunc(cmd.Flags, func(f cli.Flag) bool { return f.Names()[0] == "format" }) {
 		cmd.Flags = append(cmd.Flags, formatFlag())
 	}
 	cmd.Flags = append(cmd.Flags, in(catProgram,

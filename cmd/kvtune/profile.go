@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -87,16 +88,14 @@ func profileAction(c *cli.Context) error {
 		}
 	}
 	s.screen.close()
-	if err := printRuns(c, reportRuns(runs...), s.files()); err != nil {
-		return err
-	}
-	return judged(c, runs, slos)
+	return printRuns(c, reportRuns(runs...), judged(runs, slos), s.files())
 }
 
 // dryRun says what a profile would measure. A running server is asked what it is; none is started.
 func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 	defer s.screen.close()
-	w := c.App.Writer
+	var out output
+	var texts []func(io.Writer) error
 	for i, cfg := range configs {
 		info, err := s.infoOf(c.Context, cfg)
 		if err != nil {
@@ -106,28 +105,60 @@ func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 		if err != nil {
 			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
 		}
-		var plan []workflow.PlannedProbe
+		dry := dryRunOutput{Name: cfg.Name, Requests: len(work.Requests), Notes: work.Notes}
 		if i == 0 && c.Bool("probes") {
-			if plan, err = s.PlanProbes(c.Context, info, cfg, false); err != nil {
+			plan, err := s.PlanProbes(c.Context, info, cfg, false)
+			if err != nil {
 				return err
 			}
 			requests, expected := workflow.ProbesTotal(plan)
-			fmt.Fprintf(w, "%d probes, %d requests, about %v on %s; nothing was sent\n\n", len(plan), requests,
+			out.Verdict = fmt.Sprintf("%d probes, %d requests, about %v on %s; nothing was sent", len(plan), requests,
 				expected.Round(time.Second), s.GPU.Name)
-			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-			fmt.Fprintln(t, "probe\trequests\tprompt tokens\toutput tokens\texpected s\t  isolates")
 			for _, p := range plan {
-				fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f\t  %s\n", p.Name, p.Requests, p.PromptTokens, p.OutputTokens, p.Expected.Seconds(),
-					p.Isolates)
+				dry.Probes = append(dry.Probes, probeOutput{Name: p.Name, Requests: p.Requests, PromptTokens: p.PromptTokens,
+					OutputTokens: p.OutputTokens, Expected: p.Expected.Seconds(), Isolates: p.Isolates})
 			}
-			if err := t.Flush(); err != nil {
+			texts = append(texts, func(w io.Writer) error { return printProbes(w, out.Verdict, dry.Probes) })
+		}
+		line := fmt.Sprintf("%s: %d requests on %s; nothing was sent", dry.Name, dry.Requests, s.GPU.Name)
+		if out.Verdict == "" {
+			out.Verdict = line
+		}
+		out.DryRun = append(out.DryRun, dry)
+		texts = append(texts, func(w io.Writer) error {
+			fmt.Fprintln(w, line)
+			return printNotes(w, dry.Notes)
+		})
+	}
+	return show(c, out, func(w io.Writer) error {
+		for _, text := range texts {
+			if err := text(w); err != nil {
 				return err
 			}
-			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "%s: %d requests on %s; nothing was sent\n", cfg.Name, len(work.Requests), s.GPU.Name)
-		for _, note := range work.Notes {
-			fmt.Fprintln(w, "! "+note)
+		return nil
+	})
+}
+
+func printProbes(w io.Writer, verdict string, probes []probeOutput) error {
+	fmt.Fprintf(w, "%s\n\n", verdict)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "probe\trequests\tprompt tokens\toutput tokens\texpected s\t  isolates")
+	for _, p := range probes {
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f\t  %s\n", p.Name, p.Requests, p.PromptTokens, p.OutputTokens, p.Expected,
+			p.Isolates)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w)
+	return err
+}
+
+func printNotes(w io.Writer, notes []string) error {
+	for _, note := range notes {
+		if _, err := fmt.Fprintln(w, "! "+note); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -27,7 +27,8 @@ func searched(c *cli.Context, cfg harness.Config) (slos []harness.SLO, search bo
 		return slos, false, nil
 	}
 	if c.IsSet("configs") || c.Bool("probes") || cfg.Trace != "" {
-		return nil, false, usagef("--slo with a range of --rate searches the highest rate of one workload: without --configs, --probes or --trace")
+		return nil, false, usagef("--slo with a range of --rate searches the highest rate of one workload: without " +
+			"--configs, --probes or --trace")
 	}
 	if rate, err := workload.ParseRate(cfg.Rate); err == nil && rate.From > rate.To {
 		return nil, false, usagef("--rate %s: expected R..R2 with R below R2, to search in", cfg.Rate)
@@ -47,7 +48,16 @@ func (s *setup) searchRate(ctx context.Context, c *cli.Context, cfg harness.Conf
 		outs[i] = found.Steps[i].Output
 	}
 	runs := reportRuns(outs...)
-	if err := report.Text(c.App.Writer, report.Input{Verdict: workflow.SearchVerdict(found), Runs: runs, Files: s.files()}); err != nil {
+	in := report.Input{Verdict: workflow.SearchVerdict(found), Runs: runs, Files: s.files()}
+	out := outputOf(in)
+	out.Search = &searchOutput{Ended: found.Ended}
+	if found.Best >= 0 {
+		out.Search.BestRate = &found.Steps[found.Best].Rate
+	}
+	if found.Missed >= 0 {
+		out.Search.MissedRate = &found.Steps[found.Missed].Rate
+	}
+	if err := showReport(c, in, out); err != nil {
 		return err
 	}
 	limited(c, runs)
@@ -60,9 +70,8 @@ func (s *setup) searchRate(ctx context.Context, c *cli.Context, cfg harness.Conf
 	return nil
 }
 
-// judged ends a profile at one rate: the error says that an objective was missed.
-func judged(c *cli.Context, runs []*profile.Output, slos []harness.SLO) error {
-	missed := false
+// judged says which objectives the runs of a profile kept.
+func judged(runs []*profile.Output, slos []harness.SLO) (judged []sloOutput) {
 	for _, run := range runs {
 		for _, slo := range slos {
 			metrics := run.Result.Metrics
@@ -70,17 +79,14 @@ func judged(c *cli.Context, runs []*profile.Output, slos []harness.SLO) error {
 				metrics = harness.Measure(slo.Of(run.Records))
 			}
 			met, known := slo.Met(metrics)
-			word := "kept"
+			s := sloOutput{Run: run.Result.Name, SLO: slo.String(), State: sloKept}
 			if !known {
-				word = "not observed"
+				s.State = sloNotObserved
 			} else if !met {
-				word, missed = "MISSED", true
+				s.State = sloMissed
 			}
-			fmt.Fprintf(c.App.Writer, "SLO %s: %s: %s\n", word, run.Result.Name, slo)
+			judged = append(judged, s)
 		}
 	}
-	if missed {
-		return errNegative
-	}
-	return nil
+	return judged
 }

@@ -2,8 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -68,18 +69,25 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("--listen %s: %w", c.String("listen"), err)
 	}
-	fmt.Fprintf(c.App.Writer, "SIMULATED server at %s: %s on %s, vLLM %s's scheduler\n", url, model.Name, gpu.Name, workflow.EngineVersion)
-	for _, n := range notes {
-		fmt.Fprintf(c.App.Writer, "note: %s\n", n)
-	}
 	settings, err := json.Marshal(args)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.Writer, "settings: %s\n", settings)
-	<-c.Context.Done()
-	if err := eng.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, "kvtune: serve:", err)
+	verdict := fmt.Sprintf("SIMULATED server at %s: %s on %s, vLLM %s's scheduler", url, model.Name, gpu.Name,
+		workflow.EngineVersion)
+	out := output{Verdict: verdict, Warnings: notes, Server: &serverOutput{URL: url, Model: model.Name, GPU: gpu.Name,
+		Version: workflow.EngineVersion, Settings: args}}
+	err = show(c, out, func(w io.Writer) error {
+		fmt.Fprintln(w, verdict)
+		for _, n := range notes {
+			fmt.Fprintf(w, "note: %s\n", n)
+		}
+		_, err := fmt.Fprintf(w, "settings: %s\n", settings)
+		return err
+	})
+	if err != nil {
+		return errors.Join(err, eng.Close())
 	}
-	return nil // ^C is how a server ends
+	<-c.Context.Done()
+	return eng.Close() // ^C is how a server ends
 }

@@ -44,5 +44,5 @@ func simulate(c *cli.Context) error {
 		return err
 	}
 	run.Analysis = basis.Analyze(c.Context, run)
-	return printRuns(c, []report.Run{*run}, s.files())
+	return printRuns(c, []report.Run{*run}, nil, s.files())
 }

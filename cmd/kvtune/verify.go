@@ -71,7 +71,7 @@ func verify(c *cli.Context) error {
 		return err
 	}
 	s.screen.close()
-	return errors.Join(s.Folder.WriteJSON(workflow.PlansFile, plans), printVerified(c, trials, s.files()), err)
+	return errors.Join(s.Folder.WriteJSON(workflow.PlansFile, plans), printVerified(c, plans, trials, s.files()), err)
 }
 
 func planOf(plans *planner.Plans, strategy planner.Strategy) (*planner.Plan, error) {

@@ -84,7 +84,7 @@ func HTML(w io.Writer, in Input) error {
 	if err != nil {
 		return err
 	}
-	p := page{Input: in, Simulated: in.simulated(), Warnings: in.warnings(), Style: stylesheet()}
+	p := page{Input: in, Simulated: in.simulated(), Warnings: in.Warnings(), Style: stylesheet()}
 	origin, partial := harness.OriginMeasured, false
 	if p.Simulated {
 		origin = harness.OriginSimulated

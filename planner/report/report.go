@@ -94,8 +94,8 @@ func (in *Input) simulated() bool {
 	return false
 }
 
-// warnings are what a reader must know before believing the numbers, the worst first.
-func (in *Input) warnings() []string {
+// Warnings are what a reader must know before believing the numbers, the worst first.
+func (in *Input) Warnings() []string {
 	var ws []string
 	if in.simulated() {
 		ws = append(ws, Stamp+": figures come from kvtune's embedded engine or simulator, not from a GPU.")

@@ -32,10 +32,8 @@ func VerdictLine(verdict string, origin harness.Origin, partial bool) string {
 	return verdict
 }
 
-// Text writes everything for a terminal: the verdict, the warnings, the table of runs, the plans, predicted beside
-// measured for every plan that was verified, and the files.
-func Text(w io.Writer, in Input) error {
-	b := bufio.NewWriter(w)
+// Headline is the report's first line: [VerdictLine] of its runs and plans.
+func (in *Input) Headline() string {
 	origin, partial := harness.OriginMeasured, false
 	if in.simulated() {
 		origin = harness.OriginSimulated
@@ -43,8 +41,15 @@ func Text(w io.Writer, in Input) error {
 	for _, r := range in.Runs {
 		partial = partial || r.Result.Partial
 	}
-	fmt.Fprintln(b, VerdictLine(in.Verdict, origin, partial))
-	for _, warning := range in.warnings() {
+	return VerdictLine(in.Verdict, origin, partial)
+}
+
+// Text writes everything for a terminal: the verdict, the warnings, the table of runs, the plans, predicted beside
+// measured for every plan that was verified, and the files.
+func Text(w io.Writer, in Input) error {
+	b := bufio.NewWriter(w)
+	fmt.Fprintln(b, in.Headline())
+	for _, warning := range in.Warnings() {
 		wrap(b, "! ", "  ", warning)
 	}
 	if len(in.Runs) > 0 {
