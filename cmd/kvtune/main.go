@@ -153,18 +153,22 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 	}
 	for _, cmd := range app.Commands {
+		if !slices.ContainsFunc(cmd.Flags, func(f cli.Flag) bool { return f.Names()[0] == "format" }) {
+			cmd.Flags = append(cmd.Flags, formatFlag())
+		}
+	}
+	// What these print has a form of its own.
+	app.Commands = append(app.Commands, schemaCommand(), completionCommand(), manCommand(), completeCommand())
+	for _, cmd := range app.Commands {
 		finish(cmd)
 	}
 	app.CustomAppHelpTemplate = helpTemplate(overview(app))
 	return app
 }
 
-// finish adds what every command has: --format, --quiet, --profile, strict arguments, values that are checked against
+// finish adds what every command has: --quiet, --profile, strict arguments, values that are checked against
 // the flag's list, and errors that name the command.
 func finish(cmd *cli.Command) {
-	if !slices.ContainsFunc(cmd.Flags, func(f cli.Flag) bool { return f.Names()[0] == "format" }) {
-		cmd.Flags = append(cmd.Flags, formatFlag())
-	}
 	cmd.Flags = append(cmd.Flags, in(catProgram,
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress and no messages: results and errors only"},
 		oneOf(slices.Sorted(maps.Keys(selfProfiles)), &cli.StringFlag{Name: "profile",

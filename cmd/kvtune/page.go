@@ -36,21 +36,29 @@ func pageOf(cmd *cli.Command) page {
 	for line := range strings.Lines(examples) {
 		p.examples = append(p.examples, strings.TrimSpace(line))
 	}
-	negated := map[string]bool{}
+	has := map[string]bool{}
 	for _, f := range cmd.Flags {
-		negated[strings.TrimPrefix(f.Names()[0], "no-")] = strings.HasPrefix(f.Names()[0], "no-")
+		has[f.Names()[0]] = true
 	}
 	for _, f := range cmd.Flags {
 		name := f.Names()[0]
-		if positive, ok := strings.CutPrefix(name, "no-"); ok && negated[positive] {
+		if positive, ok := strings.CutPrefix(name, "no-"); ok && has[positive] {
 			continue // it stands with the flag that it negates
+		}
+		if f == cli.HelpFlag {
+			continue // package cli adds it to the command that runs
 		}
 		title := f.(cli.CategorizableFlag).GetCategory()
 		i := slices.IndexFunc(p.groups, func(g flagGroup) bool { return g.title == title })
 		if i < 0 {
 			i, p.groups = len(p.groups), append(p.groups, flagGroup{title: title})
 		}
-		p.groups[i].flags = append(p.groups[i].flags, describeFlag(f, negated[name]))
+		p.groups[i].flags = append(p.groups[i].flags, describeFlag(f, has["no-"+name]))
+	}
+	for i := range p.groups {
+		if g := &p.groups[i]; g.title == catProgram {
+			g.flags = append(g.flags, flagText{"-h, --help", "show this help"})
+		}
 	}
 	// What every command has comes last, whatever was defined between.
 	slices.SortStableFunc(p.groups, func(a, b flagGroup) int { return lateness(a.title) - lateness(b.title) })
@@ -112,6 +120,9 @@ func overview(app *cli.App) string {
 	fill(b, 0, 0, "kvtune: "+app.Usage)
 	fmt.Fprint(b, "\nUsage: kvtune COMMAND [flags]\n\nCommands:\n")
 	for _, cmd := range app.Commands {
+		if cmd.Hidden {
+			continue
+		}
 		fmt.Fprintf(b, "  %-12s", cmd.Name)
 		fill(b, 14, 14, cmd.Usage)
 	}

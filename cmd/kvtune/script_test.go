@@ -21,9 +21,14 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	schemas, err := newValidators()
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: os.Getenv("KVTUNE_UPDATE") != "",
+		Setup:         schemas.checkWritten,
 		Condition: func(cond string) (bool, error) {
 			if cond == "race" {
 				return raceDetector, nil
@@ -32,6 +37,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": status, "records": records, "listening": listening,
+			"valid": schemas.valid,
 		},
 	})
 }
