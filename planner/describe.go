@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/vllmflags"
@@ -69,12 +68,12 @@ func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*P
 
 // bind finds what binds under a plan.
 func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
-	seen := &watched{model: p.timer(0, c).model}
+	seen := &cost.Watched{Model: p.timer(0, c).model}
 	out, err := sim.Run(ctx, c.cfg, seen, p.work[0], sim.Options{Steps: true})
 	if err != nil {
 		return err
 	}
-	plan.Extrapolated = seen.describe()
+	plan.Extrapolated = seen.Extrapolated()
 	server := p.req.Server
 	server.Args, server.NumGPUBlocks = c.args, c.cfg.NumGPUBlocks
 	r := analysis.Analyze(ctx, analysis.Input{
@@ -84,38 +83,6 @@ func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
 	})
 	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Verdict
 	return nil
-}
-
-// watched is a cost model that notes how much of a run lies beyond what it was fitted on.
-type watched struct {
-	model       *cost.Model
-	all, beyond time.Duration
-	largest     int // tokens
-}
-
-func (w *watched) StepTime(s cost.Step) time.Duration {
-	d := w.model.StepTime(s)
-	w.all += d
-	w.largest = max(w.largest, s.Tokens())
-	if !w.model.InRange(s) {
-		w.beyond += d
-	}
-	return d
-}
-
-func (w *watched) HostTime(s cost.Step) (prepare, launch time.Duration) { return w.model.HostTime(s) }
-
-// extrapolates is the share of the time beyond the fitted range from which on a plan says so.
-const extrapolates = 0.1
-
-// describe is "" where the prediction stays within what was measured. A prior has no such range, and says so itself.
-func (w *watched) describe() string {
-	share := w.beyond.Seconds() / max(w.all.Seconds(), 1e-9)
-	if w.model.Kind != cost.KindFitted || share < extrapolates {
-		return ""
-	}
-	return fmt.Sprintf("%.0f %% of the predicted time is in steps beyond what the cost model was fitted on (steps of up to %d tokens "+
-		"here, %d there): the error may be larger than the interval", 100*share, w.largest, w.model.Range.Tokens)
 }
 
 // predicted are the metrics of the prediction itself, each with the interval in which 95 % of the draws are expected.

@@ -262,16 +262,21 @@ func (b *Basis) simulate(ctx context.Context, w *workload.Workload) (*report.Run
 	if err != nil {
 		return nil, err
 	}
-	out, err := sim.Run(ctx, cfg, b.Server.Cost, w, sim.Options{Steps: true, Series: true})
+	timer := &cost.Watched{Model: b.Server.Cost.For(b.Server.Args)}
+	out, err := sim.Run(ctx, cfg, timer, w, sim.Options{Steps: true, Series: true})
 	if err != nil {
 		return nil, err
+	}
+	warnings := slices.Concat(b.Notes, w.Notes)
+	if text := timer.Extrapolated(); text != "" {
+		warnings = append(warnings, "EXTRAPOLATED: "+text)
 	}
 	res := &harness.Result{
 		Schema: harness.ResultSchema, Name: b.Config.Name, Origin: harness.OriginSimulated, Config: b.Config,
 		Conditions: harness.Conditions{Server: b.Info, Seed: b.Config.Seed},
 		Metrics:    append(harness.Measure(out.Records), harness.Observe(b.Info, out.Counters, out.Series)...),
 		Counters:   out.Counters,
-		Warnings:   slices.Concat(b.Notes, w.Notes),
+		Warnings:   warnings,
 	}
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d

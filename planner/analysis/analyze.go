@@ -140,9 +140,12 @@ func Analyze(ctx context.Context, in Input) *Report {
 }
 
 func newStudy(in Input) *study {
-	s := &study{Input: in, model: in.Server.Cost, args: in.Server.Args, open: openLoop(in)}
+	s := &study{Input: in, args: in.Server.Args, open: openLoop(in)}
 	info := in.Result.Conditions.Server
 	s.args = info.Args.Merge(s.args)
+	if in.Server.Cost != nil {
+		s.model = in.Server.Cost.For(s.args)
+	}
 	if s.args.BlockSize == 0 {
 		s.args.BlockSize = info.BlockSize
 	}

@@ -98,10 +98,10 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 	for range s.Draws - 1 {
 		models = append(models, s.model.Sample(rng))
 	}
-	run := func(cfg sim.Config, timer func(*cost.Model) cost.Timer, n int) ([]harness.Metrics, error) {
+	run := func(args harness.EngineArgs, cfg sim.Config, timer func(*cost.Model) cost.Timer, n int) ([]harness.Metrics, error) {
 		var all []harness.Metrics
 		for _, m := range models[:n] {
-			out, err := sim.Run(ctx, cfg, timer(m), s.Workload, sim.Options{})
+			out, err := sim.Run(ctx, cfg, timer(m.For(args)), s.Workload, sim.Options{})
 			if err != nil {
 				return nil, err
 			}
@@ -110,12 +110,12 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 		return all, nil
 	}
 	asIs := func(m *cost.Model) cost.Timer { return m }
-	before, err := run(base, asIs, len(models))
+	before, err := run(s.args, base, asIs, len(models))
 	if err != nil {
 		return err
 	}
 	for _, c := range s.counterfactuals(base) {
-		after, err := run(c.cfg, c.timer, 1)
+		after, err := run(c.args, c.cfg, c.timer, 1)
 		if err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 			if err != nil {
 				continue // not a legal server
 			}
-			after, err := run(cfg, asIs, len(models))
+			after, err := run(args, cfg, asIs, len(models))
 			if err != nil {
 				return err
 			}
@@ -158,6 +158,7 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 type counterfactual struct {
 	name  string
 	kind  Kind
+	args  harness.EngineArgs // whose CUDA graphs the server has
 	cfg   sim.Config
 	timer func(*cost.Model) cost.Timer
 }
@@ -168,15 +169,17 @@ func (s *study) counterfactuals(base sim.Config) []counterfactual {
 	kv.NumGPUBlocks = 2*(base.NumGPUBlocks-1) + 1
 	batch := base
 	batch.MaxNumSeqs, batch.MaxNumBatchedTokens = 2*base.MaxNumSeqs, 2*base.MaxNumBatchedTokens
+	batched := s.args
+	batched.MaxNumSeqs, batched.MaxNumBatchedTokens = batch.MaxNumSeqs, batch.MaxNumBatchedTokens
 	infinite := base
 	infinite.EnablePrefixCaching = true
 	infinite.NumGPUBlocks = s.everyBlock(base)
 	return []counterfactual{
-		{"twice the arithmetic rate", Compute, base, func(m *cost.Model) cost.Timer { return faster{m, 2, 1} }},
-		{"twice the memory bandwidth", Memory, base, func(m *cost.Model) cost.Timer { return faster{m, 1, 2} }},
-		{"twice the KV cache", Memory, kv, asIs},
-		{"twice max_num_seqs and max_num_batched_tokens", Scheduling, batch, asIs},
-		{"a prefix cache without limits", Cache, infinite, asIs},
+		{"twice the arithmetic rate", Compute, s.args, base, func(m *cost.Model) cost.Timer { return faster{m, 2, 1} }},
+		{"twice the memory bandwidth", Memory, s.args, base, func(m *cost.Model) cost.Timer { return faster{m, 1, 2} }},
+		{"twice the KV cache", Memory, s.args, kv, asIs},
+		{"twice max_num_seqs and max_num_batched_tokens", Scheduling, batched, batch, asIs},
+		{"a prefix cache without limits", Cache, s.args, infinite, asIs},
 	}
 }
 

@@ -21,6 +21,8 @@ type Observation struct {
 	// Prompt, where above 0, says that Time starts when a lone request of so many prompt tokens was sent to an idle server,
 	// so that it holds the front end's part besides the steps.
 	Prompt int
+	// MaxGraph is [MaxGraph] of the server's settings; -1 for a server without graphs, 0 takes the prior's.
+	MaxGraph int
 	// Source names the run, for FittedOn and for messages.
 	Source string
 }
@@ -136,6 +138,7 @@ func (m *Model) values() []float64 {
 func plausible(prior *Model, observations []Observation) (kept []Observation, dropped int) {
 	for _, o := range observations {
 		var floor, hidden time.Duration
+		prior := prior.withGraphs(o.MaxGraph)
 		for _, s := range o.Steps {
 			compute, memory := prior.Roofline(s)
 			if !prior.Limits.Guess {
@@ -163,6 +166,7 @@ type cell struct {
 	median float64
 	logged bool
 	prompt int
+	graph  int // its observations' MaxGraph
 	weight float64
 }
 
@@ -172,14 +176,14 @@ func cells(observations []Observation) []cell {
 	byKey := map[string]*cell{}
 	var keys []string
 	for _, o := range observations {
-		key := fmt.Sprint(o.Logged, o.Prompt, ";")
+		key := fmt.Sprint(o.Logged, o.Prompt, o.MaxGraph, ";")
 		for _, s := range o.Steps {
 			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(float64(s.MaxChunk)), int(10*s.Heat), bucket(s.PrefillAttention), s.DecodeSeqs,
 				bucket(float64(s.DecodeContext)), ";")
 		}
 		c := byKey[key]
 		if c == nil {
-			c = &cell{logged: o.Logged, prompt: o.Prompt, steps: slices.Clone(o.Steps)}
+			c = &cell{logged: o.Logged, prompt: o.Prompt, graph: o.MaxGraph, steps: slices.Clone(o.Steps)}
 			byKey[key] = c
 			keys = append(keys, key)
 		}
@@ -349,6 +353,7 @@ func (f *fitter) priorWeight(j int) float64 {
 // not before the launch does. The host begins a launch when it has done the one before, and when the step two before has
 // ended. In a cell that starts with a token, the first step had been launched before.
 func (f *fitter) row(c cell, m *Model, values []float64) []float64 {
+	m = m.withGraphs(c.graph)
 	n := len(m.Coefficients)
 	prepare := nSeqs + len(m.Knots) + oPrepare
 	row := make([]float64, n+extraColumns)

@@ -233,7 +233,8 @@ func (m *Model) padded(s Step) (tokens, seqs int) {
 const defaultMaxGraph = 512
 
 // MaxGraph is the largest batch that vLLM captures a CUDA graph for under args, 0 for none: the least of 512,
-// max_num_batched_tokens and twice max_num_seqs (vllm/config/vllm.py, _set_cudagraph_sizes).
+// max_num_batched_tokens and twice max_num_seqs, the last rounded down to a capture size (vllm/config/vllm.py,
+// _set_cudagraph_sizes).
 func MaxGraph(args harness.EngineArgs) int {
 	if args.EnforceEager != nil && *args.EnforceEager {
 		return 0
@@ -242,26 +243,45 @@ func MaxGraph(args harness.EngineArgs) int {
 	if args.MaxNumSeqs > 0 {
 		n = min(n, 2*args.MaxNumSeqs)
 	}
-	if args.MaxNumBatchedTokens > 0 {
-		n = min(n, args.MaxNumBatchedTokens)
+	if b := args.MaxNumBatchedTokens; b > 0 && b <= n {
+		return b // captured whatever its size
 	}
-	return n
+	switch {
+	case n < 4:
+		return min(n, 2)
+	case n < 8:
+		return 4
+	case n < 256:
+		return n / 8 * 8
+	}
+	return n / 16 * 16
 }
 
-// For is the model of the same server started with other settings: which batches it has CUDA graphs for.
+// For is the model of the same server started with other settings: which batches it has CUDA graphs for. A model of a
+// server without graphs knows no time with them and stays as it is.
 func (m *Model) For(args harness.EngineArgs) *Model {
 	n := MaxGraph(args)
-	if m.MaxGraph == 0 || n == m.MaxGraph {
-		return m // a model of a server without graphs knows no time with them
+	if n == 0 {
+		n = -1
+	}
+	return m.withGraphs(n)
+}
+
+// withGraphs is the model with n as MaxGraph; itself where that is 0, without graphs where it is below.
+func (m *Model) withGraphs(n int) *Model {
+	if n == 0 || m.MaxGraph == 0 || max(n, 0) == m.MaxGraph {
+		return m
 	}
 	c := *m
-	c.MaxGraph = n
-	c.compile()
+	c.MaxGraph, c.pad = max(n, 0), nil
+	if n > 0 {
+		c.pad = graphSizes(n)
+	}
 	return &c
 }
 
 // graphSizes are the capture sizes that 0..limit tokens are padded to: 1, 2, 4, then steps of 8 to 256, then of 16, and
-// limit itself.
+// limit itself (max_num_batched_tokens is captured at any size).
 func graphSizes(limit int) []int32 {
 	pad := make([]int32, limit+1)
 	for n := range pad {

@@ -290,3 +290,61 @@ func FuzzJSON(f *testing.F) {
 		}
 	})
 }
+
+// The largest capture size under other settings, from vllm/config/vllm.py: the grid 1, 2, 4, then by 8 to 256, by 16 to
+// 512, and max_num_batched_tokens where it is within.
+func TestMaxGraph(t *testing.T) {
+	yes := true
+	for _, c := range []struct {
+		args harness.EngineArgs
+		want int
+	}{
+		{harness.EngineArgs{}, 512},
+		{harness.EngineArgs{MaxNumSeqs: 1024, MaxNumBatchedTokens: 8192}, 512},
+		{harness.EngineArgs{MaxNumSeqs: 64, MaxNumBatchedTokens: 8192}, 128},
+		{harness.EngineArgs{MaxNumSeqs: 50, MaxNumBatchedTokens: 8192}, 96},
+		{harness.EngineArgs{MaxNumSeqs: 150, MaxNumBatchedTokens: 2048}, 288},
+		{harness.EngineArgs{MaxNumSeqs: 3, MaxNumBatchedTokens: 2048}, 4},
+		{harness.EngineArgs{MaxNumSeqs: 1, MaxNumBatchedTokens: 2048}, 2},
+		{harness.EngineArgs{MaxNumSeqs: 64, MaxNumBatchedTokens: 99}, 99},
+		{harness.EngineArgs{MaxNumSeqs: 64, EnforceEager: &yes}, 0},
+	} {
+		if got := MaxGraph(c.args); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.args, got, c.want)
+		}
+	}
+}
+
+// A setting moves what its CUDA graphs cover and nothing else: a step within both is as before, one beyond the smaller
+// graphs is launched eagerly and is not padded.
+func TestForOtherSettings(t *testing.T) {
+	m := h200Prior(t)
+	small := m.For(harness.EngineArgs{MaxNumSeqs: 64})
+	eager := m.For(harness.EngineArgs{EnforceEager: new(bool), MaxNumSeqs: 1024})
+	if eager != m {
+		t.Errorf("the same graphs are another model")
+	}
+	mixed := func(n int) Step {
+		return Step{PrefillSeqs: 1, PrefillTokens: n - 10, MaxChunk: n - 10, DecodeSeqs: 10, DecodeContext: 1000}
+	}
+	for _, c := range []struct {
+		step Step
+		same bool
+	}{
+		{Step{DecodeSeqs: 60, DecodeContext: 6000}, true}, {mixed(100), true}, {mixed(128), true}, {mixed(129), false},
+		{mixed(500), false}, {mixed(600), true},
+	} {
+		_, a := m.HostTime(c.step)
+		_, b := small.HostTime(c.step)
+		if (a == b) != c.same || a > b {
+			t.Errorf("%+v: launch %v, with smaller graphs %v", c.step, a, b)
+		}
+		if a, b := m.StepTime(c.step), small.StepTime(c.step); (a != b) && c.same || a < b {
+			t.Errorf("%+v: %v, with smaller graphs %v", c.step, a, b)
+		}
+	}
+	yes := true
+	if _, launch := m.For(harness.EngineArgs{EnforceEager: &yes}).HostTime(Step{DecodeSeqs: 1}); launch == 0 {
+		t.Error("an eager decode step is launched in no time")
+	}
+}

@@ -131,6 +131,9 @@ func newEngine(opt Options, a alarm) (*Engine, error) {
 		return nil, err
 	}
 	cfg.Release = release
+	if opt.Cost != nil {
+		opt.Cost = opt.Cost.For(opt.Args)
+	}
 
 	e := &Engine{opt: opt, cfg: cfg, started: time.Now(), inbox: newInbox(), alarm: a, done: make(chan struct{})}
 	var timer cost.Timer = opt.Cost

@@ -84,6 +84,13 @@ func observe(run Run) ([]cost.Observation, []*timeline, error) {
 	if len(run.Steps) > 0 {
 		out = append(out, fromSteps(run)...)
 	}
+	graph := cost.MaxGraph(run.Args)
+	if graph == 0 {
+		graph = -1
+	}
+	for i := range out {
+		out[i].MaxGraph = graph
+	}
 	return out, lines, nil
 }
 
