@@ -65,8 +65,10 @@ func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload
 		}
 	}
 	for _, n := range mixes {
-		const context, dropped = 1024, 4
-		run := tokens * 4
+		// Prompts whose step a CUDA graph still covers, and ever larger ones; n decode for long enough to meet them all.
+		drops := []int{256, 640, 1280, 2048, 256}
+		const context, run = 1024, 192
+		dropped := len(drops)
 		if !p.fits(n+dropped, context, run) {
 			continue
 		}
@@ -75,13 +77,12 @@ func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload
 		for range n {
 			p.join(workload.Request{Probe: name, OutputTokens: run}, p.fresh(context))
 		}
-		for i := range dropped {
-			c := 512 << (i % 3)
+		for i, c := range drops {
 			if !p.fits(n+dropped, max(c, context), run) {
 				continue
 			}
 			// Late enough that all n decode, and far enough apart that one prompt is through before the next.
-			due := time.Duration(n)*25*time.Millisecond + time.Duration(i+1)*250*time.Millisecond
+			due := time.Duration(n)*25*time.Millisecond + time.Duration(i+1)*200*time.Millisecond
 			p.join(workload.Request{Probe: name, OutputTokens: 1, Due: due}, p.fresh(c))
 		}
 	}

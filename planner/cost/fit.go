@@ -44,6 +44,8 @@ const (
 	// priorSigma is how far off, relative to its prior, a coefficient is expected to be: a prior coefficient weighs as
 	// much as one observation that it is (sigma/priorSigma) of.
 	priorSigma = 0.4
+	// farScale is how much of a token's time beyond the knee one far beyond it may take more, in the same sense.
+	farScale = 0.1
 	// outlier is the residual, in scatters, beyond which an observation's pull stops growing (Huber).
 	outlier = 2.0
 )
@@ -256,8 +258,7 @@ func (f *fitter) bestKnee(uses []float64) (solution, error) {
 	return best, nil
 }
 
-// solve is one damped non-negative least-squares fit at a fixed knee. Whether the device or the host's launches set the
-// pace in a cell depends on the coefficients, so the rows are made anew in every round.
+// solve is one damped non-negative least-squares fit at a fixed knee, by steps each of which lessens the loss.
 func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 	m := *f.prior
 	m.Knee = knee
@@ -268,24 +269,27 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 			scale[nSeqs+i] = scale[nSeqs]
 		}
 	}
+	o := nSeqs + len(m.Knots)
+	scale[o+oFar] = farScale * scale[o+oAbove]
 	for i := range scale {
 		if scale[i] <= 0 {
 			scale[i] = 1e-12
 		}
-	}
-	rows := make([][]float64, len(f.cells))
-	damp := make([]float64, len(f.cells))
-	for i := range damp {
-		damp[i] = 1
 	}
 	x := make([]float64, len(center))
 	values := slices.Clone(center)
 	for i := range x {
 		x[i] = center[i] / scale[i]
 	}
-	var loss float64
-	for range 6 {
-		g := newGram(len(center))
+	// at evaluates the fit where x is: each cell's row there (whether the device or the host's launches set the pace in a
+	// cell depends on the values), how much its residual counts, and the loss.
+	rows, damp := make([][]float64, len(f.cells)), make([]float64, len(f.cells))
+	residuals := make([]float64, len(f.cells))
+	at := func() (loss float64) {
+		for j := range x {
+			values[j] = x[j] * scale[j]
+		}
+		var absolute []float64
 		for i, c := range f.cells {
 			if uses[i] == 0 {
 				continue
@@ -294,26 +298,8 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 			for j := range rows[i] {
 				rows[i][j] *= scale[j] / c.median
 			}
-			if w := uses[i] * damp[i]; w > 0 {
-				w *= c.weight * c.weight / (sigma * sigma)
-				g.add(rows[i], 1, w)
-			}
-		}
-		for j := range center {
-			g.diagonal(j, center[j]/scale[j], f.priorWeight(j))
-		}
-		var err error
-		if x, err = g.solve(); err != nil {
-			return solution{}, err
-		}
-		loss = 0
-		var absolute []float64
-		residuals := make([]float64, len(f.cells))
-		for i, c := range f.cells {
-			if uses[i] > 0 {
-				residuals[i] = (dot(rows[i], x) - 1) * c.weight / sigma
-				absolute = append(absolute, math.Abs(residuals[i]))
-			}
+			residuals[i] = (dot(rows[i], x) - 1) * c.weight / sigma
+			absolute = append(absolute, math.Abs(residuals[i]))
 		}
 		limit := outlier
 		if len(absolute) > 0 {
@@ -332,7 +318,44 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 		for j := range x {
 			d := x[j] - center[j]/scale[j]
 			loss += d * d * f.priorWeight(j)
-			values[j] = x[j] * scale[j]
+		}
+		return loss
+	}
+	loss := at()
+	best := slices.Clone(x)
+	const rounds, close = 10, 1e-4
+	for range rounds {
+		g := newGram(len(center))
+		for i, c := range f.cells {
+			if w := uses[i] * damp[i]; w > 0 {
+				g.add(rows[i], 1, w*c.weight*c.weight/(sigma*sigma))
+			}
+		}
+		for j := range center {
+			g.diagonal(j, center[j]/scale[j], f.priorWeight(j))
+		}
+		to, err := g.solve()
+		if err != nil {
+			return solution{}, err
+		}
+		// The rows hold near x only: as much of the way as lessens the loss.
+		before := loss
+		for share := 1.0; ; share /= 2 {
+			for j := range x {
+				x[j] = best[j] + share*(to[j]-best[j])
+			}
+			if loss = at(); loss < before || share < 0.2 {
+				break
+			}
+		}
+		if !(loss < before) {
+			copy(x, best)
+			loss = at()
+			break
+		}
+		copy(best, x)
+		if before-loss < close*before {
+			break
 		}
 	}
 	return solution{values: values, knee: knee, loss: loss}, nil

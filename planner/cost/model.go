@@ -88,6 +88,7 @@ const (
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
 //	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
+//	     + tokens_far_above_knee x max(0, T - 8 knee)      large batches: slower clocks, larger intermediates
 //	     + hot_step x heat                                 lower clocks after much arithmetic
 //	     + throttled x heat x max(0, T - knee)
 //	     + prefill_step                                    with prompt tokens
@@ -129,10 +130,10 @@ type Model struct {
 
 	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences, pad the capture size of
 	// 0..MaxGraph tokens.
-	bySeqs                                                                         []float64
-	pad                                                                            []int32
-	slope, tokens, above, hotStep, hot, knee, prefill, attention, kv, kvMix, empty float64
-	prepare, piecewise, eager                                                      time.Duration
+	bySeqs                                                                              []float64
+	pad                                                                                 []int32
+	slope, tokens, above, far, hotStep, hot, knee, prefill, attention, kv, kvMix, empty float64
+	prepare, piecewise, eager                                                           time.Duration
 }
 
 // Range is the largest step that a fit has seen, per quantity.
@@ -162,6 +163,9 @@ type Errors struct {
 	Prior    float64 `json:"prior_mean"`
 }
 
+// far is how many times the knee a step's tokens are from which on each may take longer still.
+const far = 8
+
 const (
 	nBase = iota
 	nSeqs // the first of len(Knots)
@@ -171,6 +175,7 @@ const (
 const (
 	oTokens = iota
 	oAbove
+	oFar
 	oHot
 	oThrottled
 	oPrefillStep
@@ -194,6 +199,7 @@ func (m *Model) terms(f []float64, s Step) {
 	o := f[nSeqs+len(m.Knots):]
 	o[oTokens] += float64(tokens)
 	o[oAbove] += float64(max(0, tokens-m.Knee))
+	o[oFar] += float64(max(0, tokens-far*m.Knee))
 	o[oHot] += s.Heat
 	o[oThrottled] += s.Heat * float64(max(0, tokens-m.Knee))
 	o[oContext] += float64(s.DecodeContext)
@@ -311,6 +317,7 @@ func describe(knots []int) []Coefficient {
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
 		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each token beyond the knee: compute-bound"},
+		Coefficient{Name: "tokens_far_above_knee", Unit: "s/token", Meaning: "the same, added beyond 8 times the knee: large batches"},
 		Coefficient{Name: "hot_step", Unit: "s", Meaning: "a step after the device has computed without pause: lower clocks"},
 		Coefficient{Name: "throttled", Unit: "s/token", Meaning: "the same per token beyond the knee"},
 		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step with prompt tokens: kernels outside a full CUDA graph"},
@@ -341,7 +348,7 @@ func (m *Model) compile() {
 		m.slope += v(nSeqs + i)
 	}
 	o := nSeqs + len(m.Knots)
-	m.tokens, m.above, m.knee = v(o+oTokens), v(o+oAbove), float64(m.Knee)
+	m.tokens, m.above, m.far, m.knee = v(o+oTokens), v(o+oAbove), v(o+oFar), float64(m.Knee)
 	m.hotStep, m.hot = v(o+oHot), v(o+oThrottled)
 	m.prefill, m.attention, m.kv = v(o+oPrefillStep), v(o+oAttention), v(o+oContext)
 	m.kvMix, m.empty = v(o+oMixed), v(o+oEmpty)
@@ -363,7 +370,7 @@ func (m *Model) StepTime(s Step) time.Duration {
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
 		m.tokens*tokens + m.kv*float64(s.DecodeContext) + m.hotStep*s.Heat
 	if tokens > m.knee {
-		ns += (m.above + m.hot*s.Heat) * (tokens - m.knee)
+		ns += (m.above+m.hot*s.Heat)*(tokens-m.knee) + m.far*max(0, tokens-far*m.knee)
 	}
 	if s.PrefillTokens > 0 {
 		ns += m.prefill + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext) +

@@ -39,7 +39,7 @@ func groups() [][]string {
 		{"base", "prefill_step"},
 		{"seqs_above_0"},
 		{"tokens"},
-		{"tokens_above_knee", "throttled"},
+		{"tokens_above_knee", "tokens_far_above_knee", "throttled"},
 		{"prefill_attention"},
 		{"decode_context"},
 		{"mixed_context", "empty_rows"},
