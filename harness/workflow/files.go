@@ -225,15 +225,19 @@ func WriteRun(folder *archive.Folder, run *report.Run) error {
 	)
 }
 
-// WriteReport draws the picture and writes the page.
+// WriteReport draws the pictures, where there is a run to draw, and writes the page.
 func WriteReport(folder *archive.Folder, in report.Input) error {
-	return errors.Join(
-		WritePicture(folder, in),
-		folder.WriteFile(ReportFile, func(w io.Writer) error { return report.HTML(w, in) }),
-	)
+	err := folder.WriteFile(ReportFile, func(w io.Writer) error { return report.HTML(w, in) })
+	if len(in.Runs) == 0 {
+		return err
+	}
+	return errors.Join(WritePicture(folder, in), err)
 }
 
-// WritePicture draws [PictureFile].
+// WritePicture draws [PictureFile], and the same as SVG beside it.
 func WritePicture(folder *archive.Folder, in report.Input) error {
-	return folder.WriteFile(PictureFile, func(w io.Writer) error { return report.Picture(w, in, "png") })
+	return errors.Join(
+		folder.WriteFile(PictureFile, func(w io.Writer) error { return report.Picture(w, in, "png") }),
+		folder.WriteFile(vectorFile, func(w io.Writer) error { return report.Picture(w, in, "svg") }),
+	)
 }

@@ -33,6 +33,7 @@ const (
 	PlansFile    = "custom_schedule_plans.json"
 	PictureFile  = "vllm_performance_analysis.png"
 	ReportFile   = "report.html"
+	vectorFile   = "vllm_performance_analysis.svg"
 	probesName   = "probes"
 )
 

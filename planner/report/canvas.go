@@ -72,11 +72,11 @@ func withFonts(svg string) string {
 }
 
 func drawPicture(c draw.Canvas, in Input) {
-	const margin, head = 18, 92
+	const margin = 18
 	c.SetColor(palette.ground)
 	c.Fill(c.Rectangle.Path())
 	c = draw.Crop(c, margin, -margin, margin, -margin)
-	drawHead(draw.Crop(c, 0, 0, c.Max.Y-c.Min.Y-head, 0), in)
+	head := drawHead(c, in)
 
 	body := draw.Crop(c, 0, 0, 0, -head)
 	panels := panelsOf(in)
@@ -86,8 +86,8 @@ func drawPicture(c draw.Canvas, in Input) {
 	}
 }
 
-// drawHead writes title, verdict, legend and, where it applies, the stamp.
-func drawHead(c draw.Canvas, in Input) {
+// drawHead writes title, verdict, legend and, where it applies, the stamp, and returns the height of these.
+func drawHead(c draw.Canvas, in Input) vg.Length {
 	right := c.Max.X
 	if in.simulated() {
 		sty := textStyle(15, true, palette.ground)
@@ -115,34 +115,75 @@ func drawHead(c draw.Canvas, in Input) {
 		c.FillText(t.sty, vg.Point{X: c.Min.X, Y: y}, fit(t.text, t.sty, right-c.Min.X))
 		y -= 30
 	}
-	drawLegend(draw.Crop(c, 0, 0, 0, -64), in.Runs)
+	var names []string
+	for _, r := range in.Runs {
+		names = append(names, r.Result.Name)
+	}
+	drawLegend(draw.Crop(c, 0, 0, 0, -64), names)
+	return vg.Length(72 + legendLine*len(legendLines(names, c.Max.X-c.Min.X)))
 }
 
-// drawLegend names the runs beside their colours on one line.
-func drawLegend(c draw.Canvas, runs []Run) {
+// legendText is the look of a legend.
+func legendText() text.Style {
 	sty := textStyle(13, false, palette.ink)
 	sty.YAlign = draw.YCenter
-	x, y := c.Min.X, c.Max.Y-8
-	for i, r := range runs {
-		name := clean(r.Result.Name, 26)
-		if i == len(palette.series) {
-			c.FillText(sty, vg.Point{X: x, Y: y}, fmt.Sprintf("and %d more, not drawn", len(runs)-i))
-			return
+	return sty
+}
+
+const swatch, legendGap = 28, 18
+
+// legendLines breaks the names that are drawn, each with a swatch, into lines of a width; what is beyond the colours
+// that there are is one name that says so.
+func legendLines(names []string, width vg.Length) (lines [][]string) {
+	most := len(palette.series)
+	used, sty := vg.Length(0), legendText()
+	for i, name := range names {
+		name = clean(name, 40)
+		if i == most {
+			name = fmt.Sprintf("and %d more, not drawn", len(names)-i)
 		}
-		c.SetColor(palette.series[i])
-		c.Fill(vg.Rectangle{Min: vg.Point{X: x, Y: y - 5}, Max: vg.Point{X: x + 22, Y: y + 5}}.Path())
-		c.FillText(sty, vg.Point{X: x + 28, Y: y}, name)
-		x += 28 + sty.Width(name) + 24
+		w := swatch + sty.Width(name)
+		if len(lines) == 0 || used+legendGap+w > width {
+			lines, used = append(lines, nil), -legendGap
+		}
+		last := len(lines) - 1
+		lines[last] = append(lines[last], name)
+		if used += legendGap + w; i == most {
+			break
+		}
+	}
+	return lines
+}
+
+// drawLegend names series beside their colours, on as many lines as it takes.
+func drawLegend(c draw.Canvas, names []string) {
+	sty := legendText()
+	y, i := c.Max.Y-10, 0
+	for _, line := range legendLines(names, c.Max.X-c.Min.X) {
+		x := c.Min.X
+		for _, name := range line {
+			if i < len(palette.series) {
+				c.SetColor(palette.series[i])
+				c.Fill(vg.Rectangle{Min: vg.Point{X: x, Y: y - 5}, Max: vg.Point{X: x + 22, Y: y + 5}}.Path())
+			}
+			c.FillText(sty, vg.Point{X: x + swatch, Y: y}, fit(name, sty, c.Max.X-x-swatch))
+			x += swatch + sty.Width(name) + legendGap
+			i++
+		}
+		y -= legendLine
 	}
 }
 
 // panel is one chart with the figures behind it.
 type panel struct {
-	// title is what is drawn, says what to see in it.
-	title, says string
+	// subject is what is drawn, title what to see in it, says how to read it.
+	subject, title, says string
 	// plots lie one over the other and share x, whose label is xLabel.
 	plots  []*plot.Plot
 	xLabel string
+	// quantile: x is 1 / (1 - q), legend are the names of the series where they are not the runs'.
+	quantile bool
+	legend   []string
 	// missing says why there is nothing to draw.
 	missing string
 	// stamped marks a chart of a simulated server.
@@ -150,28 +191,38 @@ type panel struct {
 	// head and rows are the figures as a table.
 	head []string
 	rows [][]string
+	// note says what the table leaves out.
+	note string
+	// height is that on a page, 0 for the usual one.
+	height vg.Length
+	// still: there is nothing to read off by pointing.
+	still bool
 }
 
-func (p *panel) draw(c draw.Canvas) {
-	const head = 44
+// draw draws the panel and returns the places of its plots.
+func (p *panel) draw(c draw.Canvas) []draw.Canvas {
+	const head = 46
 	title, says := textStyle(15, true, palette.ink), textStyle(12, false, palette.faint)
 	title.YAlign, says.YAlign = draw.YTop, draw.YTop
-	right := c.Max.X
+	text, right := p.title, c.Max.X
+	if text == "" {
+		text = p.subject
+	}
 	if p.stamped {
-		sty := textStyle(10, true, palette.alarm)
+		sty := textStyle(11, true, palette.alarm)
 		sty.XAlign, sty.YAlign = draw.XRight, draw.YTop
-		c.FillText(sty, vg.Point{X: c.Max.X, Y: c.Max.Y - 2}, Stamp)
+		c.FillText(sty, vg.Point{X: c.Max.X, Y: c.Max.Y - 22}, Stamp)
 		right -= sty.Width(Stamp) + 10
 	}
-	c.FillText(title, c.Rectangle.Min.Add(vg.Point{Y: c.Max.Y - c.Min.Y}), fit(p.title, title, right-c.Min.X))
-	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 21}, fit(p.says, says, c.Max.X-c.Min.X))
+	c.FillText(title, vg.Point{X: c.Min.X, Y: c.Max.Y}, fit(text, title, c.Max.X-c.Min.X))
+	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 22}, fit(join(p.subject, p.says), says, right-c.Min.X))
 	body := draw.Crop(c, 0, 0, 0, -head)
 	if p.missing != "" {
 		sty := textStyle(13, false, palette.faint)
 		sty.XAlign, sty.YAlign = draw.XCenter, draw.YCenter
 		body.StrokeLines(draw.LineStyle{Color: palette.grid, Width: 1}, corners(body.Rectangle))
 		body.FillText(sty, body.Center(), fit(notObserved+": "+p.missing, sty, body.Max.X-body.Min.X-10))
-		return
+		return nil
 	}
 	grid := make([][]*plot.Plot, len(p.plots))
 	for i := range p.plots {
@@ -184,34 +235,12 @@ func (p *panel) draw(c draw.Canvas) {
 		body = draw.Crop(body, 0, 0, 17, 0)
 	}
 	canvases := plot.Align(grid, draw.Tiles{Rows: len(grid), Cols: 1, PadY: 8}, body)
+	places := make([]draw.Canvas, len(p.plots))
 	for i, one := range p.plots {
-		one.Draw(canvases[i][0])
+		places[i] = canvases[i][0]
+		one.Draw(places[i])
 	}
-}
-
-// svg draws the panel with its legend as an element for a page: without prologue and without names from elsewhere.
-func (p *panel) svg(runs []Run) (string, error) {
-	const w, h, legend = 560, 400, 30
-	canvas := vgsvg.New(w, h)
-	c := draw.New(canvas)
-	drawLegend(draw.Crop(c, 6, -6, h-legend, 0), runs)
-	p.draw(draw.Crop(c, 6, -6, 2, -legend))
-	return svgElement(canvas, p.title, w, h)
-}
-
-// svgElement is what was drawn, as an element with a label for those who cannot see it.
-func svgElement(canvas *vgsvg.Canvas, label string, w, h vg.Length) (string, error) {
-	var b bytes.Buffer
-	if _, err := canvas.WriteTo(&b); err != nil {
-		return "", err
-	}
-	_, rest, ok := strings.Cut(b.String(), "<svg ")
-	if !ok {
-		return "", fmt.Errorf("no svg element was drawn")
-	}
-	_, inner, _ := strings.Cut(rest, ">")
-	return fmt.Sprintf(`<svg viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`, w.Points(), h.Points(),
-		html.EscapeString(label)) + withFonts(inner), nil
+	return places
 }
 
 func corners(r vg.Rectangle) []vg.Point {
@@ -238,7 +267,7 @@ func fit(s string, sty text.Style, width vg.Length) string {
 // newPlot is an empty plot in the report's look.
 func newPlot(yLabel string) *plot.Plot {
 	p := plot.New()
-	p.BackgroundColor = color.Transparent
+	p.BackgroundColor = nil
 	for _, a := range []*plot.Axis{&p.X, &p.Y} {
 		a.Label.TextStyle.Font = textStyle(12, false, palette.ink).Font
 		a.Label.TextStyle.Color = palette.ink
@@ -316,4 +345,18 @@ func logAxis(a *plot.Axis, low, high float64) {
 	}
 	a.Scale, a.Tick.Marker = plot.LogScale{}, logTicks{}
 	a.Min, a.Max = low, high
+}
+
+// cross is a mark that is seen from afar, where gonum's is a hair.
+type cross struct{}
+
+func (cross) DrawGlyph(c *draw.Canvas, sty draw.GlyphStyle, at vg.Point) {
+	c.SetLineStyle(draw.LineStyle{Color: sty.Color, Width: 2})
+	r := sty.Radius
+	for _, sign := range []vg.Length{1, -1} {
+		var path vg.Path
+		path.Move(vg.Point{X: at.X - r, Y: at.Y - sign*r})
+		path.Line(vg.Point{X: at.X + r, Y: at.Y + sign*r})
+		c.Stroke(path)
+	}
 }

@@ -92,6 +92,9 @@ func percent(share float64, signed bool) string {
 	if math.Abs(share) >= 0.1 {
 		text = strconv.FormatFloat(100*share, 'f', 0, 64)
 	}
+	if strings.Trim(text, "-0.") == "" {
+		text = strings.TrimPrefix(text, "-") // no minus before nothing
+	}
 	if signed && share > 0 {
 		text = "+" + text
 	}

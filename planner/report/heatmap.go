@@ -9,7 +9,6 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // HeatMap is a table drawn as coloured cells: the larger the value, the darker.
@@ -54,20 +53,6 @@ func HeatMaps(w io.Writer, maps []HeatMap) error {
 	}
 	_, err := vgimg.PngCanvas{Canvas: canvas}.WriteTo(w)
 	return err
-}
-
-// svg draws one map as an element for a page.
-func (m *HeatMap) svg() (string, error) {
-	if err := m.validate(); err != nil {
-		return "", err
-	}
-	w, h := m.size()
-	canvas := vgsvg.New(w, h+mapMargin)
-	c := draw.New(canvas)
-	c.SetColor(palette.ground)
-	c.Fill(c.Rectangle.Path())
-	m.draw(c, c.Max.Y-mapMargin, m.largest())
-	return svgElement(canvas, m.Title+": "+m.Says, w, h+mapMargin)
 }
 
 func (m *HeatMap) validate() error {
@@ -119,7 +104,7 @@ func (m *HeatMap) draw(c draw.Canvas, top vg.Length, largest float64) {
 		for col, v := range m.Values[row] {
 			cell := vg.Rectangle{Min: vg.Point{X: x0 + vg.Length(col)*cellWidth, Y: y - cellHeight}}
 			cell.Max = cell.Min.Add(vg.Point{X: cellWidth - 2, Y: cellHeight - 2})
-			fill, ink := shade(v, largest)
+			fill, ink := palette.shade(v / max(largest, math.SmallestNonzeroFloat64))
 			c.SetColor(fill)
 			c.Fill(cell.Path())
 			c.StrokeLines(draw.LineStyle{Color: palette.grid, Width: 0.5}, corners(cell))
@@ -132,24 +117,4 @@ func (m *HeatMap) draw(c draw.Canvas, top vg.Length, largest float64) {
 	}
 	put(m.XLabel, x0+vg.Length(len(m.X))*cellWidth/2, y-21, 12, false, palette.faint, -0.5, -1, room)
 	put(m.YLabel, x0-8, y-4, 12, false, palette.faint, -1, -1, mapLeft)
-}
-
-// shade is the colour of a cell, from the ground to the first series' colour, and that of the text on it.
-func shade(v, largest float64) (fill, ink color.Color) {
-	if math.IsNaN(v) {
-		return palette.grid, palette.faint
-	}
-	share := 0.0
-	if largest > 0 {
-		share = v / largest
-	}
-	mix := func(from, to uint8) uint8 {
-		return uint8(math.Round(float64(from) + share*(float64(to)-float64(from))))
-	}
-	from, to := palette.ground, palette.series[0]
-	fill = color.NRGBA{mix(from.R, to.R), mix(from.G, to.G), mix(from.B, to.B), 255}
-	if share > 0.55 {
-		return fill, palette.ground
-	}
-	return fill, palette.ink
 }

@@ -2,134 +2,158 @@ package report
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
-	"encoding/json"
+	"encoding/base64"
 	"fmt"
 	"html/template"
-	"image/color"
 	"io"
-	"strconv"
+	"slices"
 	"strings"
 	"unicode"
-
-	"kvtune/harness"
-	"kvtune/planner"
 )
 
 //go:embed page.html
 var pageSource string
 
-// page is what the template shows.
+//go:embed page.css
+var pageStyle string
+
+//go:embed page.js
+var pageScript string
+
+// page is what the template shows: a verdict, warnings, and sections in order.
 type page struct {
-	Input
-	Verdict      string
-	Simulated    bool
-	Warnings     []string
-	Style        template.CSS
-	Rows         []htmlRow
-	Charts       []chart
-	PlanHead     []string
-	PlanRows     []planRow
-	Verified     []verified
-	Conditions   []conditions
-	Coefficients [][]string
-	KernelPage   *kernelPage
+	Title, Verdict string
+	// Stamps are the words that stay in sight, Alarms and Warnings what stands below the verdict.
+	Stamps, Alarms, Warnings []string
+	Simulated                bool
+	Style                    template.CSS
+	Script                   template.JS
+	// StyleHash and ScriptHash are all that the page's policy allows.
+	StyleHash, ScriptHash string
+	Sections              []section
 }
 
-type htmlRow struct {
-	Label, Unit string
-	Cells       []htmlCell
+// section is a chapter of the page.
+type section struct {
+	ID, Title string
+	Blocks    []block
 }
 
-type htmlCell struct {
-	Text, Interval, Note string
-	Missing              bool
+// block is a part of a section; what is set of it is shown in the order of the fields.
+type block struct {
+	Heading string
+	// Fold is the line under which everything below it is folded away.
+	Fold   string
+	Alarms []string
+	Text   []string
+	List   []string
+	Code   []string
+	Facts  [][2]string
+	Tables []table
+	Heats  []heat
+	Charts []chart
+	Terms  []term
+	Notes  []string
+}
+
+// table is rows of cells; the first cell of a row names it.
+type table struct {
+	Caption string
+	Head    []string
+	Rows    [][]cellText
+	// Sort lets the reader order the rows, Filter search them.
+	Sort, Filter bool
+	Note         string
+}
+
+// Columns are the heads of the columns, words like the cells below them.
+func (t table) Columns() []cellText {
+	heads := make([]cellText, len(t.Head))
+	for i, text := range t.Head {
+		heads[i].Text = text
+		heads[i].Words = len(t.Rows) > 0 && i < len(t.Rows[0]) && t.Rows[0][i].Words
+	}
+	return heads
+}
+
+// cellText is a cell of a table.
+type cellText struct {
+	Text string
+	// Small stands below the text; Note is there for who points at it.
+	Small, Note string
+	// Value is what the rows are sorted by instead of the text.
+	Value string
+	// Term is the definition that the text links to.
+	Term string
+	// Words is text and not a figure, Missing what was not observed, Mark what must be seen.
+	Words, Missing, Mark bool
 }
 
 // chart is a panel as an element of the page.
 type chart struct {
-	Title, Missing string
-	SVG            template.HTML
-	Head           []string
-	Rows           [][]string
+	Subject, Missing string
+	SVG              template.HTML
+	Table            table
 }
 
-type planRow struct {
-	Name            string
-	Cells           []htmlCell
-	Details         []string
-	Why, BindingWhy string
-	Launch          string
-}
+// term is the definition of a metric.
+type term struct{ ID, Name, Text string }
 
-type verified struct {
-	Name, Origin string
-	// Rows are the metrics of the table of runs, All every metric that can be compared.
-	Rows, All [][]string
-}
-
-// conditions are the circumstances of one run, what failed in it and what the analysis says.
-type conditions struct {
-	Run    Run
-	Facts  [][2]string
-	Errors []string
-	Binds  [][]string
-}
-
-// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then the table of runs,
-// the charts with their figures, what binds, the plans, predicted beside measured, conditions and the commands to
-// repeat. All text of the input is escaped; the page's policy forbids scripts and loading.
+// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then plans, predicted beside
+// measured, the table of runs, charts with their figures, what binds, conditions and the commands to repeat. All text of
+// the input is escaped; the page's policy forbids loading anything and running anything but its own script, without
+// which it can be read in full.
 func HTML(w io.Writer, in Input) error {
+	p, err := pageOf(in)
+	if err != nil {
+		return err
+	}
+	return p.write(w)
+}
+
+// pageOf lays a report out.
+func pageOf(in Input) (*page, error) {
+	p := &page{Title: in.Title, Simulated: in.simulated(), Stamps: in.stamps()}
+	for _, w := range in.Warnings() {
+		if slices.ContainsFunc(p.Stamps, func(stamp string) bool { return strings.HasPrefix(w, stamp) }) {
+			p.Alarms = append(p.Alarms, w)
+		} else {
+			p.Warnings = append(p.Warnings, w)
+		}
+	}
+	if p.Title == "" {
+		p.Title = "kvtune report"
+	}
+	p.Verdict = in.Headline()
+	for _, add := range []func(Input) error{p.plans, p.runs, p.charts, p.binds, p.search, p.kernels} {
+		if err := add(in); err != nil {
+			return nil, err
+		}
+	}
+	p.costModel(in.Cost)
+	p.conditions(in)
+	p.closing(in)
+	return p, nil
+}
+
+// add appends a section unless it is empty.
+func (p *page) add(id, title string, blocks ...block) {
+	if len(blocks) > 0 {
+		p.Sections = append(p.Sections, section{id, title, blocks})
+	}
+}
+
+// write renders the page.
+func (p *page) write(w io.Writer) error {
 	t, err := template.New("page").Parse(pageSource)
 	if err != nil {
 		return err
 	}
-	p := page{Input: in, Simulated: in.simulated(), Warnings: in.Warnings(), Style: stylesheet()}
-	origin, partial := harness.OriginMeasured, false
-	if p.Simulated {
-		origin = harness.OriginSimulated
-	}
-	for _, r := range in.Runs {
-		partial = partial || r.Result.Partial
-	}
-	p.Verdict = VerdictLine(in.Verdict, origin, partial)
-	if p.Title == "" {
-		p.Title = "kvtune report"
-	}
-	for _, r := range rowsOf(in.Runs) {
-		row := htmlRow{Label: r.label, Unit: r.unit}
-		for _, c := range r.cells {
-			row.Cells = append(row.Cells, htmlCell{c.text, c.interval, c.note, c.missing})
-		}
-		p.Rows = append(p.Rows, row)
-	}
-	if len(in.Runs) > 0 {
-		for _, panel := range panelsOf(in) {
-			svg, err := panel.svg(in.Runs)
-			if err != nil {
-				return err
-			}
-			// The element is drawn here; every text in it was escaped when it was drawn.
-			p.Charts = append(p.Charts, chart{panel.title, panel.missing, template.HTML(svg), panel.head, panel.rows})
-		}
-	}
-	for _, r := range in.Runs {
-		p.Conditions = append(p.Conditions, conditionsOf(r))
-	}
-	if in.Plans != nil {
-		p.plans(in.Plans)
-	}
-	if in.Kernels != nil {
-		if p.KernelPage, err = kernelPageOf(in.Kernels); err != nil {
-			return err
-		}
-	}
-	if in.Cost != nil {
-		for _, c := range in.Cost.Coefficients {
-			p.Coefficients = append(p.Coefficients, []string{c.Name, fmt.Sprintf("%.3g", c.Value),
-				fmt.Sprintf("%.3g to %.3g", c.Low, c.High), c.Unit, c.Meaning})
-		}
-	}
+	style := styleSheet()
+	p.Style, p.StyleHash = template.CSS(style), sourceHash(style)
+	p.Script, p.ScriptHash = template.JS(pageScript), sourceHash(pageScript)
 	var b bytes.Buffer
 	if err := t.Execute(&b, p); err != nil {
 		return err
@@ -143,109 +167,64 @@ func HTML(w io.Writer, in Input) error {
 	return err
 }
 
-func (p *page) plans(ps *planner.Plans) {
-	all := allPlans(ps)
-	scales := planScales(all)
-	for i, c := range planned {
-		p.PlanHead = append(p.PlanHead, c.label+", "+scales[i].unit)
-	}
-	for _, plan := range all {
-		row := planRow{
-			Name: string(plan.Strategy), Details: planDetails(plan), Why: plan.Why, BindingWhy: plan.BindingWhy,
-		}
-		for i, c := range planned {
-			cell := htmlCell{Text: notObserved, Missing: true}
-			if m := plan.Predicted.Get(c.name, c.stat); m != nil {
-				cell = htmlCell{scales[i].number(*m), scales[i].interval(*m), m.Note, m.Value == nil}
-			}
-			row.Cells = append(row.Cells, cell)
-		}
-		if len(plan.Launch) > 0 {
-			row.Launch = ShellLine(plan.Launch)
-		}
-		p.PlanRows = append(p.PlanRows, row)
-		if len(plan.Compared) == 0 {
+// sourceHash names an element's text in a content security policy.
+func sourceHash(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}
+
+// styleSheet is the page's style with the colours of both themes: the reader's system chooses, unless the reader does
+// on the page; paper is always light.
+func styleSheet() string {
+	var classes strings.Builder
+	for _, n := range palette.names() {
+		if n.name[0] == 'h' {
 			continue
 		}
-		v := verified{Name: string(plan.Strategy), Origin: measuredOrigin(plan)}
-		for _, c := range comparisonsOf(plan, false) {
-			v.Rows = append(v.Rows, c.cells())
+		if n.name[0] == 'i' && n.name != "ink" {
+			fmt.Fprintf(&classes, ".h%s{background:var(--h%[1]s);color:var(--i%[1]s)}", n.name[1:])
+			continue
 		}
-		for _, c := range comparisonsOf(plan, true) {
-			v.All = append(v.All, c.cells())
-		}
-		p.Verified = append(p.Verified, v)
+		fmt.Fprintf(&classes, ".f-%[1]s{fill:var(--%[1]s)}.k-%[1]s{stroke:var(--%[1]s)}", n.name)
 	}
+	return fmt.Sprintf(":root{%s}\n@media screen and (prefers-color-scheme:dark){:root:not([data-theme=light]){%s}}\n"+
+		"@media screen{:root[data-theme=dark]{%[2]s}}\n%[3]s\n%[4]s", palette.style(), night.style(), classes.String(), pageStyle)
 }
 
-func conditionsOf(r Run) conditions {
-	res := r.Result
-	s := res.Conditions.Server
-	c := conditions{Run: r, Errors: r.errors()}
-	add := func(name, value string) {
-		if value != "" && value != "0" {
-			c.Facts = append(c.Facts, [2]string{name, value})
+// tableOf is a table of plain cells.
+func tableOf(caption string, head []string, rows [][]string) table {
+	t := table{Caption: caption, Head: head, Sort: len(rows) > 2, Filter: len(rows) > 20}
+	for _, row := range rows {
+		cells := make([]cellText, len(row))
+		for i, text := range row {
+			cells[i] = cellText{Text: text, Words: i > 0 && !figure(text), Missing: text == notObserved}
 		}
+		t.Rows = append(t.Rows, cells)
 	}
-	number := func(n int) string { return grouped(strconv.Itoa(n)) }
-	add("workload", describe(res.Config))
-	add("prefix", res.Config.Prefix)
-	add("output_len", res.Config.OutputLen)
-	server := strings.TrimSpace(s.Kind + " " + s.Version)
-	if s.Simulated() || res.Origin != harness.OriginMeasured {
-		server += " (" + Stamp + ")"
-	}
-	add("server", server)
-	add("model", s.Model)
-	add("GPU", s.GPU)
-	add("max_model_len", number(s.MaxModelLen))
-	add("block_size", number(s.BlockSize))
-	add("KV blocks", number(s.NumGPUBlocks))
-	if args, err := json.Marshal(s.Args); err == nil && string(args) != "{}" {
-		add("settings in force", string(args))
-	}
-	if !res.Conditions.Started.IsZero() {
-		add("started", res.Conditions.Started.UTC().Format("2006-01-02 15:04:05 UTC"))
-	}
-	if d := res.Conditions.Duration; d > 0 {
-		add("measured window", seconds(d))
-	}
-	add("host", res.Conditions.Host)
-	add("tool", res.Conditions.Tool)
-	add("seed", strconv.FormatUint(res.Conditions.Seed, 10))
-	add("cache salt", res.Conditions.Salt)
-	if lag := res.Conditions.SendLag99; lag != nil {
-		add("generator lag p99", seconds(*lag))
-	}
-	for _, f := range s.Features {
-		add("feature "+f.Name, strings.TrimSpace(f.Support+" "+f.Note))
-	}
-	if len(res.Conditions.Command) > 0 {
-		add("command", ShellLine(res.Conditions.Command))
-	}
-	if r.Analysis != nil {
-		for _, b := range r.Analysis.Bottlenecks {
-			binds := ""
-			if b.Binds {
-				binds = "binds"
-			}
-			evidence := make([]string, len(b.Evidence))
-			for i, m := range b.Evidence {
-				evidence[i] = m.String()
-			}
-			c.Binds = append(c.Binds, []string{string(b.Kind), binds, share(b.Share), share(b.Threshold), b.Limit,
-				b.Why, strings.Join(evidence, "; ")})
-		}
-	}
-	return c
+	return t
 }
 
-// stylesheet names the palette's colours for the page's own rules.
-func stylesheet() template.CSS {
-	rgb := func(c color.NRGBA) string { return fmt.Sprintf("rgb(%d,%d,%d)", c.R, c.G, c.B) }
-	return template.CSS(fmt.Sprintf(":root{--ink:%s;--faint:%s;--grid:%s;--ground:%s;--alarm:%s;--paper:%s}\n"+
-		"@media(prefers-color-scheme:dark){:root{--ink:%s;--faint:%s;--grid:%s;--ground:%s}}",
-		rgb(palette.ink), rgb(palette.faint), rgb(palette.grid), rgb(palette.ground), rgb(palette.alarm),
-		rgb(palette.ground),
-		rgb(palette.night.ink), rgb(palette.night.faint), rgb(palette.night.grid), rgb(palette.night.ground)))
+// figure says that a text is a number, with or without a unit.
+func figure(text string) bool {
+	return text == "" || text == "-" || strings.ContainsRune("+-0123456789", rune(text[0])) && len(text) < 24
+}
+
+// charts draws panels for the page.
+func charts(panels []panel, runs []Run) ([]chart, error) {
+	var cs []chart
+	for i := range panels {
+		p := &panels[i]
+		c := chart{Subject: p.subject, Missing: p.missing}
+		if p.missing == "" {
+			svg, err := p.svg(runs)
+			if err != nil {
+				return nil, err
+			}
+			c.SVG = template.HTML(svg) // drawn here; its texts were escaped
+		}
+		c.Table = tableOf(p.subject, p.head, p.rows)
+		c.Table.Note = p.note
+		cs = append(cs, c)
+	}
+	return cs, nil
 }

@@ -24,13 +24,8 @@ func frontTable(b *bufio.Writer, ps *planner.Plans) {
 		if f.Knee {
 			mark = "  <- knee"
 		}
-		chunked := ""
-		if f.Args.EnableChunkedPrefill != nil && !*f.Args.EnableChunkedPrefill {
-			chunked = ", no chunked prefill"
-		}
-		fmt.Fprintf(b, "  %14s %12.4g  max_num_batched_tokens %d, max_num_seqs %d, block_size %d%s%s\n",
-			grouped(strconv.FormatFloat(f.Throughput, 'f', 0, 64)), 1e3*f.Latency, f.Args.MaxNumBatchedTokens, f.Args.MaxNumSeqs,
-			f.Args.BlockSize, chunked, mark)
+		fmt.Fprintf(b, "  %14s %12.4g  %s%s\n", grouped(strconv.FormatFloat(f.Throughput, 'f', 0, 64)), 1e3*f.Latency,
+			frontSettings(f), mark)
 	}
 }
 
@@ -40,33 +35,14 @@ func rangeTable(b *bufio.Writer, ps *planner.Plans) {
 		return
 	}
 	for _, c := range ps.Range.Choices {
-		fmt.Fprintf(b, "%s from %.4g to %.4g request/s: worst regret %s (%s to %s) at %.4g request/s", c.Strategy, ps.Range.Rates[0],
-			ps.Range.Rates[len(ps.Range.Rates)-1], percent(c.WorstRegret, false), percent(c.Low, false), percent(c.High, false), c.At)
-		if c.BaselineRegret != nil {
-			fmt.Fprintf(b, "; %s %s\n", ps.Baseline.Strategy, percent(*c.BaselineRegret, false))
-		} else {
-			fmt.Fprintf(b, "; %s misses the SLOs\n", ps.Baseline.Strategy)
-		}
-		fmt.Fprintf(b, "  %9s %8s  %s\n", "request/s", "regret", "best settings of this rate alone")
+		wrap(b, "", "  ", rangeFact(ps, &c))
+		fmt.Fprintf(b, "  %9s %14s  %s\n", "request/s", "regret", "best settings of this rate alone")
 		for _, p := range c.Points {
-			regret, winner := "misses", string(ps.Baseline.Strategy)
-			switch {
-			case !p.Possible:
-				regret, winner = "-", "none meets the SLOs"
-			case p.Regret != nil:
-				regret = percent(*p.Regret, false)
-			}
-			if len(p.Winner) > 0 {
-				winner = changesText(p.Winner)
-			}
-			fmt.Fprintf(b, "  %9.4g %8s  %s\n", p.Rate, regret, winner)
+			regret, winner := rangeTexts(ps, p)
+			fmt.Fprintf(b, "  %9.4g %14s  %s\n", p.Rate, regret, winner)
 		}
 		for _, s := range c.Switches {
-			to := string(ps.Baseline.Strategy)
-			if len(s.To) > 0 {
-				to = changesText(s.To)
-			}
-			wrap(b, "  ", "    ", fmt.Sprintf("the best settings change between %.4g and %.4g request/s to: %s", s.Above, s.Below, to))
+			wrap(b, "  ", "    ", switchFact(ps, s))
 		}
 	}
 }

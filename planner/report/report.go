@@ -6,7 +6,7 @@ package report
 
 import (
 	"fmt"
-	"image/color"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -34,6 +34,8 @@ type Input struct {
 	Verdict string
 	Runs    []Run
 	Plans   *planner.Plans
+	// Sweep is a parameter sweep's best settings.
+	Sweep *planner.SweepResult
 	// Kernels is a kernel benchmark of this machine, always measured.
 	Kernels *harness.Bench
 	// Cost is the model behind the plans and the roofline's ceilings.
@@ -41,35 +43,6 @@ type Input struct {
 	// Files are the files written, Commands the command lines that repeat the report.
 	Files    []string
 	Commands []string
-}
-
-// palette is every colour of pictures and page. Series are told apart by the first six (Okabe and Ito's colours,
-// which people with any colour vision tell apart), by dashes and by name. The page in the dark swaps ink and ground
-// for night's.
-var palette = struct {
-	series                          [6]color.NRGBA
-	ink, faint, grid, alarm, ground color.NRGBA
-	night                           struct{ ink, faint, grid, ground color.NRGBA }
-}{
-	series: [...]color.NRGBA{
-		{0, 114, 178, 255},   // blue
-		{213, 94, 0, 255},    // vermilion
-		{0, 158, 115, 255},   // green
-		{204, 121, 167, 255}, // purple
-		{86, 180, 233, 255},  // sky
-		{230, 159, 0, 255},   // orange
-	},
-	ink:    color.NRGBA{34, 34, 34, 255},
-	faint:  color.NRGBA{102, 102, 102, 255},
-	grid:   color.NRGBA{214, 214, 214, 255},
-	alarm:  color.NRGBA{176, 0, 32, 255},
-	ground: color.NRGBA{255, 255, 255, 255},
-	night: struct{ ink, faint, grid, ground color.NRGBA }{
-		ink:    color.NRGBA{230, 230, 230, 255},
-		faint:  color.NRGBA{165, 165, 165, 255},
-		grid:   color.NRGBA{70, 70, 70, 255},
-		ground: color.NRGBA{25, 25, 25, 255},
-	},
 }
 
 // Stamp is what marks every table, picture and page with figures of a simulated server.
@@ -112,15 +85,55 @@ func (in *Input) Warnings() []string {
 		}
 	}
 	for _, r := range in.Runs {
-		if failed, _ := r.Result.Metrics.Value(harness.MetricRequests, harness.StatFail); failed > 0 {
-			ws = append(ws, fmt.Sprintf("FAILED REQUESTS: %s: %.0f failed; latencies and throughput are over the others.",
-				r.Result.Name, failed))
+		res := r.Result
+		if why := res.Conditions.GeneratorLimited; why != "" {
+			ws = append(ws, fmt.Sprintf("GENERATOR-LIMITED: %s: %s. Its figures are the load generator's, not the server's.", res.Name, why))
 		}
-		for _, w := range r.Result.Warnings {
-			ws = append(ws, r.Result.Name+": "+w)
+		if n := r.throttled(); n > 0 {
+			ws = append(ws, fmt.Sprintf("THROTTLED: %s: the GPU's clocks were held down in %d samples.", res.Name, n))
+		}
+		if failed, _ := res.Metrics.Value(harness.MetricRequests, harness.StatFail); failed > 0 {
+			ws = append(ws, fmt.Sprintf("FAILED REQUESTS: %s: %.0f failed; latencies and throughput are over the others.",
+				res.Name, failed))
+		}
+		for _, w := range res.Warnings {
+			ws = append(ws, res.Name+": "+w)
+		}
+	}
+	if b := in.Kernels; b != nil {
+		if b.Partial {
+			ws = append(ws, "PARTIAL: kernel benchmark: "+b.Why+".")
+		}
+		if n := gatedSamples(b); n > 0 {
+			ws = append(ws, fmt.Sprintf("THROTTLED: kernel benchmark: the device was not fit in %d samples, which are left out.", n))
+		}
+		for _, w := range b.Warnings {
+			ws = append(ws, "kernel benchmark: "+w)
 		}
 	}
 	return ws
+}
+
+// throttled counts the samples in which the run's GPU was throttled.
+func (r *Run) throttled() (n int) {
+	if r.Analysis != nil {
+		for _, e := range r.Analysis.Utilization.Events {
+			if e.Kind == analysis.EventThrottle {
+				n += e.Count
+			}
+		}
+	}
+	return n
+}
+
+// stamps are the words of the warnings that a page keeps in sight.
+func (in *Input) stamps() (words []string) {
+	for _, word := range []string{Stamp, "GENERATOR-LIMITED", "THROTTLED", "PARTIAL", "FAILED REQUESTS"} {
+		if slices.ContainsFunc(in.Warnings(), func(w string) bool { return strings.HasPrefix(w, word) }) {
+			words = append(words, word)
+		}
+	}
+	return words
 }
 
 // errorsOf are the different errors of a run's requests with how often each came, in order of first appearance.

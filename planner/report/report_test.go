@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
+	"html"
 	"image/png"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -116,7 +118,7 @@ func TestHostileNames(t *testing.T) {
 	}
 	in.Plans.Plans[0].Why, in.Plans.Plans[0].Launch = hostile, []string{"vllm", "serve", hostile}
 	text, page, svg := render(t, in)
-	if strings.Contains(page, "<script") || strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") {
+	if strings.Count(page, "<script") != 1 || strings.Contains(page, "<script src") || strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") {
 		t.Error("markup of a name reached the page")
 	}
 	if strings.Count(page, "</svg>") != strings.Count(page, "<svg ") || strings.Contains(svg, "<script") ||
@@ -137,24 +139,45 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// The page loads nothing: a policy that forbids it, no reference to anywhere, one title.
+// The page loads nothing and runs nothing but its own script: a policy that says so, with the hash of each source; no
+// reference to anywhere; no style attribute, which the policy would not let through.
 func TestPageIsSelfContained(t *testing.T) {
 	_, page, _ := render(t, demo(t))
 	if n := strings.Count(page, "<title>"); n != 1 {
 		t.Errorf("%d titles", n)
 	}
-	policy := `<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">`
-	if !strings.Contains(page, policy) || strings.Index(page, policy) > strings.Index(page, "<style>") {
-		t.Error("the policy is missing or comes after what it governs")
+	found := regexp.MustCompile(`http-equiv="Content-Security-Policy" content="([^"]*)"`).FindStringSubmatchIndex(page)
+	if found == nil || found[0] > strings.Index(page, "<style>") {
+		t.Fatal("the policy is missing or comes after what it governs")
 	}
-	for _, loads := range []string{"http://", "https://", "src=", "href=", "url(", "@import", "<script", "<link", "<iframe", "<img"} {
+	policy := html.UnescapeString(page[found[2]:found[3]])
+	for _, element := range []string{"style", "script"} {
+		_, rest, _ := strings.Cut(page, "<"+element+">")
+		source, _, _ := strings.Cut(rest, "</"+element+">")
+		if !strings.Contains(policy, element+"-src "+sourceHash(source)+";") {
+			t.Errorf("the policy does not name the page's %s: %s", element, policy)
+		}
+	}
+	if !strings.HasPrefix(policy, "default-src 'none'; ") || strings.Contains(policy, "unsafe") {
+		t.Errorf("policy %s", policy)
+	}
+	for _, loads := range []string{"http://", "https://", "src=", "url(", "@import", "<link", "<iframe", "<img", " style=", "onclick"} {
 		if strings.Contains(page, loads) {
 			t.Errorf("the page has %q", loads)
 		}
 	}
-	texts, styled := strings.Count(page, "<text "), strings.Count(page, "\tstyle=\"font-family:'Liberation Sans'")
-	if texts == 0 || styled != texts || strings.Count(page, " textLength=") != texts {
-		t.Errorf("of %d texts in drawings %d have a style, %d a width", texts, styled, strings.Count(page, " textLength="))
+	if elsewhere := regexp.MustCompile(`href="[^#"]`).FindString(page); elsewhere != "" {
+		t.Errorf("the page links elsewhere: %s", elsewhere)
+	}
+	for _, link := range regexp.MustCompile(`href="#([^"]*)"`).FindAllStringSubmatch(page, -1) {
+		if !strings.Contains(page, ` id="`+link[1]+`"`) {
+			t.Errorf("nothing has the name %s, which is linked to", link[1])
+		}
+	}
+	texts := strings.Count(page, "<text ")
+	if coloured := len(regexp.MustCompile(`<text [^>]*textLength="[^>]*class="f-`).FindAllString(page, -1)) +
+		len(regexp.MustCompile(`<text [^>]*class="[^>]*f-[^>]*textLength="`).FindAllString(page, -1)); texts == 0 || coloured != texts {
+		t.Errorf("of %d texts in drawings %d have a colour of the theme and a width", texts, coloured)
 	}
 	if strings.Contains(page, "ZgotmplZ") {
 		t.Error("the template refused a value")
@@ -179,7 +202,7 @@ func TestStamp(t *testing.T) {
 	if n := strings.Count(svg, ">"+Stamp+"<"); n != panels+1 {
 		t.Errorf("%d stamps on a picture of %d charts", n, panels)
 	}
-	for _, part := range strings.Split(page, "<figure>")[1:] {
+	for _, part := range strings.Split(page, `<figure class="chart"><svg`)[1:] {
 		if !strings.Contains(part, ">"+Stamp+"</text>") {
 			t.Error("a chart of the page has no stamp")
 		}
@@ -254,7 +277,8 @@ func TestSparse(t *testing.T) {
 	render(t, Input{})
 	one := demo(t)
 	one.Runs = one.Runs[:1] // throughput over time instead of per run
-	if _, page, _ = render(t, one); !strings.Contains(page, "Throughput over time") {
+	if _, page, svg = render(t, one); !strings.Contains(page, "tokens per second over time") ||
+		!strings.Contains(svg, "tokens per second over time") {
 		t.Error("one run has no throughput over time")
 	}
 }

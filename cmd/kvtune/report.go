@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kvtune/harness/archive"
+	"kvtune/harness/workflow"
+	"kvtune/planner/report"
+)
+
+func reportCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "report",
+		Usage:     "write the page and the picture of an archive: runs, plans, a kernel benchmark",
+		ArgsUsage: "ARCHIVE",
+		Description: "ARCHIVE is a folder that any command wrote, or a file of one run or benchmark. The page is one file that\n" +
+			"loads nothing; `kvtune workflow` writes it by itself.\n\nExamples:\n" +
+			"   kvtune report results\n" +
+			"   kvtune report --html h100.html bench/results/h100/first",
+		Flags: in(catOutput,
+			&cli.PathFlag{Name: "html", Usage: "write the page alone, to `FILE` (default: " + workflow.ReportFile + " and the pictures, in the archive)"},
+		),
+		Action: reportAction,
+	}
+}
+
+func reportAction(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return usagef("%d things to report on: expected one archive, kvtune report ARCHIVE", c.NArg())
+	}
+	path := c.Args().First()
+	content, err := workflow.ReadReport(path)
+	if err != nil {
+		return usageError{err}
+	}
+	files := []string{c.Path("html")}
+	if files[0] != "" {
+		err = archive.WriteFile(files[0], func(w io.Writer) error { return report.HTML(w, content) })
+	} else {
+		files, err = workflow.WriteReportBeside(path, content)
+	}
+	if err != nil {
+		return err
+	}
+	out := output{Verdict: content.Headline(), Warnings: content.Warnings(), Files: files}
+	return show(c, out, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s\n\nfiles\n  %s\n", out.Verdict, strings.Join(files, "\n  "))
+		return err
+	})
+}
