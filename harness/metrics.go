@@ -178,7 +178,7 @@ const (
 	SeriesGPUTemperature = "gpu_temperature"  // degrees Celsius
 	SeriesGPUBusy        = "gpu_busy"         // ratio of the time in which a kernel ran, 0..1
 	SeriesGPUMemoryBusy  = "gpu_memory_busy"  // ratio of the time in which device memory was used, 0..1
-	SeriesGPUThrottled   = "gpu_throttled"    // 1 while the clocks are held down, else 0
+	SeriesGPUThrottled   = "gpu_throttled:"   // a prefix of the reason; 1 while the clocks are held down for it
 )
 
 // Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).

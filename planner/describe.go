@@ -42,8 +42,8 @@ func (p *planning) plan(ctx context.Context, s Strategy, c, base *candidate) (*P
 		plan.Effects = effects(c, base)
 	}
 	plan.Keep = slices.Contains(Strategies(), s) && c == base
-	legal := p.differing(c.args, p.defaults())
-	legal.MaxModelLen = p.differing(c.args, harness.EngineArgs{}).MaxModelLen
+	legal := vllmflags.Differing(c.args, p.defaults(), p.req.Version, p.device)
+	legal.MaxModelLen = c.args.MaxModelLen
 	argv, replaced, err := vllmflags.Argv(legal, p.req.Version, p.device)
 	if err != nil {
 		return nil, err

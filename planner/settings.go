@@ -35,18 +35,6 @@ func caveat(f vllmflags.Flag) string {
 	return ""
 }
 
-// differing keeps the settings that differ from base: what a command line must say.
-func (p *planning) differing(args, base harness.EngineArgs) harness.EngineArgs {
-	var out harness.EngineArgs
-	for _, f := range p.flags {
-		if v := vllmflags.Get(args, f.Name); v != "" && v != vllmflags.Get(base, f.Name) {
-			// The value comes from settings that were legal, so it can be set.
-			_ = vllmflags.Set(&out, f.Name, v)
-		}
-	}
-	return out
-}
-
 // axes are the values to search, flag by flag; the base's own value is the first of each.
 func (p *planning) axes() []Axis {
 	axes := p.req.Options.Axes

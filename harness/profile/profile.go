@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -160,7 +162,8 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 	info := opt.Server.Info()
 	started := time.Now()
 	watch := opt.Server.Watch(ctx, sampleEvery(info), started)
-	machine := telemetry.Watch(sampleEvery(info), started)
+	gpus := opt.gpus()
+	machine := telemetry.Watch(sampleEvery(info), started, gpus)
 	var writeErr error
 	var onProgress func(load.Progress)
 	var view *live
@@ -189,6 +192,9 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 	}
 	seen := watch.Stop()
 	series := append(seen.Series, machine.Stop()...)
+	if gpus != nil {
+		_ = gpus.Close() // what was read is there
+	}
 	if run != nil { // the watches began before the run did, and its clock is the one that counts
 		for i := range series {
 			series[i].T -= run.Started.Sub(started)
@@ -200,6 +206,29 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 		}
 	}
 	return run, seen, series, errors.Join(err, writeErr)
+}
+
+// gpus are the devices to sample beside a server that runs on this machine; nil for another server, for a simulated one
+// and where there are none.
+func (opt *Options) gpus() telemetry.GPUs {
+	if opt.Server.Info().Simulated() || !onThisMachine(opt.Server.URL()) {
+		return nil
+	}
+	gpus, err := telemetry.OpenGPUs()
+	if err != nil {
+		return nil // their use is "not observed"
+	}
+	return gpus
+}
+
+// onThisMachine reports whether a server's address is this machine's own.
+func onThisMachine(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // result is what a run gave.

@@ -50,6 +50,7 @@ func Host() (string, error) {
 
 // Watcher samples until it is stopped.
 type Watcher struct {
+	gpus       GPUs // nil: none are sampled
 	stop, done chan struct{}
 	start      time.Time
 	samples    []harness.Sample
@@ -58,10 +59,11 @@ type Watcher struct {
 }
 
 // Watch samples the host every so often, and once more at the end: [harness.SeriesHostCPU] as the mean since the sample
-// before and [harness.SeriesHostMemory]. Times are from start. What the system does not tell is left out. every is
-// above 0.
-func Watch(every time.Duration, start time.Time) *Watcher {
-	w := &Watcher{stop: make(chan struct{}), done: make(chan struct{}), start: start}
+// before and [harness.SeriesHostMemory]; and of gpus, unless it is nil, the one whose memory is fullest: the device that
+// serves, or one of equals. Times are from start. What the system does not tell is left out. every is above 0; the caller
+// closes gpus after Stop.
+func Watch(every time.Duration, start time.Time, gpus GPUs) *Watcher {
+	w := &Watcher{gpus: gpus, stop: make(chan struct{}), done: make(chan struct{}), start: start}
 	go func() {
 		defer close(w.done)
 		tick := time.NewTicker(every)
@@ -94,6 +96,9 @@ func (w *Watcher) sample() {
 		w.samples = append(w.samples, harness.Sample{T: at, Metric: harness.SeriesHostMemory,
 			Value: float64(memory.Total - memory.Available)})
 	}
+	if w.gpus != nil {
+		w.samples = append(w.samples, fullest(w.gpus).samples(at)...)
+	}
 	times, err := cpuTimes()
 	if err != nil {
 		return
@@ -104,6 +109,39 @@ func (w *Watcher) sample() {
 		return // no time has passed on the system's clock: keep the earlier moment
 	}
 	w.last, w.seen = times, true
+}
+
+// fullest reads the device with the most memory in use.
+func fullest(gpus GPUs) GPU {
+	var best GPU
+	for i := range gpus.N() {
+		g := gpus.Read(i)
+		if i == 0 || g.MemoryUsed != nil && (best.MemoryUsed == nil || *g.MemoryUsed > *best.MemoryUsed) {
+			best = g
+		}
+	}
+	return best
+}
+
+// samples are the reading as points of series.
+func (g GPU) samples(at time.Duration) []harness.Sample {
+	var all []harness.Sample
+	for _, q := range []struct {
+		metric string
+		value  *float64
+	}{
+		{harness.SeriesGPUSMClock, g.SMClock}, {harness.SeriesGPUMemoryClock, g.MemoryClock},
+		{harness.SeriesGPUPower, g.Power}, {harness.SeriesGPUTemperature, g.Temperature},
+		{harness.SeriesGPUBusy, g.Busy}, {harness.SeriesGPUMemoryBusy, g.MemoryBusy},
+	} {
+		if q.value != nil {
+			all = append(all, harness.Sample{T: at, Metric: q.metric, Value: *q.value})
+		}
+	}
+	for _, reason := range g.Throttle {
+		all = append(all, harness.Sample{T: at, Metric: harness.SeriesGPUThrottled + reason, Value: 1})
+	}
+	return all
 }
 
 func cpuTimes() (cpu.TimesStat, error) {

@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"maps"
 	"math"
 	"os"
 	"strings"
@@ -44,7 +45,7 @@ func TestBusy(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	start := time.Now()
-	samples := Watch(time.Hour, start).Stop() // however short: one sample at the begin, one at the end
+	samples := Watch(time.Hour, start, nil).Stop() // however short: one sample at the begin, one at the end
 	var memory int
 	for i, s := range samples {
 		if s.T < 0 || i > 0 && s.T < samples[i-1].T {
@@ -66,5 +67,33 @@ func TestWatch(t *testing.T) {
 	}
 	if memory != 2 {
 		t.Errorf("%d samples of memory, want 2", memory)
+	}
+}
+
+type twoGPUs struct{ reads int }
+
+func (g *twoGPUs) N() int            { return 2 }
+func (g *twoGPUs) Device(int) Device { return Device{} }
+func (g *twoGPUs) Close() error      { return nil }
+func (g *twoGPUs) Read(i int) GPU {
+	g.reads++
+	if i == 0 { // idle
+		return GPU{MemoryUsed: new(1e9), Power: new(60.0), Busy: new(0.0)}
+	}
+	return GPU{MemoryUsed: new(7e10), Power: new(650.0), Busy: new(0.97), Throttle: []string{PowerCap}}
+}
+
+// Of several devices the one that serves is sampled; what NVML does not tell has no sample.
+func TestWatchGPUs(t *testing.T) {
+	gpus := new(twoGPUs)
+	got := map[string]float64{}
+	for _, s := range Watch(time.Hour, time.Now(), gpus).Stop() {
+		if strings.HasPrefix(s.Metric, "gpu_") {
+			got[s.Metric] = s.Value
+		}
+	}
+	want := map[string]float64{harness.SeriesGPUPower: 650, harness.SeriesGPUBusy: 0.97, harness.SeriesGPUThrottled + PowerCap: 1}
+	if gpus.reads != 4 || !maps.Equal(got, want) {
+		t.Errorf("%d readings, %v, want %v", gpus.reads, got, want)
 	}
 }

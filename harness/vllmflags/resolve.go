@@ -236,6 +236,18 @@ func check(args harness.EngineArgs, minor int) error {
 	return nil
 }
 
+// Differing keeps the settings that differ from base, as far as that version knows them: what a command line must say.
+func Differing(args, base harness.EngineArgs, version string, dev Device) harness.EngineArgs {
+	var out harness.EngineArgs
+	for _, f := range Known(version, dev) {
+		if v := Get(args, f.Name); v != "" && v != Get(base, f.Name) {
+			// The value comes from settings that were legal, so it can be set.
+			_ = Set(&out, f.Name, v)
+		}
+	}
+	return out
+}
+
 // Argv is the argument vector, after `vllm serve MODEL`, that sets what args set: legal values only ([Legalize]), in
 // a fixed order, --max-num-batched-tokens and --max-num-seqs always together, because a default that does not fit the
 // other value stops vLLM. [ParseServeCommand] reads it back.

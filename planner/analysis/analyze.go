@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 )
@@ -27,6 +28,13 @@ type Input struct {
 	// Draws is how many draws of the cost model stand behind the interval of a simulated gain; 0 leaves out every
 	// simulation.
 	Draws int
+	// Flops (flop/s) and Bandwidth (B/s) are ceilings that were measured on the server's devices, all of them together; 0
+	// where they were not, which takes the datasheet's.
+	Flops, Bandwidth float64
+	// Device is what legal values and defaults of flags depend on; the zero value takes Server.GPU.
+	Device vllmflags.Device
+	// File is where the report will lie, for the commands in it that read it; "" is performance_analysis.json.
+	File string
 }
 
 // A cause is what a moment of the run is given to.
@@ -85,7 +93,7 @@ func (c cause) limit() string {
 // study is an analysis under way.
 type study struct {
 	Input
-	model  *cost.Model
+	model  *cost.Model // its limits are the ceilings
 	args   harness.EngineArgs
 	blocks int // usable ones, 0 unknown
 	open   bool
@@ -102,12 +110,15 @@ type study struct {
 type facts struct {
 	compute, memory         time.Duration // roofline times
 	waitFull, waitFree      time.Duration // requests waiting with the KV cache full, with free blocks
+	partial                 time.Duration // requests waiting with fewer than max_num_seqs running
 	waitSeen, usageSeen     bool
 	usage, usagePeak        float64 // usage is time-weighted seconds
 	usageTime               time.Duration
 	preemptions             int
 	tokens, steps           float64
 	tokensPeak, runningPeak int
+	parts                   cost.Parts // of the steps' time, by the cost model, in seconds
+	host                    float64    // seconds in which the device waited for the host
 }
 
 // Analyze finds what binds a run. Each moment of the measured window is given to one cause:
@@ -128,13 +139,17 @@ func Analyze(ctx context.Context, in Input) *Report {
 	s := newStudy(in)
 	s.attribute()
 	r := s.report()
-	if s.model == nil || in.Workload == nil || in.Draws == 0 {
-		s.recommendUnsimulated(r)
-		return r
-	}
-	if err := s.whatIf(ctx, r); err != nil {
-		r.Counterfactuals, r.Recommendations = nil, nil
-		r.Notes = append(r.Notes, "nothing was simulated: "+err.Error())
+	switch {
+	case in.Draws == 0:
+	case s.model == nil:
+		r.Notes = append(r.Notes, "nothing was simulated and nothing is recommended: there is no cost model")
+	case in.Workload == nil:
+		r.Notes = append(r.Notes, "nothing was simulated and nothing is recommended: the requests cannot be sent again")
+	default:
+		if err := s.whatIf(ctx, r); err != nil {
+			r.Counterfactuals, r.Recommendations = nil, []Recommendation{}
+			r.Notes = append(r.Notes, "nothing was simulated: "+err.Error())
+		}
 	}
 	return r
 }
@@ -144,7 +159,7 @@ func newStudy(in Input) *study {
 	info := in.Result.Conditions.Server
 	s.args = info.Args.Merge(s.args)
 	if in.Server.Cost != nil {
-		s.model = in.Server.Cost.For(s.args)
+		s.model = in.Server.Cost.For(s.args).WithCeilings(in.Flops, in.Bandwidth)
 	}
 	if s.args.BlockSize == 0 {
 		s.args.BlockSize = info.BlockSize
@@ -159,6 +174,11 @@ func newStudy(in Input) *study {
 		s.spans = fromSteps(s.Steps, in.Records)
 	} else {
 		s.spans = fromArrivals(in.Records, in.Series, s.args.MaxNumBatchedTokens)
+	}
+	var heat cost.Heat
+	for i := range s.spans {
+		sp := &s.spans[i]
+		sp.step.Heat = heat.During(sp.step, sp.start, sp.length)
 	}
 	s.win = measuredWindow(in.Records, s.Steps)
 	s.spans = clip(s.spans, s.win)
@@ -253,6 +273,14 @@ func (s *study) observe(sp *span) {
 		compute, memory := s.model.Roofline(sp.step)
 		f.compute += time.Duration(float64(compute) * sp.count)
 		f.memory += time.Duration(float64(memory) * sp.count)
+		p := s.model.Parts(sp.step)
+		f.parts.Fixed += sp.count * p.Fixed
+		f.parts.Seqs += sp.count * p.Seqs
+		f.parts.Tokens += sp.count * p.Tokens
+		f.parts.Attention += sp.count * p.Attention
+		f.parts.KV += sp.count * p.KV
+		f.parts.Heat += sp.count * p.Heat
+		f.host += sp.count * s.hostWait(sp.step).Seconds()
 	}
 	if sp.kvUsage >= 0 {
 		f.usageSeen = true
@@ -263,6 +291,9 @@ func (s *study) observe(sp *span) {
 	if sp.waiting >= 0 {
 		f.waitSeen = true
 		if sp.waiting > 0 {
+			if s.args.MaxNumSeqs > 0 && sp.running >= 0 && sp.running < s.args.MaxNumSeqs {
+				f.partial += sp.length
+			}
 			if s.full(sp) {
 				f.waitFull += sp.length
 			} else {
@@ -338,13 +369,24 @@ func (s *study) amortises(step cost.Step) bool {
 func twice(s cost.Step) cost.Step {
 	return cost.Step{PrefillSeqs: 2 * s.PrefillSeqs, PrefillTokens: 2 * s.PrefillTokens,
 		PrefillAttention: 2 * s.PrefillAttention,
-		DecodeSeqs:       2 * s.DecodeSeqs, DecodeContext: 2 * s.DecodeContext}
+		MaxChunk:         s.MaxChunk,
+		DecodeSeqs:       2 * s.DecodeSeqs, DecodeContext: 2 * s.DecodeContext, Heat: s.Heat}
+}
+
+// hostWait is how long the device waits for the host in a step: for what the host prepares before it, unless
+// asynchronous scheduling does that while the step before runs, and for launches that take longer than the device.
+func (s *study) hostWait(step cost.Step) time.Duration {
+	prepare, launch := s.model.HostTime(step)
+	if s.args.AsyncScheduling == nil || *s.args.AsyncScheduling {
+		return max(0, prepare+launch-s.model.StepTime(step))
+	}
+	return prepare + max(0, launch-s.model.StepTime(step))
 }
 
 // hardware is the part of the machine that a step takes longest on.
 func (s *study) hardware(sp *span) cause {
 	each := time.Duration(float64(sp.length) / max(sp.count, 1e-9))
-	if s.launch > each-s.launch {
+	if overhead := s.launch + s.hostWait(sp.step); overhead > each-overhead {
 		return causeLaunch
 	}
 	compute, memory := s.model.Roofline(sp.step)
@@ -360,9 +402,9 @@ func (s *study) hardware(sp *span) cause {
 // prefixUse counts prompt tokens of the measured requests.
 type prefixUse struct {
 	// attainable are tokens that an earlier request had computed, hit those that came from the cache, recomputed the
-	// difference; computed are all prompt tokens that were computed.
-	attainable, hit, recomputed, computed int
-	seen                                  bool
+	// difference; computed are all prompt tokens that were computed, prompts all prompt tokens.
+	attainable, hit, recomputed, computed, prompts int
+	seen                                           bool
 }
 
 // usePrefixes compares the hits with what a cache without limits would have given: every shared block that a request
@@ -374,7 +416,6 @@ func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
 	hits, counted := counters[harness.CounterPrefixHits]
 	seen := map[uint64]bool{}
 	u.seen = true
-	prompts := 0
 	for _, i := range bySent(records) {
 		r := &records[i]
 		hashes, size := r.PrefixHashes, r.HashBlock
@@ -396,7 +437,7 @@ func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
 		if r.Phase != workload.Measured || !r.OK() {
 			continue
 		}
-		prompts += r.PromptTokens
+		u.prompts += r.PromptTokens
 		u.attainable += attainable
 		switch {
 		case r.CachedTokens != nil:
@@ -414,6 +455,6 @@ func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
 	if !u.seen {
 		u.recomputed = 0
 	}
-	u.computed = max(1, prompts-u.hit)
+	u.computed = max(1, u.prompts-u.hit)
 	return u
 }

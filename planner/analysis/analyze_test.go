@@ -3,6 +3,9 @@ package analysis
 import (
 	"context"
 	"math"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -159,13 +162,8 @@ func TestWithoutAModel(t *testing.T) {
 		if b := r.Bottleneck(Compute); b.Share != nil || b.Evidence.Get("balance_tokens", "").Value != nil {
 			t.Errorf("%s: compute was observed without a model", c.name)
 		}
-		if len(r.Recommendations) == 0 && c.limit == LimitMaxNumSeqs {
-			t.Error("no recommendation")
-		}
-		for _, rec := range r.Recommendations {
-			if rec.Gain != nil {
-				t.Errorf("%s: a gain without a simulation", rec.Flag)
-			}
+		if len(r.Recommendations) > 0 {
+			t.Errorf("%s: recommended without a simulation: %+v", c.name, r.Recommendations)
 		}
 	}
 	in := simulate(t, model, planted[0].args, planted[0].work)
@@ -177,14 +175,14 @@ func TestWithoutAModel(t *testing.T) {
 	}
 }
 
-// Every recommendation stands on a simulated gain and touches the limit that binds.
+// Every recommendation stands on a simulated gain, the largest first, and says all that it takes to try it.
 func TestRecommendations(t *testing.T) {
 	model := prior(t)
 	flags := map[string]string{
 		LimitMaxNumSeqs: "max_num_seqs", LimitTokenBudget: "max_num_batched_tokens",
-		LimitPrefixCache: "enable_prefix_caching",
+		LimitPrefixCache: "enable_prefix_caching", LimitKVCapacity: "num_gpu_blocks_override",
 	}
-	for _, c := range planted[3:6] {
+	for _, c := range planted[2:6] {
 		in := simulate(t, model, c.args, c.work)
 		in.Draws = 4
 		r := Analyze(t.Context(), in)
@@ -192,17 +190,56 @@ func TestRecommendations(t *testing.T) {
 			t.Errorf("%s: recommendations %+v, expected %s first", c.name, r.Recommendations, flags[c.limit])
 			continue
 		}
-		for _, rec := range r.Recommendations {
-			if !rec.Gain.Sure() || *rec.Gain.Low > rec.Gain.Change || *rec.Gain.High < rec.Gain.Change {
+		for i, rec := range r.Recommendations {
+			if !rec.Gain.Sure() || *rec.Gain.Low > rec.Gain.Change || *rec.Gain.High < rec.Gain.Change || rec.Gain.Change < minGain {
 				t.Errorf("%s: gain %+v", rec.Flag, rec.Gain)
 			}
+			if i > 0 && rec.Gain.Change > r.Recommendations[i-1].Gain.Change {
+				t.Errorf("%s: recommendation %d gains more than the one before it", c.name, i+1)
+			}
+			if len(rec.Effects) < 5 || rec.Risk == "" || rec.Value == rec.From || rec.Args.Equal(r.Args) {
+				t.Errorf("%s: %+v", c.name, rec)
+			}
+			if verify := strings.Join(rec.Verify, " "); !strings.HasSuffix(verify, "--recommendation "+strconv.Itoa(i+1)) {
+				t.Errorf("%s: verify with %q", c.name, verify)
+			}
+			flag := "--" + strings.ReplaceAll(rec.Flag, "_", "-")
+			if !slices.Contains(rec.Command, flag) && rec.Flag != "enable_prefix_caching" { // which is vLLM's default
+				t.Errorf("%s: the command %v lacks %s", c.name, rec.Command, flag)
+			}
 		}
-		if len(r.Counterfactuals) != 5 {
-			t.Errorf("%d counterfactuals", len(r.Counterfactuals))
+	}
+}
+
+// What binds is what gains most when it is lifted.
+func TestCounterfactuals(t *testing.T) {
+	model := prior(t)
+	for _, c := range planted[:7] {
+		in := simulate(t, model, c.args, c.work)
+		in.Draws = 2
+		r := Analyze(t.Context(), in)
+		want := 6
+		if c.kind == Cache { // elsewhere there is nothing to hit
+			want = 7
 		}
+		if len(r.Counterfactuals) != want {
+			t.Fatalf("%s: %d counterfactuals: %v", c.name, len(r.Counterfactuals), r.Notes)
+		}
+		gains := map[Kind]float64{}
 		for _, cf := range r.Counterfactuals {
-			if cf.Kind == r.Binding && cf.Gains[1].Change <= 0 {
-				t.Errorf("%s: lifting what binds gains %g", cf.Name, cf.Gains[1].Change)
+			g := cf.Gains[0]
+			if g.Low == nil || *g.Low > g.Change || *g.High < g.Change {
+				t.Errorf("%s: %s: gain %+v", c.name, cf.Name, g)
+			}
+			t.Logf("%s: %s %s", c.name, cf.Name, g.text())
+			gains[cf.Kind] = max(gains[cf.Kind], g.Change)
+			if cf.Limit == r.Limit && (g.Change < 0.3 || !strings.Contains(r.Verdict, cf.Name)) {
+				t.Errorf("%s: %s gains %.3g, the verdict is %s", c.name, cf.Name, g.Change, r.Verdict)
+			}
+		}
+		for kind, gain := range gains {
+			if gain > gains[c.kind] {
+				t.Errorf("%s: lifting %s gains %.3g, lifting %s %.3g", c.name, c.kind, gains[c.kind], kind, gain)
 			}
 		}
 	}

@@ -90,6 +90,7 @@ func fromSteps(steps []harness.StepRecord, records []workload.Record) []span {
 			step: cost.Step{
 				PrefillSeqs: s.ContextRequests, PrefillTokens: s.ContextTokens,
 				PrefillAttention: float64(s.ContextTokens) * attention,
+				MaxChunk:         perRequest(s.ContextTokens, s.ContextRequests),
 				DecodeSeqs:       s.GenerationRequests,
 				DecodeContext:    int(float64(s.GenerationRequests) * contexts.mean(s.T)),
 			},
@@ -97,6 +98,14 @@ func fromSteps(steps []harness.StepRecord, records []workload.Record) []span {
 		})
 	}
 	return spans
+}
+
+// perRequest is the mean chunk of a step's prompts, which stands for the longest.
+func perRequest(tokens, requests int) int {
+	if requests == 0 {
+		return 0
+	}
+	return (tokens + requests - 1) / requests
 }
 
 // contexts knows the mean context of the requests that decode at a moment. Moments must not decrease.
@@ -217,6 +226,7 @@ func fromArrivals(records []workload.Record, series []harness.Sample, budget int
 	for i := range spans {
 		s := &spans[i]
 		s.step.PrefillAttention = float64(s.step.PrefillTokens) * attention
+		s.step.MaxChunk = perRequest(s.step.PrefillTokens, s.step.PrefillSeqs)
 		s.step.DecodeContext = int(float64(s.step.DecodeSeqs) * contexts.mean(s.start))
 		s.kvUsage, s.running, s.waiting = gauges.at(s.start + s.length)
 	}

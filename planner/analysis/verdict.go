@@ -24,7 +24,7 @@ func bySent(records []workload.Record) []int {
 var kinds = [...]Kind{Compute, Memory, Scheduling, Cache}
 
 func (s *study) report() *Report {
-	r := &Report{Schema: Schema, Result: s.Result.Name, Origin: s.Result.Origin}
+	r := &Report{Schema: Schema, Result: s.Result.Name, Origin: s.Result.Origin, Args: s.args, Config: s.Result.Config}
 	r.Basis = "engine steps"
 	if len(s.Input.Steps) == 0 {
 		r.Basis = "steps rebuilt from the arrival times of tokens"
@@ -75,8 +75,10 @@ func (s *study) report() *Report {
 	}
 	s.notes(r)
 	r.Verdict = s.verdict(r, share(best))
+	r.Use, r.StepTime = s.use(), s.stepTime()
 	r.Utilization = s.utilization()
 	r.Roofline = s.roofline()
+	r.Recommendations = []Recommendation{}
 	return r
 }
 
@@ -136,12 +138,14 @@ func (s *study) evidence(k Kind) harness.Metrics {
 			known(s.model != nil, "roofline_compute", harness.StatMean, "s", perStep(f.compute), noModel),
 			known(s.model != nil, "roofline_memory", harness.StatMean, "s", perStep(f.memory), noModel),
 			known(f.steps > 0, "step_time", harness.StatMean, "s", perStep(s.busy()), "no step in the window"),
+			s.computeUse(),
 		}
 	case Memory:
 		usage := f.usage / max(f.usageTime.Seconds(), 1e-12)
 		return harness.Metrics{
 			known(s.model != nil, "roofline_memory", harness.StatMean, "s", perStep(f.memory), noModel),
 			known(s.model != nil, "roofline_compute", harness.StatMean, "s", perStep(f.compute), noModel),
+			s.bandwidthUse(),
 			known(f.usageSeen, harness.MetricKVUsage, harness.StatMean, "ratio", usage, noGauge),
 			known(f.usageSeen, harness.MetricKVUsage, harness.StatPeak, "ratio", f.usagePeak, noGauge),
 			known(s.blocks > 0 && s.need > 0, "kv_usage_full", "", "ratio", 1-float64(s.need)/float64(max(s.blocks, 1)),
@@ -158,6 +162,8 @@ func (s *study) evidence(k Kind) harness.Metrics {
 			known(s.args.MaxNumBatchedTokens > 0, "max_num_batched_tokens", "", "token", float64(s.args.MaxNumBatchedTokens),
 				"the setting is not known"),
 			known(s.model != nil, "launch_overhead", "", "s", s.launch.Seconds(), noModel),
+			known(s.model != nil, "host_wait", harness.StatMean, "s", f.host/max(f.steps, 1), noModel),
+			s.budgetUse(), s.partialBatches(), s.batchEfficiency(),
 		}
 		if m := s.Result.Metrics.Get(harness.MetricQueueTime, harness.StatMean); m != nil {
 			ms = append(ms, *m)
@@ -166,6 +172,7 @@ func (s *study) evidence(k Kind) harness.Metrics {
 	}
 	why := "the server reports no cached tokens"
 	ms := harness.Metrics{
+		s.hitRate(), s.bestHitRate(),
 		metric("attainable_hit_tokens", harness.StatTotal, "token", float64(s.prefix.attainable)),
 		known(s.prefix.seen, "hit_tokens", harness.StatTotal, "token", float64(s.prefix.hit), why),
 		known(s.prefix.seen, "recomputed_tokens", harness.StatTotal, "token", float64(s.prefix.recomputed), why),
@@ -276,14 +283,13 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 func (s *study) verdict(r *Report, share float64) string {
 	switch r.Binding {
 	case LightLoad:
-		f := &s.facts
-		text := fmt.Sprintf("light load: nothing binds for %s of the time", percent(share))
-		if *r.Idle > 0 {
-			text += fmt.Sprintf(", of which the engine is idle for %s", percent(*r.Idle))
+		text := fmt.Sprintf("nothing binds: the load is too light (%s of the time", percent(share))
+		if percent(*r.Idle) != percent(0) {
+			text += fmt.Sprintf("; no request is in flight for %s", percent(*r.Idle))
 		}
-		if f.waitSeen {
-			text += fmt.Sprintf("; requests wait for %.3g s of %.3g s", (f.waitFull + f.waitFree).Seconds(),
-				s.win.length().Seconds())
+		text += ")"
+		if f := &s.facts; f.waitSeen && f.waitFull+f.waitFree > 0 {
+			text += fmt.Sprintf("; requests wait for %.3g s of %.3g s", (f.waitFull + f.waitFree).Seconds(), s.win.length().Seconds())
 		}
 		return text
 	case NotObserved:
@@ -304,77 +310,4 @@ func (s *study) notes(r *Report) {
 		r.Notes = append(r.Notes, "prefix-cache hits were not observed: neither cached tokens per request "+
 			"nor the server's counters")
 	}
-}
-
-// points is how many points utilisation and roofline keep.
-const points = 240
-
-// utilization thins the spans to points: means weighted by time, the largest KV usage.
-func (s *study) utilization() Utilization {
-	u := Utilization{MaxNumBatchedTokens: s.args.MaxNumBatchedTokens, MaxNumSeqs: s.args.MaxNumSeqs}
-	if s.blocks > 0 {
-		u.NumGPUBlocks = s.blocks + 1
-	}
-	width := s.win.length() / points
-	if width <= 0 {
-		return u
-	}
-	type bin struct{ kv, running, waiting, tokens, steps, gauged float64 }
-	bins := make([]bin, points)
-	for i := range bins {
-		bins[i].kv = -1
-	}
-	for i := range s.spans {
-		sp := &s.spans[i]
-		b := &bins[min(points-1, int((sp.start-s.win.from)/width))]
-		b.kv = max(b.kv, sp.kvUsage)
-		if sp.running >= 0 {
-			d := sp.length.Seconds()
-			b.running += d * float64(sp.running)
-			b.waiting += d * float64(max(0, sp.waiting))
-			b.gauged += d
-		}
-		b.tokens += sp.count * float64(sp.step.Tokens())
-		b.steps += sp.count
-	}
-	for i := range bins {
-		b := &bins[i]
-		if b.steps == 0 {
-			continue
-		}
-		p := UsagePoint{T: (s.win.from + time.Duration(i)*width).Seconds()}
-		if b.kv >= 0 {
-			p.KVUsage = &b.kv
-		}
-		if b.gauged > 0 {
-			running, waiting := b.running/b.gauged, b.waiting/b.gauged
-			p.Running, p.Waiting = &running, &waiting
-		}
-		tokens := b.tokens / b.steps
-		p.StepTokens = &tokens
-		u.Points = append(u.Points, p)
-	}
-	return u
-}
-
-func (s *study) roofline() *Roofline {
-	if s.model == nil || len(s.spans) == 0 {
-		return nil
-	}
-	r := &Roofline{BalanceTokens: s.balance()}
-	if math.IsInf(r.BalanceTokens, 0) {
-		r.BalanceTokens = 0
-	}
-	stride := (len(s.spans) + points - 1) / points
-	for i := 0; i < len(s.spans); i += stride {
-		sp := &s.spans[i]
-		compute, memory := s.model.Roofline(sp.step)
-		if elapsed := sp.length.Seconds() / max(sp.count, 1e-9); elapsed < max(compute, memory).Seconds() {
-			continue // rebuilt from arrivals that the client saw bunched: no device is that fast
-		}
-		r.Points = append(r.Points, RooflinePoint{Tokens: sp.step.Tokens(), Compute: compute.Seconds(),
-			Memory:  memory.Seconds(),
-			Elapsed: sp.length.Seconds() / max(sp.count, 1e-9)})
-	}
-	return r
 }

@@ -1,10 +1,12 @@
 package analysis
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,20 +16,28 @@ import (
 	"kvtune/planner/sim"
 )
 
-// faster is a server whose arithmetic and memory are faster by a factor; what a step takes beyond the roofline stays.
+// faster is a server whose arithmetic and memory are faster by a factor, or whose steps take a part less of what is fixed in
+// them; what else a step takes stays.
 type faster struct {
 	model           *cost.Model
 	compute, memory float64
+	overhead        time.Duration // taken off every step; the host's time is halved with it
 }
 
 func (f faster) StepTime(s cost.Step) time.Duration {
 	t := f.model.StepTime(s)
 	compute, memory := f.model.Roofline(s)
 	then := max(time.Duration(float64(compute)/f.compute), time.Duration(float64(memory)/f.memory))
-	return max(t/1000, t-(max(compute, memory)-then))
+	return max(t/1000, t-(max(compute, memory)-then)-f.overhead)
 }
 
-func (f faster) HostTime(s cost.Step) (prepare, launch time.Duration) { return f.model.HostTime(s) }
+func (f faster) HostTime(s cost.Step) (prepare, launch time.Duration) {
+	prepare, launch = f.model.HostTime(s)
+	if f.overhead > 0 {
+		return prepare / 2, launch / 2
+	}
+	return prepare, launch
+}
 
 // goal is the metric that gains are stated in: throughput where the server sets the pace, latency where arrivals do.
 func (s *study) goal() (name, stat string) {
@@ -87,295 +97,197 @@ func (g *Gain) Sure() bool {
 	return *g.Low > 0
 }
 
+// minGain is the smallest simulated gain that is worth a restart, as a share.
+const minGain = 0.01
+
+// effectMetrics are what users watch.
+var effectMetrics = [...]struct{ name, stat string }{
+	{harness.MetricTotalThroughput, ""}, {harness.MetricOutputThroughput, ""}, {harness.MetricTTFT, harness.StatP50},
+	{harness.MetricTTFT, harness.StatP99}, {harness.MetricITL, harness.StatP99}, {harness.MetricTPOT, harness.StatMean},
+	{harness.MetricE2EL, harness.StatMean}, {harness.MetricE2EL, harness.StatP99}, {harness.MetricCacheHitRate, ""},
+	{harness.MetricKVUsage, harness.StatPeak}, {harness.MetricPreemptions, ""},
+}
+
+// trial is a server to simulate.
+type trial struct {
+	args  harness.EngineArgs
+	edit  func(*sim.Config)            // nil: args say it all
+	timer func(*cost.Model) cost.Timer // nil: the model
+}
+
+// simulate runs the workload under a trial, once per model.
+func (s *study) simulate(ctx context.Context, models []*cost.Model, t trial) ([]harness.Metrics, error) {
+	cfg, err := s.Server.Config(t.args)
+	if err != nil {
+		return nil, &refusedError{err}
+	}
+	if t.edit != nil {
+		t.edit(&cfg)
+	}
+	all := make([]harness.Metrics, len(models))
+	for i, m := range models {
+		m = m.For(t.args)
+		timer := cost.Timer(m)
+		if t.timer != nil {
+			timer = t.timer(m)
+		}
+		out, err := sim.Run(ctx, cfg, timer, s.Workload, sim.Options{})
+		if err != nil {
+			return nil, err
+		}
+		hits, queries := out.Counters[harness.CounterPrefixHits], out.Counters[harness.CounterPrefixQueries]
+		all[i] = append(harness.Measure(out.Records),
+			known(queries > 0, harness.MetricCacheHitRate, "", "ratio", hits/max(queries, 1), "no token was looked up"),
+			metric(harness.MetricKVUsage, harness.StatPeak, "ratio", out.KVUsagePeak),
+			metric(harness.MetricPreemptions, "", "request", out.Counters[harness.CounterPreemptions]))
+	}
+	return all, nil
+}
+
+// refusedError is of settings with which vLLM would not start.
+type refusedError struct{ error }
+
 // whatIf adds counterfactuals and simulated recommendations.
 func (s *study) whatIf(ctx context.Context, r *Report) error {
-	base, err := s.Server.Config(s.args)
-	if err != nil {
-		return err
-	}
 	models := []*cost.Model{s.model}
 	rng := rand.New(rand.NewPCG(s.Result.Conditions.Seed, 0x616e616c79736973))
 	for range s.Draws - 1 {
 		models = append(models, s.model.Sample(rng))
 	}
-	run := func(args harness.EngineArgs, cfg sim.Config, timer func(*cost.Model) cost.Timer, n int) ([]harness.Metrics, error) {
-		var all []harness.Metrics
-		for _, m := range models[:n] {
-			out, err := sim.Run(ctx, cfg, timer(m.For(args)), s.Workload, sim.Options{})
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, harness.Measure(out.Records))
-		}
-		return all, nil
-	}
-	asIs := func(m *cost.Model) cost.Timer { return m }
-	before, err := run(s.args, base, asIs, len(models))
+	before, err := s.simulate(ctx, models, trial{args: s.args})
 	if err != nil {
 		return err
 	}
-	for _, c := range s.counterfactuals(base) {
-		after, err := run(c.args, c.cfg, c.timer, 1)
+	name, stat := s.goal()
+	other, otherStat := harness.MetricE2EL, harness.StatMean
+	if s.open {
+		other, otherStat = harness.MetricTotalThroughput, ""
+	}
+	for _, c := range s.counterfactuals() {
+		after, err := s.simulate(ctx, models, c.trial)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		cf := Counterfactual{Name: c.name, Kind: c.kind}
-		for _, m := range []struct{ name, stat string }{
-			{harness.MetricE2EL, harness.StatMean}, {harness.MetricTotalThroughput, ""},
-		} {
-			if g := NewGain(before[:1], after, m.name, m.stat); g != nil {
+		cf := Counterfactual{Name: c.name, Kind: c.limit.kind(), Limit: c.limit.limit(), Gains: []Gain{}}
+		for _, m := range []struct{ name, stat string }{{name, stat}, {other, otherStat}} {
+			if g := NewGain(before, after, m.name, m.stat); g != nil {
 				cf.Gains = append(cf.Gains, *g)
 			}
 		}
 		r.Counterfactuals = append(r.Counterfactuals, cf)
 	}
-	name, stat := s.goal()
 	for _, p := range s.proposals(r) {
-		var best *Recommendation
-		for _, args := range p.settings {
-			cfg, err := s.Server.Config(args)
-			if err != nil {
-				continue // not a legal server
+		if err := s.try(ctx, r, p, models, before); err != nil {
+			return err
+		}
+	}
+	slices.SortStableFunc(r.Recommendations, func(a, b Recommendation) int {
+		return cmp.Compare(b.Gain.Change, a.Gain.Change)
+	})
+	for i := range r.Recommendations {
+		r.Recommendations[i].Verify = s.verification(i + 1)
+	}
+	s.conclude(r)
+	return nil
+}
+
+// conclude adds to the verdict, and to each bottleneck, what lifting it would give.
+func (s *study) conclude(r *Report) {
+	for i := range r.Bottlenecks {
+		b := &r.Bottlenecks[i]
+		for _, c := range r.Counterfactuals {
+			if c.Kind != b.Kind || len(c.Gains) == 0 {
+				continue
 			}
-			after, err := run(args, cfg, asIs, len(models))
-			if err != nil {
-				return err
-			}
-			g := NewGain(before, after, name, stat)
-			if g.Sure() && (best == nil || g.Change > best.Gain.Change) {
-				rec := s.recommendation(p, args)
-				rec.Gain = g
-				best = &rec
+			text := "; simulated: " + c.Name + " " + c.Gains[0].text()
+			b.Why += text
+			if b.Binds && c.Limit == b.Limit {
+				r.Verdict += text
 			}
 		}
-		if best != nil {
-			r.Recommendations = append(r.Recommendations, *best)
+	}
+}
+
+// text is the change in words: "+38.0 % total_throughput".
+func (g *Gain) text() string {
+	return fmt.Sprintf("%+.1f %% %s", 100*g.Change, strings.TrimSpace(g.Metric+" "+g.Stat))
+}
+
+// try simulates a proposal's settings and recommends the best of them where it is surely worth a restart. A setting that
+// gains nothing under the model itself is not simulated in the other draws.
+func (s *study) try(ctx context.Context, r *Report, p proposal, models []*cost.Model, before []harness.Metrics) error {
+	name, stat := s.goal()
+	var best *Recommendation
+	for _, args := range p.settings {
+		var refused *refusedError
+		after, err := s.simulate(ctx, models[:1], trial{args: args})
+		if errors.As(err, &refused) {
+			continue
 		}
+		if err != nil {
+			return err
+		}
+		g := NewGain(before[:1], after, name, stat)
+		if g == nil || g.Change < minGain || best != nil && g.Change <= best.Gain.Change {
+			continue
+		}
+		rest, err := s.simulate(ctx, models[1:], trial{args: args})
+		if err != nil {
+			return err
+		}
+		after = append(after, rest...)
+		if g = NewGain(before, after, name, stat); !g.Sure() {
+			continue
+		}
+		rec := s.recommendation(p, args)
+		rec.Gain = g
+		for _, m := range effectMetrics {
+			if e := NewGain(before, after, m.name, m.stat); e != nil {
+				rec.Effects = append(rec.Effects, *e)
+			}
+		}
+		best = &rec
+	}
+	if best != nil {
+		r.Recommendations = append(r.Recommendations, *best)
 	}
 	return nil
 }
 
 type counterfactual struct {
 	name  string
-	kind  Kind
-	args  harness.EngineArgs // whose CUDA graphs the server has
-	cfg   sim.Config
-	timer func(*cost.Model) cost.Timer
+	limit cause
+	trial
 }
 
-func (s *study) counterfactuals(base sim.Config) []counterfactual {
-	asIs := func(m *cost.Model) cost.Timer { return m }
-	kv := base
-	kv.NumGPUBlocks = 2*(base.NumGPUBlocks-1) + 1
-	batch := base
-	batch.MaxNumSeqs, batch.MaxNumBatchedTokens = 2*base.MaxNumSeqs, 2*base.MaxNumBatchedTokens
-	batched := s.args
-	batched.MaxNumSeqs, batched.MaxNumBatchedTokens = batch.MaxNumSeqs, batch.MaxNumBatchedTokens
-	infinite := base
-	infinite.EnablePrefixCaching = true
-	infinite.NumGPUBlocks = s.everyBlock(base)
-	return []counterfactual{
-		{"twice the arithmetic rate", Compute, s.args, base, func(m *cost.Model) cost.Timer { return faster{m, 2, 1} }},
-		{"twice the memory bandwidth", Memory, s.args, base, func(m *cost.Model) cost.Timer { return faster{m, 1, 2} }},
-		{"twice the KV cache", Memory, s.args, kv, asIs},
-		{"twice max_num_seqs and max_num_batched_tokens", Scheduling, batched, batch, asIs},
-		{"a prefix cache without limits", Cache, s.args, infinite, asIs},
+func (s *study) counterfactuals() []counterfactual {
+	as := func(edit func(*sim.Config)) trial { return trial{args: s.args, edit: edit} }
+	timed := func(timer func(*cost.Model) cost.Timer) trial { return trial{args: s.args, timer: timer} }
+	all := []counterfactual{
+		{"twice the arithmetic rate", causeArithmetic, timed(func(m *cost.Model) cost.Timer { return faster{m, 2, 1, 0} })},
+		{"twice the memory bandwidth", causeBandwidth, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 2, 0} })},
+		{"twice the KV cache", causeKV, as(func(c *sim.Config) { c.NumGPUBlocks = 2*(c.NumGPUBlocks-1) + 1 })},
+		{"twice max_num_seqs", causeSeqs, as(func(c *sim.Config) {
+			c.MaxNumSeqs *= 2
+			c.MaxNumBatchedTokens = max(c.MaxNumBatchedTokens, c.MaxNumSeqs)
+		})},
+		{"twice max_num_batched_tokens", causeBudget, as(func(c *sim.Config) { c.MaxNumBatchedTokens *= 2 })},
+		{"half the overhead of a step", causeLaunch, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 1, s.launch / 2} })},
 	}
+	if s.prefix.recomputed > 0 { // else there is nothing to hit, and the gain would be the larger KV cache's
+		all = append(all, counterfactual{"a prefix cache without limits", causeCache, as(func(c *sim.Config) {
+			c.EnablePrefixCaching, c.NumGPUBlocks = true, max(c.NumGPUBlocks, s.everyBlock(c.BlockSize))
+		})})
+	}
+	return all
 }
 
 // everyBlock is a cache that holds every token of the workload at once.
-func (s *study) everyBlock(base sim.Config) int {
+func (s *study) everyBlock(blockSize int) int {
 	blocks := 1
 	for i := range s.Workload.Requests {
 		r := &s.Workload.Requests[i]
-		blocks += (r.PromptTokens()+r.OutputTokens)/base.BlockSize + 1
+		blocks += (r.PromptTokens()+r.OutputTokens)/blockSize + 1
 	}
-	return max(base.NumGPUBlocks, blocks)
-}
-
-// proposal is a flag to try, with the settings that try it.
-type proposal struct {
-	flag      string
-	why, risk string
-	value     func(harness.EngineArgs) string
-	settings  []harness.EngineArgs
-}
-
-// proposals are the flags that act on the limits that took time, the binding one first.
-func (s *study) proposals(r *Report) []proposal {
-	var ps []proposal
-	have := map[string]bool{}
-	add := func(limit string) {
-		if limit == "" || have[limit] {
-			return
-		}
-		have[limit] = true
-		ps = append(ps, s.forLimit(limit)...)
-	}
-	add(r.Limit)
-	for c := range causeLight {
-		if s.time[c] > 0 {
-			add(c.limit())
-		}
-	}
-	return ps
-}
-
-func (s *study) forLimit(limit string) []proposal {
-	number := func(v func(harness.EngineArgs) int) func(harness.EngineArgs) string {
-		return func(a harness.EngineArgs) string { return strconv.Itoa(v(a)) }
-	}
-	grow := func(set func(*harness.EngineArgs, int)) []harness.EngineArgs {
-		var all []harness.EngineArgs
-		for _, factor := range []int{2, 4, 8} {
-			a := s.args
-			set(&a, factor)
-			all = append(all, a)
-		}
-		return all
-	}
-	set := func(edits ...func(*harness.EngineArgs)) []harness.EngineArgs {
-		var all []harness.EngineArgs
-		for _, edit := range edits {
-			a := s.args
-			edit(&a)
-			all = append(all, a)
-		}
-		return all
-	}
-	memory := proposal{
-		flag: "gpu_memory_utilization",
-		risk: "less memory is left for others on the device and for peaks; the server may fail to start",
-		value: func(a harness.EngineArgs) string {
-			return strconv.FormatFloat(a.GPUMemoryUtilization, 'g', 3, 64)
-		},
-	}
-	if u := s.args.GPUMemoryUtilization; u > 0 && u < 0.95 && s.Server.GPU != nil {
-		memory.settings = set(func(a *harness.EngineArgs) { a.GPUMemoryUtilization = 0.95 })
-	}
-	switch limit {
-	case LimitMaxNumSeqs:
-		if s.args.MaxNumSeqs == 0 {
-			return nil
-		}
-		return []proposal{{
-			flag:  "max_num_seqs",
-			why:   "requests wait beside free KV blocks while max_num_seqs run, and a larger batch costs little more",
-			risk:  "each request's tokens come slower in a larger batch",
-			value: number(func(a harness.EngineArgs) int { return a.MaxNumSeqs }),
-			settings: grow(func(a *harness.EngineArgs, f int) {
-				a.MaxNumSeqs *= f
-				a.MaxNumBatchedTokens = max(a.MaxNumBatchedTokens, a.MaxNumSeqs)
-			}),
-		}}
-	case LimitTokenBudget:
-		if s.args.MaxNumBatchedTokens == 0 {
-			return nil
-		}
-		return []proposal{{
-			flag: "max_num_batched_tokens", why: "prompts wait beside free KV blocks because each step is full",
-			risk:     "longer steps delay the tokens of requests that decode; more memory for activations",
-			value:    number(func(a harness.EngineArgs) int { return a.MaxNumBatchedTokens }),
-			settings: grow(func(a *harness.EngineArgs, f int) { a.MaxNumBatchedTokens *= f }),
-		}}
-	case LimitKVCapacity:
-		memory.why = "requests wait for KV blocks: more memory for the cache admits them"
-		seqs := proposal{
-			flag:  "max_num_seqs",
-			why:   "running requests lose their KV blocks to each other and compute them again: run fewer at once",
-			risk:  "fewer requests share a step",
-			value: number(func(a harness.EngineArgs) int { return a.MaxNumSeqs }),
-		}
-		if peak := s.facts.runningPeak; s.facts.preemptions > 0 && peak > 3 {
-			seqs.settings = set(
-				func(a *harness.EngineArgs) { a.MaxNumSeqs = peak * 3 / 4 },
-				func(a *harness.EngineArgs) { a.MaxNumSeqs = peak / 2 })
-		}
-		return keepSet(memory, seqs)
-	case LimitPrefixCache:
-		if on := s.args.EnablePrefixCaching; on != nil && !*on {
-			yes := true
-			return []proposal{{
-				flag: "enable_prefix_caching", why: "prompt tokens are computed again that the prefix cache would hold",
-				value:    func(harness.EngineArgs) string { return "true" },
-				settings: set(func(a *harness.EngineArgs) { a.EnablePrefixCaching = &yes }),
-			}}
-		}
-		memory.why = "shared prefixes are evicted before they are used again: a larger cache keeps them"
-		smaller := proposal{
-			flag: "block_size", why: "only full blocks are shared: smaller blocks share more of a prefix",
-			risk:  "the kernels' speed at another block size is not modelled",
-			value: number(func(a harness.EngineArgs) int { return a.BlockSize }),
-		}
-		if s.args.BlockSize > 16 {
-			smaller.settings = set(func(a *harness.EngineArgs) { a.BlockSize = 16 })
-		}
-		return keepSet(memory, smaller)
-	case LimitLaunch:
-		if eager := s.args.EnforceEager; eager != nil && *eager {
-			no := false
-			return []proposal{{
-				flag: "enforce_eager", why: "without CUDA graphs every step pays for its launches",
-				risk:     "the start takes longer; the gain is not modelled",
-				value:    func(harness.EngineArgs) string { return "false" },
-				settings: set(func(a *harness.EngineArgs) { a.EnforceEager = &no }),
-			}}
-		}
-	}
-	return nil
-}
-
-// keepSet drops proposals without settings to try.
-func keepSet(ps ...proposal) []proposal {
-	var kept []proposal
-	for _, p := range ps {
-		if len(p.settings) > 0 {
-			kept = append(kept, p)
-		}
-	}
-	return kept
-}
-
-func (s *study) recommendation(p proposal, args harness.EngineArgs) Recommendation {
-	return Recommendation{Flag: p.flag, Value: p.value(args), Why: p.why, Risk: p.risk, Command: s.command(p.flag,
-		p.value(args))}
-}
-
-// command is `vllm serve MODEL --flag value`; what else the server was started with is not in it.
-func (s *study) command(flag, value string) []string {
-	info := s.Result.Conditions.Server
-	model := info.Root
-	if model == "" {
-		model = info.Model
-	}
-	if model == "" {
-		model = s.Result.Config.Model
-	}
-	if model == "" {
-		model = "MODEL"
-	}
-	name := strings.ReplaceAll(flag, "_", "-")
-	switch value {
-	case "true":
-		return []string{"vllm", "serve", model, "--" + name}
-	case "false":
-		return []string{"vllm", "serve", model, "--no-" + name}
-	}
-	return []string{"vllm", "serve", model, "--" + name, value}
-}
-
-// recommendUnsimulated names the first value to try for what binds; the gain is "not simulated".
-func (s *study) recommendUnsimulated(r *Report) {
-	for _, p := range s.forLimit(r.Limit) {
-		rec := s.recommendation(p, p.settings[0])
-		rec.Why += fmt.Sprintf(" (not simulated: %s)", s.whyNot())
-		r.Recommendations = append(r.Recommendations, rec)
-	}
-}
-
-func (s *study) whyNot() string {
-	if s.model == nil {
-		return "there is no cost model"
-	}
-	return "the workload to replay was not given"
+	return blocks
 }

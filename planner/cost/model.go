@@ -391,6 +391,61 @@ func (m *Model) HostTime(s Step) (prepare, launch time.Duration) {
 	return m.prepare, launch
 }
 
+// Parts are what the device's time of a step consists of, in seconds. They add up to StepTime, but for rounding.
+type Parts struct {
+	// Fixed is every step's, of one with prompt tokens too; Seqs grows with the sequences, Tokens with the new tokens,
+	// Attention with the work of prompt attention, KV with the decodes' contexts; Heat is what lower clocks add.
+	Fixed, Seqs, Tokens, Attention, KV, Heat float64
+}
+
+// Parts takes a step's time apart; zero for a step without tokens.
+func (m *Model) Parts(s Step) Parts {
+	if s.Tokens() <= 0 {
+		return Parts{}
+	}
+	f := make([]float64, len(m.Coefficients))
+	m.terms(f, s)
+	for i := range f {
+		f[i] *= m.Coefficients[i].Value
+	}
+	o := f[nSeqs+len(m.Knots):]
+	p := Parts{
+		Fixed: f[nBase] + o[oPrefillStep], Tokens: o[oTokens] + o[oAbove], Attention: o[oAttention] + o[oEmpty],
+		KV: o[oContext] + o[oMixed], Heat: o[oHot] + o[oThrottled],
+	}
+	for _, v := range f[nSeqs : nSeqs+len(m.Knots)] {
+		p.Seqs += v
+	}
+	return p
+}
+
+// Reached are the rates to which the coefficients come where much work hides everything else: arithmetic of new tokens
+// beyond the knee (flop/s) and KV read by decodes (B/s). 0 where the model has no such cost.
+func (m *Model) Reached() (flops, bandwidth float64) {
+	o := m.Coefficients[nSeqs+len(m.Knots):]
+	if perToken := o[oTokens].Value + o[oAbove].Value; perToken > 0 {
+		flops = m.Limits.FlopsPerToken / perToken
+	}
+	if perContext := o[oContext].Value; perContext > 0 {
+		bandwidth = m.Limits.KVBytesPerToken / perContext
+	}
+	return flops, bandwidth
+}
+
+// WithCeilings is the model with measured peaks of the ranks together in place of the datasheet's, for Roofline; what is 0
+// stays the datasheet's.
+func (m *Model) WithCeilings(flops, bandwidth float64) *Model {
+	c := *m
+	if flops > 0 {
+		c.Limits.Flops = flops
+	}
+	if bandwidth > 0 {
+		c.Limits.Bandwidth = bandwidth
+	}
+	c.Limits.Guess = c.Limits.Guess && (flops <= 0 || bandwidth <= 0)
+	return &c
+}
+
 // InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It
 // is false for a prior.
 func (m *Model) InRange(s Step) bool {

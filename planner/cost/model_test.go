@@ -61,6 +61,10 @@ func TestStepTimeIsTheFormula(t *testing.T) {
 		if got, want := with.StepTime(s).Seconds(), formula(with, s); math.Abs(got-want) > 2e-9 {
 			t.Fatalf("%+v: %g s, the formula gives %g s", s, got, want)
 		}
+		p := with.Parts(s)
+		if sum := p.Fixed + p.Seqs + p.Tokens + p.Attention + p.KV + p.Heat; math.Abs(sum-with.StepTime(s).Seconds()) > 2e-9 {
+			t.Fatalf("%+v: parts %+v sum to %g s", s, p, sum)
+		}
 	}
 	if got := m.StepTime(Step{}); got != 0 {
 		t.Errorf("a step without work takes %v", got)
