@@ -276,10 +276,7 @@ func (p *planning) verdict(out *Plans) string {
 		}
 		text += "; " + met + plan.MaxRequestRate.String()
 	}
-	text += fmt.Sprintf("; binds: %s", plan.Binding)
-	if plan.Limit != "" {
-		text += " (" + plan.Limit + ")"
-	}
+	text += "; binds: " + analysis.Binds(plan.Binding, plan.Limit)
 	return text + "; predicted, SIMULATED"
 }
 

@@ -20,6 +20,7 @@ func analyzeCommand() *cli.Command {
 		Flags: join(in(catInput,
 			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder"},
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE`; without it one is fitted from the run"},
+			&cli.PathFlag{Name: "kernels", Usage: "benchmark `FILE` of the server's GPU, for its measured ceilings"},
 		), endpointFlags(), workloadFlags(), serverFlags(), in(catOutput,
 			&cli.BoolFlag{Name: "save-plots", Usage: "draw " + workflow.PictureFile},
 			&cli.PathFlag{Name: "analysis-file",
@@ -68,12 +69,18 @@ func analyze(c *cli.Context) error {
 		}
 	}
 	s.screen.stage("analysing")
-	run := report.Run{Result: runs[0].Result, Records: runs[0].Records, Series: runs[0].Series}
-	run.Analysis = basis.Analyze(c.Context, &run)
+	if kernels := c.Path("kernels"); kernels != "" {
+		if basis.Kernels, _, err = archive.ReadBench(kernels); err != nil {
+			return usageError{fmt.Errorf("--kernels: %w", err)}
+		}
+	}
 	file := c.Path("analysis-file")
 	if file == "" {
 		file = s.Folder.Path(workflow.AnalysisFile)
 	}
+	basis.File = file
+	run := report.Run{Result: runs[0].Result, Records: runs[0].Records, Steps: runs[0].Steps, Series: runs[0].Series}
+	run.Analysis = basis.Analyze(c.Context, &run)
 	if err := archive.WriteJSON(file, run.Analysis); err != nil {
 		return err
 	}

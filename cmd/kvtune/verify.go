@@ -8,9 +8,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/harness/archive"
 	"kvtune/harness/load"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
+	"kvtune/planner/analysis"
 )
 
 func verifyCommand() *cli.Command {
@@ -20,9 +22,12 @@ func verifyCommand() *cli.Command {
 		Description: "The workload is the one the plans were made for. --launch and the embedded engine start a server with each plan's\n" +
 			"settings and with the baseline's, by turns; on --endpoint only the settings that the server has can be verified.\n\nExamples:\n" +
 			"   kvtune verify --plan custom_schedule_plans.json\n" +
-			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model --budget 45m",
+			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model --budget 45m\n" +
+			"   kvtune verify --analysis-file results/performance_analysis.json --recommendation 1",
 		Flags: join(in(catInput,
-			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow", Required: true},
+			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow"},
+			&cli.PathFlag{Name: "analysis-file", Usage: "instead of --plan: `FILE` of analyze or workflow, which recommends"},
+			&cli.IntFlag{Name: "recommendation", Usage: "`N`: which of its recommendations is verified, from 1", Value: 1},
 			oneOf(append(planner.Strategies(), planner.Current, planner.Default), &cli.StringFlag{Name: "strategy",
 				Usage: "verify this `plan`; default: every plan"}),
 			&cli.IntFlag{Name: "rounds", Usage: "how often each is run; the gain is compared within `N` rounds", Value: 2},
@@ -35,9 +40,9 @@ func verifyCommand() *cli.Command {
 }
 
 func verify(c *cli.Context) error {
-	plans, err := readPlans(c.Path("plan"))
+	plans, err := plansToVerify(c)
 	if err != nil {
-		return usageError{fmt.Errorf("--plan: %w", err)}
+		return usageError{err}
 	}
 	if c.Int("rounds") < 1 {
 		return usagef("--rounds %d: expected a whole number of at least 1", c.Int("rounds"))
@@ -72,6 +77,26 @@ func verify(c *cli.Context) error {
 	}
 	s.screen.close()
 	return errors.Join(s.Folder.WriteJSON(workflow.PlansFile, plans), printVerified(c, plans, trials, s.files()), err)
+}
+
+// plansToVerify are those of --plan, or the recommendation of --analysis-file.
+func plansToVerify(c *cli.Context) (*planner.Plans, error) {
+	file, analysed := c.Path("plan"), c.Path("analysis-file")
+	if (file == "") == (analysed == "") {
+		return nil, errors.New("expected one of --plan (written by kvtune plan) and --analysis-file (written by kvtune analyze)")
+	}
+	if file != "" {
+		plans, err := readPlans(file)
+		if err != nil {
+			return nil, fmt.Errorf("--plan: %w", err)
+		}
+		return plans, nil
+	}
+	r := new(analysis.Report)
+	if err := archive.ReadJSON(analysed, analysis.Schema, r); err != nil {
+		return nil, fmt.Errorf("--analysis-file: %w", err)
+	}
+	return workflow.RecommendedPlans(r, c.Int("recommendation"))
 }
 
 func planOf(plans *planner.Plans, strategy planner.Strategy) (*planner.Plan, error) {

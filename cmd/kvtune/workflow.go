@@ -72,6 +72,7 @@ func workflowAction(c *cli.Context) error {
 			return err
 		}
 	}
+	opt.Kernels = measured
 	out, err := workflow.Run(c.Context, opt)
 	if err != nil {
 		return err

@@ -38,7 +38,11 @@ func ReadRun(folder *archive.Folder, name string) (*profile.Output, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	return &profile.Output{Result: result, Records: records, Series: series}, nil
+	steps, _, err := folder.ReadSteps(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return &profile.Output{Result: result, Records: records, Series: series, Steps: steps}, nil
 }
 
 // ReadRuns reads the run that path names (one of its files, or a folder: its first), and after it the probes that lie

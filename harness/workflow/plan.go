@@ -25,6 +25,10 @@ type Basis struct {
 	// Server has every setting resolved.
 	Server analysis.Server
 	Device vllmflags.Device
+	// Kernels is a benchmark of kernels whose ceilings hold for the server's device, nil where there is none.
+	Kernels *harness.Bench
+	// File is where an analysis will lie, for the commands in it; "" is [AnalysisFile].
+	File string
 	// Notes say what was replaced, one sentence each.
 	Notes []string
 }
@@ -301,9 +305,36 @@ const (
 func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 	in := analysis.Input{
 		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
+		Device: b.Device, File: b.File,
 	}
+	in.Flops, in.Bandwidth = b.ceilings()
 	if w, err := b.workload(b.Config.Seed); err == nil && len(w.Requests) <= whatIfRequests {
 		in.Workload = w
 	}
 	return analysis.Analyze(ctx, in)
+}
+
+// ceilings are what the benchmark of kernels reached (flop/s, B/s), of all ranks together; 0 where the benchmark is of another
+// device.
+func (b *Basis) ceilings() (flops, bandwidth float64) {
+	k := b.Kernels
+	if k == nil {
+		return 0, 0
+	}
+	if b.Device.CPU != (k.Backend == "host") {
+		return 0, 0
+	}
+	if !b.Device.CPU {
+		if gpu, err := spec.FindGPU(k.Device); err != nil || gpu.Name != b.Device.Name {
+			return 0, 0
+		}
+	}
+	ranks := float64(max(1, b.Server.Args.TensorParallelSize))
+	if k.MatrixCeiling != nil {
+		flops = *k.MatrixCeiling * ranks
+	}
+	if k.ReadCeiling != nil {
+		bandwidth = *k.ReadCeiling * ranks
+	}
+	return flops, bandwidth
 }

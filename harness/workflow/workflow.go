@@ -78,6 +78,8 @@ type Options struct {
 	Fixed harness.EngineArgs
 	// Extra are the user's own server flags, kept in every command line of a plan.
 	Extra []string
+	// Kernels is a kernel benchmark, whose ceilings are taken where it is of the server's device; nil for none.
+	Kernels *harness.Bench
 	// Quick makes the probes and the search small and verifies only the chosen plan.
 	Quick bool
 	// Resume takes over what an interrupted workflow left in Folder.
@@ -327,6 +329,10 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		}
 		opt.stage("%s: what binds", run.Result.Name)
 		basis := BasisOf(run.Result, opt.Model, opt.GPU, out.Cost)
+		basis.Kernels = opt.Kernels
+		if opt.Folder != nil {
+			basis.File = opt.Folder.Path(run.Result.Name + "_analysis.json")
+		}
 		run.Analysis = basis.Analyze(ctx, run)
 		opt.stage("%s: planning", run.Result.Name)
 		plans, err := basis.Plan(ctx, PlanOptions{

@@ -3,6 +3,7 @@ package analysis
 import (
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	"kvtune/harness"
@@ -17,7 +18,8 @@ type Input struct {
 	Result *harness.Result
 	// Records are the run's requests, priming and warm-up included.
 	Records []workload.Record
-	// Steps are the engine's steps; without them they are rebuilt from the arrivals in Records.
+	// Steps are the engine's steps with their moments; without them (and where they have none, as in a server's log) they
+	// are rebuilt from the arrivals in Records.
 	Steps []harness.StepRecord
 	// Series are the server's gauges over time.
 	Series []harness.Sample
@@ -58,8 +60,10 @@ func (c cause) kind() Kind {
 	switch c {
 	case causeArithmetic:
 		return Compute
-	case causeBandwidth, causeKV:
-		return Memory
+	case causeBandwidth:
+		return Bandwidth
+	case causeKV:
+		return Capacity
 	case causeSeqs, causeBudget, causeLaunch:
 		return Scheduling
 	case causeCache:
@@ -99,6 +103,7 @@ type study struct {
 	open   bool
 	win    window
 	spans  []span
+	gaps   []gap // of the window; steps that were rebuilt from arrivals have none
 	prefix prefixUse
 	launch time.Duration // launch overhead of a step
 	need   int           // blocks that the mean prompt needs to be admitted
@@ -124,16 +129,18 @@ type facts struct {
 // Analyze finds what binds a run. Each moment of the measured window is given to one cause:
 //
 //   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
-//   - While requests wait: memory, when a request was preempted or the free KV blocks are fewer than a mean prompt
+//   - While requests wait: memory capacity, when a request was preempted or the free KV blocks are fewer than a mean prompt
 //     needs; else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
 //     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that
 //     a larger batch would serve more.
 //   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
 //     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop)
 //     and a step of twice the work would cost less than 1.5 times.
-//   - Where no step runs: idle.
+//   - Between steps, while requests are being served: the cause of the step before where a limit kept requests waiting, else
+//     launch overhead (the host prepares the next step), or light load by the same rule.
+//   - Where no step runs otherwise: idle.
 //
-// The largest of the four shares and of light load with idle time binds. A run that holds nothing to look at, and a ctx
+// The largest of the five shares and of light load with idle time binds. A run that holds nothing to look at, and a ctx
 // that ends during the simulations, are told in the report's notes.
 func Analyze(ctx context.Context, in Input) *Report {
 	s := newStudy(in)
@@ -169,10 +176,11 @@ func newStudy(in Input) *study {
 		s.blocks = info.NumGPUBlocks
 	}
 	s.blocks = max(0, s.blocks-1) // the null block
-	if len(in.Steps) > 0 {
-		s.Steps = timeline(in.Steps)
-		s.spans = fromSteps(s.Steps, in.Records)
+	if placed(in.Steps) {
+		s.spans = fromSteps(in.Steps, in.Records)
+		s.gaps = gapsBetween(s.spans, in.Records)
 	} else {
+		s.Steps = nil
 		s.spans = fromArrivals(in.Records, in.Series, s.args.MaxNumBatchedTokens)
 	}
 	var heat cost.Heat
@@ -182,6 +190,7 @@ func newStudy(in Input) *study {
 	}
 	s.win = measuredWindow(in.Records, s.Steps)
 	s.spans = clip(s.spans, s.win)
+	s.gaps = slices.DeleteFunc(s.gaps, func(g gap) bool { return g.start < s.win.from || g.start+g.length > s.win.to })
 	s.prefix = usePrefixes(in.Records, in.Workload, s.args.BlockSize, in.Result.Counters)
 	s.need = s.admission()
 	if s.model != nil {
@@ -241,6 +250,11 @@ func (s *study) attribute() {
 		s.observe(sp)
 		s.time[s.causeOf(sp)] += rest
 	}
+	for _, g := range s.gaps {
+		busy += g.length
+		s.facts.host += g.length.Seconds()
+		s.time[s.causeOfGap(&g)] += g.length
+	}
 	s.time[causeIdle] = max(0, s.win.length()-busy)
 }
 
@@ -280,7 +294,9 @@ func (s *study) observe(sp *span) {
 		f.parts.Attention += sp.count * p.Attention
 		f.parts.KV += sp.count * p.KV
 		f.parts.Heat += sp.count * p.Heat
-		f.host += sp.count * s.hostWait(sp.step).Seconds()
+		if s.Steps == nil { // else the waits are the gaps
+			f.host += sp.count * s.hostWait(sp.step).Seconds()
+		}
 	}
 	if sp.kvUsage >= 0 {
 		f.usageSeen = true
@@ -344,6 +360,17 @@ func (s *study) causeOf(sp *span) cause {
 		return causeLight
 	}
 	return s.hardware(sp)
+}
+
+// causeOfGap is that of the step before where a limit kept requests waiting in it: a larger batch would share the gap, too.
+func (s *study) causeOfGap(g *gap) cause {
+	switch c := s.causeOf(&g.after); {
+	case c == causeKV || c == causeSeqs || c == causeBudget:
+		return c
+	case s.open && g.after.waiting <= 0:
+		return causeLight
+	}
+	return causeLaunch
 }
 
 // budgetUsed reports whether the step had no room for more prompt tokens; a prompt that must not be split needs all its

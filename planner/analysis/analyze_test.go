@@ -83,9 +83,9 @@ var planted = []struct {
 }{
 	{"long prompts, one token out", Compute, LimitArithmetic, settings(func(*harness.EngineArgs) {}),
 		closed(requests(64, 1, 0, 4096, 1, 0), 16)},
-	{"long contexts, many decodes", Memory, LimitBandwidth, settings(func(*harness.EngineArgs) {}),
+	{"long contexts, many decodes", Bandwidth, LimitBandwidth, settings(func(*harness.EngineArgs) {}),
 		closed(requests(64, 1, 0, 1024, 1000, 0), 64)},
-	{"a KV cache for a few requests", Memory, LimitKVCapacity,
+	{"a KV cache for a few requests", Capacity, LimitKVCapacity,
 		settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride = 1100 }),
 		closed(requests(96, 1, 0, 512, 512, 0), 64)},
 	{"four sequences for 64 clients", Scheduling, LimitMaxNumSeqs,

@@ -1,16 +1,21 @@
-// Package analysis says what binds a run: compute, memory, scheduling or the prefix cache, or nothing (light load);
+// Package analysis says what binds a run: compute, memory bandwidth, memory capacity, scheduling or the prefix cache, or
+// nothing (light load);
 // with the evidence, how the resources were used over time, and which flags to change for what simulated gain.
 //
 // The measured window is cut into engine steps (taken from the step records, or rebuilt from the arrival times of
 // tokens where a server gives none). Every moment of the window is given to exactly one cause, so the shares of the
-// four bottlenecks, of light load and of idle time add up to 1, and the largest one binds. What makes a step belong to
+// five bottlenecks, of light load and of idle time add up to 1, and the largest one binds. What makes a step belong to
 // a cause is a comparison of two of the run's own quantities (compute time against memory time, free blocks against
 // what the next prompt needs, fixed against growing cost of a step); there is no tuned constant. See [Analyze].
 //
 // Read [Input], then [Report].
 package analysis
 
-import "kvtune/harness"
+import (
+	"fmt"
+
+	"kvtune/harness"
+)
 
 // Schema is the schema of performance_analysis.json that this version writes.
 const Schema = "kvtune.analysis/1"
@@ -21,19 +26,28 @@ type Kind string
 const (
 	// Compute: steps take as long as the arithmetic takes.
 	Compute Kind = "compute"
-	// Memory: steps take as long as reading weights and KV takes (bandwidth), or requests wait for, or lose, KV blocks
-	// (capacity).
-	Memory Kind = "memory"
+	// Bandwidth: steps take as long as reading weights and KV from device memory takes.
+	Bandwidth Kind = "memory bandwidth"
+	// Capacity: requests wait for KV blocks, or lose them.
+	Capacity Kind = "memory capacity"
 	// Scheduling: requests wait beside free KV blocks because max_num_seqs or max_num_batched_tokens is used up while a
 	// larger batch would have cost little more, or steps are mostly launch overhead.
 	Scheduling Kind = "scheduling"
 	// Cache: prompt tokens are computed again that a prefix cache without limits would have held.
 	Cache Kind = "cache"
-	// LightLoad: none of the four binds; the throughput is what was asked for.
+	// LightLoad: none of them binds; the throughput is what was asked for.
 	LightLoad Kind = "light load"
 	// NotObserved: the run does not hold the evidence.
 	NotObserved Kind = "not observed"
 )
+
+// Binds says what binds and by which limit, where that says more.
+func Binds(kind Kind, limit string) string {
+	if limit == "" || limit == string(kind) {
+		return string(kind)
+	}
+	return fmt.Sprintf("%s (%s)", kind, limit)
+}
 
 // The limits that a bottleneck may name.
 const (
@@ -58,7 +72,7 @@ type Report struct {
 	Verdict string `json:"verdict"`
 	// Basis says what the steps were taken from.
 	Basis string `json:"basis"`
-	// Bottlenecks are compute, memory, scheduling and cache, in this order.
+	// Bottlenecks are compute, memory bandwidth, memory capacity, scheduling and cache, in this order.
 	Bottlenecks []Bottleneck `json:"bottlenecks"`
 	// Light is the share of the window in which nothing bound, Idle the share in which no request was in flight. nil is
 	// "not observed".
@@ -86,13 +100,13 @@ type StepPart struct {
 	// Name is the part's, Meaning what it is in words.
 	Name    string `json:"name"`
 	Meaning string `json:"meaning"`
-	// Share is of the time in steps, 0..1 (the part that the model does not explain may be negative); the shares add up
+	// Share is of the time in steps and between them while requests are served, 0..1 (the part that the model does not explain may be negative); the shares add up
 	// to 1. Seconds is per step, in the mean.
 	Share   float64 `json:"share"`
 	Seconds float64 `json:"seconds"`
 }
 
-// Bottleneck is the verdict on one of the four.
+// Bottleneck is the verdict on one kind.
 type Bottleneck struct {
 	Kind Kind `json:"kind"`
 	// Binds is set on the one that binds.
@@ -258,7 +272,7 @@ type Setting struct {
 	To   string `json:"to"`
 }
 
-// Bottleneck finds one of the four by kind; nil when it is not in the report.
+// Bottleneck finds one by kind; nil when it is not in the report.
 func (r *Report) Bottleneck(kind Kind) *Bottleneck {
 	for i := range r.Bottlenecks {
 		if r.Bottlenecks[i].Kind == kind {

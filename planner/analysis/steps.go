@@ -62,18 +62,46 @@ func clip(spans []span, w window) []span {
 	return in
 }
 
-// timeline lays steps without a moment end to end.
-func timeline(steps []harness.StepRecord) []harness.StepRecord {
-	if !slices.ContainsFunc(steps, func(s harness.StepRecord) bool { return s.T < 0 }) {
-		return steps
+// placed reports whether every step has its moment. Steps of a server's log have none: what they took is known, not when.
+func placed(steps []harness.StepRecord) bool {
+	return len(steps) > 0 && !slices.ContainsFunc(steps, func(s harness.StepRecord) bool { return s.T < 0 })
+}
+
+// gap is a stretch without a step in which requests are being served: the host prepares the next one.
+type gap struct {
+	start, length time.Duration
+	after         span // the step before
+}
+
+// gapsBetween finds the gaps between spans in which some request has had a token and will get another, or one waits.
+func gapsBetween(spans []span, records []workload.Record) []gap {
+	type edge struct {
+		at time.Duration
+		n  int
 	}
-	laid := slices.Clone(steps)
-	var t time.Duration
-	for i := range laid {
-		laid[i].T = t
-		t += laid[i].Elapsed
+	var edges []edge
+	for i := range records {
+		if r := &records[i]; len(r.Tokens) > 1 {
+			edges = append(edges, edge{r.Sent + r.Tokens[0].At, 1}, edge{r.End(), -1})
+		}
 	}
-	return laid
+	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
+	var gaps []gap
+	next, decoding := 0, 0
+	for i := 1; i < len(spans); i++ {
+		end := spans[i-1].start + spans[i-1].length
+		length := spans[i].start - end
+		if length <= 0 {
+			continue
+		}
+		for ; next < len(edges) && edges[next].at <= end+length/2; next++ {
+			decoding += edges[next].n
+		}
+		if decoding > 0 || spans[i-1].waiting > 0 {
+			gaps = append(gaps, gap{end, length, spans[i-1]})
+		}
+	}
+	return gaps
 }
 
 // fromSteps takes the spans from step records. Context lengths, which step records lack, come from the requests.

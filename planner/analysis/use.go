@@ -85,6 +85,9 @@ func (s *study) partialBatches() harness.Metric {
 // stepTime takes the time of the window's steps apart by the cost model.
 func (s *study) stepTime() []StepPart {
 	busy := s.busy().Seconds()
+	for _, g := range s.gaps {
+		busy += g.length.Seconds()
+	}
 	if s.model == nil || busy <= 0 {
 		return nil
 	}

@@ -21,12 +21,12 @@ func bySent(records []workload.Record) []int {
 	return order
 }
 
-var kinds = [...]Kind{Compute, Memory, Scheduling, Cache}
+var kinds = [...]Kind{Compute, Bandwidth, Capacity, Scheduling, Cache}
 
 func (s *study) report() *Report {
 	r := &Report{Schema: Schema, Result: s.Result.Name, Origin: s.Result.Origin, Args: s.args, Config: s.Result.Config}
 	r.Basis = "engine steps"
-	if len(s.Input.Steps) == 0 {
+	if len(s.Steps) == 0 {
 		r.Basis = "steps rebuilt from the arrival times of tokens"
 		if len(s.Series) > 0 {
 			r.Basis += ", with the server's gauges"
@@ -48,7 +48,7 @@ func (s *study) report() *Report {
 
 	r.Binding = NotObserved
 	best := byKind[NotObserved]
-	for _, k := range []Kind{Compute, Memory, Scheduling, Cache, LightLoad} {
+	for _, k := range append(kinds[:], LightLoad) {
 		if byKind[k] > best {
 			r.Binding, best = k, byKind[k]
 		}
@@ -85,7 +85,7 @@ func (s *study) report() *Report {
 // observed reports whether the run holds what the share of a kind rests on.
 func (s *study) observed(k Kind) bool {
 	switch k {
-	case Compute:
+	case Compute, Bandwidth:
 		return s.model != nil
 	case Cache:
 		return s.model != nil && s.prefix.seen
@@ -140,12 +140,16 @@ func (s *study) evidence(k Kind) harness.Metrics {
 			known(f.steps > 0, "step_time", harness.StatMean, "s", perStep(s.busy()), "no step in the window"),
 			s.computeUse(),
 		}
-	case Memory:
-		usage := f.usage / max(f.usageTime.Seconds(), 1e-12)
+	case Bandwidth:
 		return harness.Metrics{
 			known(s.model != nil, "roofline_memory", harness.StatMean, "s", perStep(f.memory), noModel),
 			known(s.model != nil, "roofline_compute", harness.StatMean, "s", perStep(f.compute), noModel),
+			known(f.steps > 0, "step_time", harness.StatMean, "s", perStep(s.busy()), "no step in the window"),
 			s.bandwidthUse(),
+		}
+	case Capacity:
+		usage := f.usage / max(f.usageTime.Seconds(), 1e-12)
+		return harness.Metrics{
 			known(f.usageSeen, harness.MetricKVUsage, harness.StatMean, "ratio", usage, noGauge),
 			known(f.usageSeen, harness.MetricKVUsage, harness.StatPeak, "ratio", f.usagePeak, noGauge),
 			known(s.blocks > 0 && s.need > 0, "kv_usage_full", "", "ratio", 1-float64(s.need)/float64(max(s.blocks, 1)),
@@ -185,7 +189,7 @@ func (s *study) preemptions() harness.Metric {
 	if v, ok := s.Result.Counters[harness.CounterPreemptions]; ok {
 		return metric(harness.MetricPreemptions, "", "request", v)
 	}
-	return known(len(s.Input.Steps) > 0, harness.MetricPreemptions, "", "request", float64(s.facts.preemptions),
+	return known(len(s.Steps) > 0, harness.MetricPreemptions, "", "request", float64(s.facts.preemptions),
 		"the server's counters were not read")
 }
 
@@ -228,7 +232,7 @@ func percent(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
 func (s *study) why(b *Bottleneck, binding Kind) string {
 	if b.Share == nil {
 		switch b.Kind {
-		case Compute:
+		case Compute, Bandwidth:
 			return "not observed: without a cost model arithmetic and memory time of a step cannot be told apart"
 		case Cache:
 			if s.model == nil {
@@ -243,7 +247,8 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 	if *b.Share == 0 {
 		return map[Kind]string{
 			Compute:    "no step is limited by arithmetic",
-			Memory:     "no step is limited by memory bandwidth, and nobody waits for KV blocks",
+			Bandwidth:  "no step is limited by memory bandwidth",
+			Capacity:   "nobody waits for KV blocks or loses them",
 			Scheduling: "nobody waits beside free KV blocks, and no step is mostly launch overhead",
 			Cache:      "no prompt token is computed that an unlimited prefix cache would have held",
 		}[b.Kind]
@@ -296,6 +301,9 @@ func (s *study) verdict(r *Report, share float64) string {
 		return "what binds was not observed: give a cost model, engine steps or the server's gauges"
 	}
 	b := r.Bottleneck(r.Binding)
+	if r.Limit == string(r.Binding) {
+		return fmt.Sprintf("%s binds: %s", r.Binding, b.Why)
+	}
 	return fmt.Sprintf("%s binds (%s): %s", r.Binding, r.Limit, b.Why)
 }
 

@@ -191,19 +191,11 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 	return nil
 }
 
-// conclude adds to the verdict, and to each bottleneck, what lifting it would give.
+// conclude adds to the verdict what lifting the limit that binds would give.
 func (s *study) conclude(r *Report) {
-	for i := range r.Bottlenecks {
-		b := &r.Bottlenecks[i]
-		for _, c := range r.Counterfactuals {
-			if c.Kind != b.Kind || len(c.Gains) == 0 {
-				continue
-			}
-			text := "; simulated: " + c.Name + " " + c.Gains[0].text()
-			b.Why += text
-			if b.Binds && c.Limit == b.Limit {
-				r.Verdict += text
-			}
+	for _, c := range r.Counterfactuals {
+		if c.Kind == r.Binding && c.Limit == r.Limit && len(c.Gains) > 0 {
+			r.Verdict += "; simulated: " + c.Name + " " + c.Gains[0].text()
 		}
 	}
 }

@@ -2,11 +2,16 @@ package report
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
+	"kvtune/harness"
 	"kvtune/planner"
 	"kvtune/planner/analysis"
 	"kvtune/planner/cost"
@@ -30,47 +35,140 @@ func CostTable(w io.Writer, m *cost.Model) error {
 	return b.Flush()
 }
 
-// BottleneckTable writes the verdict on each of the four bottlenecks, and what is recommended.
+// BottleneckTable writes what each bottleneck takes of the time and what lifting it would give, why, what the time of a
+// step goes to, how far resources are used with the definitions of that, and what is recommended.
 func BottleneckTable(w io.Writer, r *analysis.Report) error {
 	b := bufio.NewWriter(w)
-	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "bottleneck\tshare\tbinds above\tlimit\tbinds")
+	const kinds = 17
+	fmt.Fprintf(b, "%s  %6s  %s\n%s\n", pad("what binds", kinds), "share", "simulated, if it were lifted", strings.Repeat("-", width))
 	for _, k := range r.Bottlenecks {
-		binds := ""
+		mark := "  "
 		if k.Binds {
-			binds = "yes"
+			mark = " *"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", k.Kind, share(k.Share), share(k.Threshold), k.Limit, binds)
+		first := fmt.Sprintf("%s%s %6s  ", pad(string(k.Kind), kinds), mark, share(k.Share))
+		var lifted []string
+		for _, c := range r.Counterfactuals {
+			if c.Kind == k.Kind && len(c.Gains) > 0 {
+				lifted = append(lifted, c.Name+": "+changeText(c.Gains[0]))
+			}
+		}
+		wrap(b, first, strings.Repeat(" ", utf8.RuneCountInString(first)), strings.Join(lifted, "; "))
 	}
-	if r.Light != nil {
-		fmt.Fprintf(t, "light load\t%s\t\t\t\n", share(r.Light))
+	for _, k := range []struct {
+		label string
+		share *float64
+	}{{"nothing", r.Light}, {"no request", r.Idle}} {
+		if k.share != nil {
+			fmt.Fprintf(b, "%s   %6s\n", pad(k.label, kinds), share(k.share))
+		}
 	}
-	if r.Idle != nil {
-		fmt.Fprintf(t, "idle\t%s\t\t\t\n", share(r.Idle))
+	if len(r.Counterfactuals) > 0 && len(r.Counterfactuals[0].Gains) > 0 {
+		g := r.Counterfactuals[0].Gains[0]
+		fmt.Fprintf(b, "(* binds; changes are of %s, above 0 is better, ranges are 95 %%)\n", metricName(g.Metric, g.Stat))
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	fmt.Fprintln(b)
 	for _, k := range r.Bottlenecks {
-		wrap(b, string(k.Kind)+": ", "  ", k.Why)
-	}
-	for _, c := range r.Counterfactuals {
-		for _, g := range c.Gains {
-			wrap(b, "what if: ", "  ", c.Name+": "+gainText(g))
+		if k.Binds || k.Share == nil || *k.Share >= 0.01 {
+			wrap(b, string(k.Kind)+": ", "  ", k.Why)
 		}
 	}
-	for _, rec := range r.Recommendations {
-		gain := "not simulated"
-		if rec.Gain != nil {
-			gain = gainText(*rec.Gain)
-		}
-		flag := strings.ReplaceAll(rec.Flag, "_", "-")
-		wrap(b, "try: ", "  ", fmt.Sprintf("--%s %s: %s (%s)", flag, rec.Value, rec.Why, gain))
+	if text := stepText(r); text != "" {
+		wrap(b, "a step's time: ", "  ", text)
+	}
+	useText(b, r.Use)
+	for i := range r.Recommendations {
+		recommended(b, i+1, &r.Recommendations[i])
 	}
 	for _, n := range r.Notes {
 		wrap(b, "note: ", "  ", n)
 	}
 	return b.Flush()
+}
+
+// changeText is a change with its interval: "+38 % (+35 to +41 %)".
+func changeText(g analysis.Gain) string {
+	text := percent(g.Change, true)
+	if g.Low != nil && g.High != nil && *g.High-*g.Low > 0.002 {
+		text += fmt.Sprintf(" (%s to %s)", strings.TrimSuffix(percent(*g.Low, true), " %"), percent(*g.High, true))
+	}
+	return text
+}
+
+// stepText is what a step's time goes to, the largest part first.
+func stepText(r *analysis.Report) string {
+	parts := slices.Clone(r.StepTime)
+	slices.SortStableFunc(parts, func(a, b analysis.StepPart) int { return cmp.Compare(b.Share, a.Share) })
+	var texts []string
+	for _, p := range parts {
+		if math.Abs(p.Share) >= 0.01 {
+			texts = append(texts, p.Name+" "+percent(p.Share, false))
+		}
+	}
+	return strings.Join(texts, ", ")
+}
+
+// useText writes the use of resources, each with its definition.
+func useText(b *bufio.Writer, use harness.Metrics) {
+	first := true
+	for _, m := range use {
+		if m.Value == nil || m.Stat == harness.StatMean {
+			continue
+		}
+		if first {
+			fmt.Fprintln(b, "\nuse")
+			first = false
+		}
+		s := scaleFor(m.Unit, *m.Value)
+		cell := s.number(m) + " " + s.unit
+		if m.Stat != "" {
+			cell += ", " + m.Stat
+		}
+		wrap(b, fmt.Sprintf("  %s  ", padLeft(cell, 12)), strings.Repeat(" ", 16), harness.Definition(m.Name))
+	}
+}
+
+// recommended writes one recommendation: what to set, its gain, why, every effect, the risk, and the two commands.
+func recommended(b *bufio.Writer, n int, rec *analysis.Recommendation) {
+	if n == 1 {
+		fmt.Fprintln(b, "\nrecommended, by simulated gain; each alone")
+	}
+	from := rec.From
+	if from == "" {
+		from = "unset"
+	}
+	flag, value := "--"+strings.ReplaceAll(rec.Flag, "_", "-"), rec.Value
+	if value == "" {
+		value = "unset"
+	}
+	wrap(b, fmt.Sprintf("%d. ", n), "   ", fmt.Sprintf("%s %s (now %s): %s", flag, value, from, gainText(*rec.Gain)))
+	wrap(b, "   why: ", "     ", rec.Why)
+	for _, also := range rec.Also {
+		wrap(b, "   with it: ", "     ", fmt.Sprintf("--%s %s (now %s)", strings.ReplaceAll(also.Flag, "_", "-"), also.To, also.From))
+	}
+	var effects []string
+	for _, e := range rec.Effects {
+		s := scaleFor(e.Unit, e.Before, e.After)
+		effects = append(effects, fmt.Sprintf("%s %s -> %s %s", metricName(e.Metric, e.Stat), s.digits(e.Before, 0), s.digits(e.After, 0),
+			s.unit))
+	}
+	wrap(b, "   effect: ", "     ", strings.Join(effects, ", "))
+	wrap(b, "   risk: ", "     ", rec.Risk)
+	fmt.Fprintln(b, "   $ "+clean(ShellLine(rec.Command), 1<<20))
+	fmt.Fprintln(b, "   $ "+clean(ShellLine(rec.Verify), 1<<20))
+}
+
+// metricName is the table's name for a metric where it has one, else its own.
+func metricName(name, stat string) string {
+	if label := labelOf(name, stat); label != "" {
+		return label
+	}
+	for _, p := range planned {
+		if p.name == name && p.stat == stat {
+			return p.label
+		}
+	}
+	return strings.TrimSpace(name + " " + stat)
 }
 
 func share(v *float64) string {

@@ -222,11 +222,7 @@ func planDetails(p *planner.Plan) []string {
 		ds = append(ds, "change: "+changesText(p.Changed))
 	}
 	if p.Binding != "" {
-		text := "binds: " + string(p.Binding)
-		if p.Limit != "" {
-			text += " (" + p.Limit + ")"
-		}
-		ds = append(ds, text)
+		ds = append(ds, "binds: "+analysis.Binds(p.Binding, p.Limit))
 	}
 	for _, c := range p.SLOs {
 		ds = append(ds, "SLO "+sloText(c, p.Predicted))

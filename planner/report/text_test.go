@@ -34,8 +34,8 @@ func fixed() Input {
 					{Name: harness.MetricPreemptions, Unit: "request", Value: value(12345)},
 				},
 			},
-			Analysis: &analysis.Report{Binding: analysis.Memory, Limit: analysis.LimitKVCapacity,
-				Bottlenecks: []analysis.Bottleneck{{Kind: analysis.Memory, Binds: true, Share: value(0.633)}}},
+			Analysis: &analysis.Report{Binding: analysis.Capacity, Limit: analysis.LimitKVCapacity,
+				Bottlenecks: []analysis.Bottleneck{{Kind: analysis.Capacity, Binds: true, Share: value(0.633)}}},
 		}
 	}
 	yes := true

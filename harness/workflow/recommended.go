@@ -1,0 +1,40 @@
+package workflow
+
+import (
+	"fmt"
+
+	"kvtune/harness"
+	"kvtune/planner"
+	"kvtune/planner/analysis"
+)
+
+// RecommendedPlans makes plans of one recommendation of an analysis (n from 1), so that it is verified as a plan is: the
+// baseline is the settings that were in force.
+func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
+	if n < 1 || n > len(r.Recommendations) {
+		return nil, fmt.Errorf("recommendation %d: the analysis of %s has %d", n, r.Result, len(r.Recommendations))
+	}
+	rec := &r.Recommendations[n-1]
+	strategy := planner.Throughput
+	if rec.Gain.Metric == harness.MetricE2EL {
+		strategy = planner.Latency
+	}
+	plan := planner.Plan{
+		Strategy: strategy, Args: rec.Args, Gain: rec.Gain, Effects: rec.Effects, Why: rec.Why, Launch: rec.Command,
+		Changed: []planner.Change{{Flag: rec.Flag, From: rec.From, To: rec.Value, Modelled: true}},
+	}
+	for _, also := range rec.Also {
+		plan.Changed = append(plan.Changed, planner.Change{Flag: also.Flag, From: also.From, To: also.To, Modelled: true})
+	}
+	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{}, Why: "the settings in force"}
+	for _, e := range rec.Effects {
+		before, after := e.Before, e.After
+		base.Predicted = append(base.Predicted, harness.Metric{Name: e.Metric, Stat: e.Stat, Unit: e.Unit, Value: &before})
+		plan.Predicted = append(plan.Predicted, harness.Metric{Name: e.Metric, Stat: e.Stat, Unit: e.Unit, Value: &after})
+	}
+	return &planner.Plans{
+		Schema: planner.Schema, Origin: harness.OriginSimulated, Model: r.Config.Model, Seed: r.Config.Seed, Config: r.Config,
+		Verdict:  fmt.Sprintf("CHANGE %s=%s (recommended by the analysis of %s); predicted, SIMULATED", rec.Flag, rec.Value, r.Result),
+		Baseline: base, Plans: []planner.Plan{plan},
+	}, nil
+}
