@@ -21,12 +21,14 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	}
 	plan := planner.Plan{
 		Strategy: strategy, Args: rec.Args, Gain: rec.Gain, Effects: rec.Effects, Why: rec.Why, Launch: rec.Command,
+		Binding: analysis.NotObserved,
 		Changed: []planner.Change{{Flag: rec.Flag, From: rec.From, To: rec.Value, Modelled: true}},
 	}
 	for _, also := range rec.Also {
 		plan.Changed = append(plan.Changed, planner.Change{Flag: also.Flag, From: also.From, To: also.To, Modelled: true})
 	}
-	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{}, Why: "the settings in force"}
+	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{}, Why: "the settings in force",
+		Binding: r.Binding, Limit: r.Limit, BindingWhy: r.Verdict}
 	for _, e := range rec.Effects {
 		before, after := e.Before, e.After
 		base.Predicted = append(base.Predicted, harness.Metric{Name: e.Metric, Stat: e.Stat, Unit: e.Unit, Value: &before})

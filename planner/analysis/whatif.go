@@ -254,16 +254,17 @@ type counterfactual struct {
 
 func (s *study) counterfactuals() []counterfactual {
 	as := func(edit func(*sim.Config)) trial { return trial{args: s.args, edit: edit} }
+	seqs, budget := s.args, s.args
+	seqs.MaxNumSeqs *= 2
+	seqs.MaxNumBatchedTokens = max(seqs.MaxNumBatchedTokens, seqs.MaxNumSeqs)
+	budget.MaxNumBatchedTokens *= 2
 	timed := func(timer func(*cost.Model) cost.Timer) trial { return trial{args: s.args, timer: timer} }
 	all := []counterfactual{
 		{"twice the arithmetic rate", causeArithmetic, timed(func(m *cost.Model) cost.Timer { return faster{m, 2, 1, 0} })},
 		{"twice the memory bandwidth", causeBandwidth, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 2, 0} })},
 		{"twice the KV cache", causeKV, as(func(c *sim.Config) { c.NumGPUBlocks = 2*(c.NumGPUBlocks-1) + 1 })},
-		{"twice max_num_seqs", causeSeqs, as(func(c *sim.Config) {
-			c.MaxNumSeqs *= 2
-			c.MaxNumBatchedTokens = max(c.MaxNumBatchedTokens, c.MaxNumSeqs)
-		})},
-		{"twice max_num_batched_tokens", causeBudget, as(func(c *sim.Config) { c.MaxNumBatchedTokens *= 2 })},
+		{"twice max_num_seqs", causeSeqs, s.atSameCache(seqs)},
+		{"twice max_num_batched_tokens", causeBudget, s.atSameCache(budget)},
 		{"half the overhead of a step", causeLaunch, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 1, s.launch / 2} })},
 	}
 	if s.prefix.recomputed > 0 { // else there is nothing to hit, and the gain would be the larger KV cache's
@@ -272,6 +273,15 @@ func (s *study) counterfactuals() []counterfactual {
 		})})
 	}
 	return all
+}
+
+// atSameCache are other settings with the KV cache of those in force: what a larger batch takes from it is another matter.
+func (s *study) atSameCache(args harness.EngineArgs) trial {
+	return trial{args: args, edit: func(c *sim.Config) {
+		if now, err := s.Server.Config(s.args); err == nil {
+			c.NumGPUBlocks = now.NumGPUBlocks
+		}
+	}}
 }
 
 // everyBlock is a cache that holds every token of the workload at once.
