@@ -38,7 +38,7 @@ RACELESS := kernels/host harness/timing harness/compare
 
 test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
 	$(GO) test -race $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
-	$(GO) test -run 'TestScripts/(seed|plan)|Example' ./cmd/kvtune ./harness/workflow
+	$(GO) test -run 'TestScripts/(seed|plan)|ReadmeCommands|Example' ./cmd/kvtune ./harness/workflow
 
 accuracy: tools ## what the planner predicts against recorded runs of real servers (KVTUNE_DATA, or ../shared/data)
 	$(GO) test -tags accuracy -count=1 -run '^TestAccuracy$$' -timeout 30m -v ./cmd/kvtune

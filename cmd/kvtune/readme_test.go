@@ -1,0 +1,302 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// readme is the README's text, blocks its fenced code by the word behind the fence.
+func readme(t *testing.T) (text string, blocks map[string][]string) {
+	t.Helper()
+	data, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks = map[string][]string{}
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(data), -1) {
+		blocks[m[1]] = append(blocks[m[1]], m[2])
+	}
+	return string(data), blocks
+}
+
+// shellWords are the words of a command line as a shell takes them.
+func shellWords(t *testing.T, line string) []string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", `printf '%s\0' `+line).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+}
+
+// commands are the command lines of the README's shell blocks.
+func commands(t *testing.T) (lines []string) {
+	_, blocks := readme(t)
+	for _, block := range blocks["sh"] {
+		for line := range strings.Lines(strings.ReplaceAll(block, "\\\n", " ")) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return lines
+}
+
+// checkCommand says what of a command line does not exist: a command, a flag, a value, a target, a file.
+func checkCommand(words []string) error {
+	if i := slices.Index(words, "--"); i >= 0 {
+		words = words[:i]
+	}
+	switch program, rest := words[0], words[1:]; program {
+	case "make":
+		makefile, err := os.ReadFile("../../Makefile")
+		if err != nil {
+			return err
+		}
+		if len(rest) == 0 || !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(rest[0])+`:`).Match(makefile) {
+			return fmt.Errorf("make has no target %v", rest)
+		}
+	case "go":
+		for _, w := range rest {
+			if dir, ok := strings.CutPrefix(w, "./"); ok {
+				if _, err := os.Stat(filepath.Join("../..", strings.TrimSuffix(dir, "/..."))); err != nil {
+					return err
+				}
+			}
+		}
+	case "kvtune", "bin/kvtune", "bin/kvtune-cuda":
+		return checkOwn(rest)
+	default:
+		return fmt.Errorf("%s is no program that the README may run", program)
+	}
+	return nil
+}
+
+// checkOwn checks a command line of kvtune without running it.
+func checkOwn(words []string) error {
+	if len(words) == 0 {
+		return fmt.Errorf("no command")
+	}
+	if words[0] == "COMMAND" || strings.HasPrefix(words[0], "--") {
+		return nil
+	}
+	cmd := testApp().Command(words[0])
+	if cmd == nil {
+		return fmt.Errorf("no command %s", words[0])
+	}
+	words = words[1:]
+	for i := 0; i < len(words); i++ {
+		typed, value, hasValue := strings.Cut(words[i], "=")
+		if !strings.HasPrefix(typed, "-") {
+			if cmd.ArgsUsage == "" {
+				return fmt.Errorf("%s takes no argument %q", cmd.Name, words[i])
+			}
+			continue
+		}
+		f := flagNamed(cmd, typed)
+		if f == nil && typed == "--help" {
+			continue
+		}
+		if f == nil {
+			return fmt.Errorf("%s has no flag %s", cmd.Name, typed)
+		}
+		if f.TakesValue() && !hasValue && i+1 < len(words) { // a text may name a flag alone
+			i++
+			value = words[i]
+		}
+		if c, ok := f.(choice); ok && value != "" && !slices.Contains(c.values, value) {
+			return fmt.Errorf("%s %s has no value %q", cmd.Name, typed, value)
+		}
+	}
+	return nil
+}
+
+// Every command, flag, target and file that the README names exists.
+func TestReadmeNamesWhatExists(t *testing.T) {
+	text, blocks := readme(t)
+	for _, line := range commands(t) {
+		if strings.HasPrefix(line, "source <(") {
+			line = strings.TrimSuffix(strings.TrimPrefix(line, "source <("), ")")
+		}
+		if err := checkCommand(shellWords(t, line)); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	prose := regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(text, "")
+	flags := map[string]bool{}
+	for _, cmd := range testApp().Commands {
+		for _, f := range cmd.Flags {
+			for _, name := range f.Names() {
+				flags["--"+name] = true
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(prose, -1) {
+		code := m[1]
+		switch first, _, _ := strings.Cut(code, " "); {
+		case strings.HasPrefix(code, "kvtune "), first == "make":
+			line := code
+			if !strings.Contains(line, "'") { // a|b stands for values
+				line = strings.ReplaceAll(line, "|", "'|'")
+			}
+			if err := checkCommand(shellWords(t, line)); err != nil {
+				t.Errorf("`%s`: %v", code, err)
+			}
+		case strings.HasPrefix(code, "--") && first != "--":
+			if !flags[first] {
+				t.Errorf("`%s`: no command has this flag", code)
+			}
+		case regexp.MustCompile(`^[\w-]+(/[\w.-]+)+$`).MatchString(code) && !strings.HasPrefix(code, "results/") &&
+			!strings.HasPrefix(code, "bin/") && !strings.HasPrefix(code, "vllm/"):
+			if _, err := os.Stat(filepath.Join("../..", code)); err != nil {
+				t.Errorf("`%s`: %v", code, err)
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(prose, -1) {
+		if heading, ok := strings.CutPrefix(m[1], "#"); ok {
+			pattern := `(?im)^#+ ` + strings.ReplaceAll(regexp.QuoteMeta(heading), "-", "[ -]") + `$`
+			if !regexp.MustCompile(pattern).MatchString(text) {
+				t.Errorf("no heading #%s", heading)
+			}
+		} else if _, err := os.Stat(filepath.Join("../..", m[1])); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, cmd := range testApp().Commands {
+		if !cmd.Hidden && !strings.Contains(text, "| `kvtune "+cmd.Name+"` |") {
+			t.Errorf("the table of commands lacks %s", cmd.Name)
+		}
+	}
+	example, err := os.ReadFile("../../harness/workflow/example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(blocks["go"]) != 1 || !strings.Contains(strings.ReplaceAll(string(example), "\n\t", "\n"), blocks["go"][0]) {
+		t.Error("the Go code is not that of Example in harness/workflow")
+	}
+}
+
+// The figure of packages is the map that the imports are held to.
+func TestReadmeFigure(t *testing.T) {
+	_, blocks := readme(t)
+	got, level := map[string]int{}, -1
+	for line := range strings.Lines(blocks[""][len(blocks[""])-1]) {
+		if line[0] >= '0' && line[0] <= '9' {
+			level = int(line[0] - '0')
+		}
+		names, _, _ := strings.Cut(strings.TrimSpace(line[min(3, len(line)):]), "   ")
+		for _, name := range strings.Fields(strings.Trim(names, "|")) {
+			got[name] = level
+		}
+	}
+	for name, level := range levels {
+		if l, ok := got[name]; !ok || l != level {
+			t.Errorf("%s is at level %d, the README says %d", name, level, l)
+		}
+		delete(got, name)
+	}
+	if len(got) > 0 {
+		t.Errorf("the figure has what is no package: %v", got)
+	}
+}
+
+// notRun says why a command of the README is checked but not run.
+func notRun(line string) string {
+	for part, why := range map[string]string{
+		"make ": "is a target of its own", "go test": "is a test of its own", "--launch": "starts a vLLM",
+		"kvtune-cuda": "needs a GPU", "--run": "needs two programs", "kvtune serve": "serves until it is stopped",
+	} {
+		if strings.Contains(line, part) {
+			return why
+		}
+	}
+	return ""
+}
+
+// brief are flags that make a command of the README short; what is given last counts.
+var brief = []struct{ in, flags string }{
+	{"kvtune workflow", "--quick-test"},
+	{"kvtune plan", "--quick-test"},
+	{"--rate 1..64", "--rate 1..2 --duration 1s"},
+	{"--rate 4..24", "--rate 4..5"},
+	{"kvtune bench", "--rounds 1 --time 5ms --no-ceilings --axis context=64 --axis batch=1 --axis heads=2 --axis kv_heads=1"},
+}
+
+// The README's commands run, in their order, in one folder; HOST is the embedded engine.
+func TestReadmeCommands(t *testing.T) {
+	if raceDetector {
+		t.Skip("run without -race: go test -run ReadmeCommands ./cmd/kvtune")
+	}
+	bin, dir := program(t), t.TempDir()
+	command := func(line string) *exec.Cmd {
+		cmd := exec.Command("bash", "-c", line)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"), "HOME="+dir)
+		return cmd
+	}
+	serve := command("exec kvtune serve --listen 127.0.0.1:0")
+	stdout, err := serve.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		serve.Process.Signal(os.Interrupt)
+		serve.Wait()
+	}()
+	first := make([]byte, 256)
+	n, err := stdout.Read(first)
+	url := regexp.MustCompile(`http://[0-9.:]+\d`).FindString(string(first[:n]))
+	if err != nil || url == "" {
+		t.Fatalf("%q, %v", first[:n], err)
+	}
+	log := "timestamp,prompt_tokens,completion_tokens\n"
+	for i := range 20 {
+		log += fmt.Sprintf("%.2f,%d,%d\n", float64(i)*0.1, 50+37*i, 8+i)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "access.csv"), []byte(log), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// What a gate compares with is there before.
+	const gate = "kvtune profile --endpoint %s --preset low-latency --num-measurements 4 --output-dir old"
+	if out, err := command(fmt.Sprintf(gate, url)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	ran := 0
+	for _, line := range commands(t) {
+		if why := notRun(line); why != "" {
+			t.Logf("not run, it %s: %s", why, line)
+			continue
+		}
+		ran++
+		line = strings.ReplaceAll(line, "http://HOST:8000", url)
+		for _, b := range brief {
+			if strings.Contains(line, b.in) {
+				line += " " + b.flags
+			}
+		}
+		start := time.Now()
+		cmd := command(line)
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err := cmd.Run()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != exitDone && cmd.ProcessState.ExitCode() != exitNegative {
+			t.Fatalf("%s: %v\n%s%s", line, err, &stdout, &stderr)
+		}
+		t.Logf("%.1f s, status %d: %s", time.Since(start).Seconds(), cmd.ProcessState.ExitCode(), line)
+	}
+	if ran < 15 {
+		t.Errorf("only %d commands were run", ran)
+	}
+}
