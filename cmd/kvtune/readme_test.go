@@ -222,14 +222,13 @@ func notRun(line string) string {
 	return ""
 }
 
-// brief are flags that make a command of the README short; what is given last counts.
-var brief = []struct{ in, flags string }{
-	{"kvtune workflow", "--quick-test"},
-	{"kvtune plan", "--quick-test"},
-	{"--rate 1..64", "--rate 1..2 --duration 1s"},
-	{"--rate 4..24", "--rate 4..5"},
-	{"kvtune bench", "--rounds 1 --time 5ms --no-ceilings --axis context=64 --axis batch=1 --axis heads=2 --axis kv_heads=1"},
-}
+// brief makes the README's commands short.
+var brief = strings.NewReplacer(
+	"kvtune workflow", "kvtune workflow --quick-test",
+	"--duration 20s", "--duration 1s", "--rate 1..64", "--rate 1..2",
+	"--rate 4..24", "--rate 4..5 --num-requests 50",
+	"--axis block_size=1,16,256 --axis layout=NHD,HND", "--axis block_size=16 --axis context=64 --no-ceilings --rounds 1 --time 5ms",
+)
 
 // The README's commands run, in their order, in one folder; HOST is the embedded engine.
 func TestReadmeCommands(t *testing.T) {
@@ -280,12 +279,7 @@ func TestReadmeCommands(t *testing.T) {
 			continue
 		}
 		ran++
-		line = strings.ReplaceAll(line, "http://HOST:8000", url)
-		for _, b := range brief {
-			if strings.Contains(line, b.in) {
-				line += " " + b.flags
-			}
-		}
+		line = brief.Replace(strings.ReplaceAll(line, "http://HOST:8000", url))
 		start := time.Now()
 		cmd := command(line)
 		var stdout, stderr bytes.Buffer
