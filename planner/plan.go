@@ -39,6 +39,8 @@ type Plans struct {
 	// Front is the Pareto front of total throughput against p99 end-to-end latency over the candidates that meet the
 	// SLOs, from the lowest latency up.
 	Front []FrontPoint `json:"front,omitempty"`
+	// Foreseen is what will go wrong under the baseline's settings.
+	Foreseen []analysis.Trouble `json:"foreseen,omitempty"`
 	// Notes say what was left out of the search and why.
 	Notes []string `json:"notes,omitempty"`
 }

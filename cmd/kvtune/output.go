@@ -105,6 +105,8 @@ type dryRunOutput struct {
 	// Requests is how many requests would be sent, the probes' not counted.
 	Requests int           `json:"requests"`
 	Probes   []probeOutput `json:"probes,omitempty"`
+	// Foreseen is what will go wrong.
+	Foreseen []analysis.Trouble `json:"foreseen,omitempty"`
 	// Notes say what was changed to make the workload possible.
 	Notes []string `json:"notes,omitempty"`
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"kvtune/harness/profile"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workflow"
+	"kvtune/planner/analysis"
 	"kvtune/planner/spec"
 )
 
@@ -96,16 +98,22 @@ func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 	defer s.screen.close()
 	var out output
 	var texts []func(io.Writer) error
+	fatal := false
 	for i, cfg := range configs {
-		info, err := s.infoOf(c.Context, cfg)
+		basis, err := s.basisFor(c.Context, cfg)
 		if err != nil {
 			return err
 		}
+		info := basis.Info
 		work, err := profile.Workload(cfg, info)
 		if err != nil {
 			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
 		}
 		dry := dryRunOutput{Name: cfg.Name, Requests: len(work.Requests), Notes: work.Notes}
+		if dry.Foreseen, err = basis.Foresee(c.Context); err != nil {
+			return err
+		}
+		fatal = fatal || slices.ContainsFunc(dry.Foreseen, func(t analysis.Trouble) bool { return t.Fatal })
 		if i == 0 && c.Bool("probes") {
 			plan, err := s.PlanProbes(c.Context, info, cfg, false)
 			if err != nil {
@@ -127,10 +135,13 @@ func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 		out.DryRun = append(out.DryRun, dry)
 		texts = append(texts, func(w io.Writer) error {
 			fmt.Fprintln(w, line)
+			for _, t := range dry.Foreseen {
+				fmt.Fprintln(w, "! "+t.String())
+			}
 			return printNotes(w, dry.Notes)
 		})
 	}
-	return show(c, out, func(w io.Writer) error {
+	err := show(c, out, func(w io.Writer) error {
 		for _, text := range texts {
 			if err := text(w); err != nil {
 				return err
@@ -138,6 +149,10 @@ func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 		}
 		return nil
 	})
+	if err == nil && fatal {
+		err = errNegative
+	}
+	return err
 }
 
 func printProbes(w io.Writer, verdict string, probes []probeOutput) error {
@@ -164,20 +179,24 @@ func printNotes(w io.Writer, notes []string) error {
 	return nil
 }
 
-// infoOf is what is known of the server of a configuration without starting one.
-func (s *setup) infoOf(ctx context.Context, cfg harness.Config) (harness.ServerInfo, error) {
+// basisFor is what is known of the server of a configuration without starting one.
+func (s *setup) basisFor(ctx context.Context, cfg harness.Config) (*workflow.Basis, error) {
 	if running, ok := s.Source.(workflow.Running); ok {
 		ep, err := running.Start(ctx, cfg.EngineArgs)
 		if err != nil {
-			return harness.ServerInfo{}, err
+			return nil, err
 		}
-		return ep.Info(), ep.Close()
+		res := &harness.Result{Config: cfg, Conditions: harness.Conditions{Server: ep.Info()}}
+		return workflow.BasisOf(res, s.Model, s.GPU, nil), ep.Close()
+	}
+	if embedded, ok := s.Source.(workflow.Embedded); ok {
+		cfg.EngineArgs = embedded.Base.Merge(cfg.EngineArgs)
 	}
 	basis, err := workflow.OnPaper(cfg, s.Model, s.GPU, nil)
 	if err != nil {
-		return harness.ServerInfo{}, err
+		return nil, usageError{err}
 	}
-	return basis.Info, nil
+	return basis, nil
 }
 
 // configsOf reads --configs, or the one configuration that the flags describe, under the given name.

@@ -185,6 +185,11 @@ func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, erro
 	if err != nil {
 		return nil, err
 	}
+	current := planned
+	current.Server.Args = b.Server.Args.Merge(opt.Current)
+	if plans.Foreseen, err = current.Foresee(ctx); err != nil {
+		return nil, err
+	}
 	plans.Config = b.Config
 	plans.Config.Rate = planned.Config.Rate
 	plans.Notes = slices.Concat(b.Notes, plans.Notes)
@@ -312,6 +317,19 @@ func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 		in.Workload = w
 	}
 	return analysis.Analyze(ctx, in)
+}
+
+// Foresee says what will go wrong with the basis's workload on its server; see [analysis.Foresee].
+func (b *Basis) Foresee(ctx context.Context) ([]analysis.Trouble, error) {
+	w, err := b.workload(b.Config.Seed)
+	if err != nil {
+		return nil, err
+	}
+	server := b.Server
+	if b.Info.Kind != harness.KindSimulator { // it has started: its memory suffices
+		server.GPU = nil
+	}
+	return analysis.Foresee(ctx, server, w)
 }
 
 // ceilings are what the benchmark of kernels reached (flop/s, B/s), of all ranks together; 0 where the benchmark is of another

@@ -73,6 +73,11 @@ func (in *Input) Warnings() []string {
 	if in.simulated() {
 		ws = append(ws, Stamp+": figures come from kvtune's embedded engine or simulator, not from a GPU.")
 	}
+	if in.Plans != nil {
+		for _, t := range in.Plans.Foreseen {
+			ws = append(ws, t.String())
+		}
+	}
 	for _, r := range in.Runs {
 		res := r.Result
 		if res.Partial {
