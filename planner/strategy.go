@@ -152,8 +152,8 @@ func (p *planning) choose(s Strategy, finalists []*candidate, base *candidate) *
 // surely is the share of the draws in which an objective is to be met.
 const surely = 0.95
 
-// worse reports whether c is surely worse than best in the strategy's goal: the 95 % interval of the mean paired
-// difference over the draws lies above what the prediction can resolve. Under the balanced strategy either axis of the
+// worse reports whether c is surely worse than best in the strategy's goal: the prediction's difference is one that it can
+// resolve, and the 95 % interval of the mean paired difference over the draws lies above 0. Under the balanced strategy either axis of the
 // front counts.
 func (p *planning) worse(s Strategy, best, c *candidate) bool {
 	if c == best {
@@ -181,7 +181,7 @@ func (p *planning) surelyAbove(best, c *candidate, of func(*candidate, int) floa
 	if slices.Min(diffs) == slices.Max(diffs) {
 		return true
 	}
-	return stats.New(diffs).MeanInterval(0.95).Low > p.resolution()
+	return stats.New(diffs).MeanInterval(0.95).Low > 0
 }
 
 // resolution is the smallest difference between two configurations that a prediction can tell, as a share: the cost
