@@ -164,7 +164,7 @@ func newPlanning(req Request) (*planning, error) {
 	}
 	for _, f := range p.flags {
 		if v := vllmflags.Get(req.Fixed, f.Name); v != "" && !f.Modelled {
-			p.note(fmt.Sprintf("%s is pinned to %s: %s", f.Name, v, caveat(f)))
+			p.note(fmt.Sprintf("%s is pinned to %s: %s", f.Name, v, p.caveat(f, v)))
 		}
 	}
 	p.gaps = slices.ContainsFunc(req.SLOs, func(s harness.SLO) bool {

@@ -1,11 +1,13 @@
 package planner
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 
 	"kvtune/harness"
 	"kvtune/harness/vllmflags"
+	"kvtune/planner/cost"
 )
 
 // changesBetween lists the flags whose values differ, in vLLM's order.
@@ -14,18 +16,24 @@ func (p *planning) changesBetween(from, to harness.EngineArgs) []Change {
 	for _, f := range p.flags {
 		a, b := vllmflags.Get(from, f.Name), vllmflags.Get(to, f.Name)
 		if a != b {
-			changes = append(changes, Change{Flag: f.Name, From: a, To: b, Modelled: f.Modelled, Note: caveat(f)})
+			changes = append(changes, Change{Flag: f.Name, From: a, To: b, Modelled: f.Modelled, Note: p.caveat(f, b)})
 		}
 	}
 	return changes
 }
 
-// caveat says what the prediction leaves out of a flag's effect.
-func caveat(f vllmflags.Flag) string {
+// caveat says what the prediction leaves out of a flag's effect at a value.
+func (p *planning) caveat(f vllmflags.Flag, value string) string {
 	switch {
 	case !f.Modelled:
 		return "emitted but not modelled: the prediction does not know its effect"
 	case f.Name == "block_size":
+		size, _ := strconv.Atoi(value)
+		if origin := p.req.Server.Cost.BlockOrigin(size); origin != "" {
+			return fmt.Sprintf("its effect on the cache is simulated; attention's speed at it is from %s", map[cost.KernelOrigin]string{
+				cost.OurKernels: "our kernels, not the server's", cost.ServersKernel: "the server's kernel", cost.Probed: "a probe of the server",
+			}[origin])
+		}
 		return "its effect on the cache is simulated; the kernels' speed at another block size is not modelled"
 	case f.Name == "enable_chunked_prefill":
 		return "the schedule is simulated; vLLM does not officially support turning it off"

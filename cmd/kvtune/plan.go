@@ -77,6 +77,7 @@ func planCommand() *cli.Command {
 		), in(catInput,
 			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder"},
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
+			kernelsFlag(),
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200"},
 		), workloadFlags(), planFlags(), in(catObjective,
 			oneOf(planner.Strategies(), &cli.StringFlag{Name: "target-optimization",
@@ -187,14 +188,17 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := check(gpu, cfg); err != nil {
-		return nil, err
-	}
 	var m *cost.Model
 	if file := c.Path("cost"); file != "" {
 		if m, err = readCost(file); err != nil {
 			return nil, usageError{fmt.Errorf("--cost: %w", err)}
 		}
+		if gpu, err = deviceOf(c, m, gpu, cfg); err != nil {
+			return nil, err
+		}
+	}
+	if err := check(gpu, cfg); err != nil {
+		return nil, err
 	}
 	file := c.Path("profiling-results")
 	if file == "" {
@@ -205,7 +209,8 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		if err != nil {
 			return nil, usageError{err}
 		}
-		return basis, nil
+		basis.Server.Cost, err = withKernels(c, basis.Server.Cost, model, basis.Server.Args)
+		return basis, err
 	}
 	runs, err := workflow.ReadRuns(file)
 	if err != nil {
@@ -222,6 +227,9 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		}
 	}
 	basis := workflow.BasisOf(runs[0].Result, model, gpu, m)
+	if basis.Server.Cost, err = withKernels(c, basis.Server.Cost, model, basis.Server.Args); err != nil {
+		return nil, err
+	}
 	switch {
 	case !describesWorkload(c):
 	case c.IsSet("rate") && onlyPace(c): // the profile's requests, at other moments
@@ -233,6 +241,23 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		basis.Config = cfg
 	}
 	return basis, nil
+}
+
+// deviceOf is the device that a cost model is of. Settings that the model is not of are refused: its times would be of
+// another server.
+func deviceOf(c *cli.Context, m *cost.Model, flag spec.GPU, cfg harness.Config) (spec.GPU, error) {
+	if tp := max(1, cfg.EngineArgs.TensorParallelSize); tp != m.Tensor && cfg.EngineArgs.TensorParallelSize > 0 {
+		return flag, usagef("--cost is of tensor_parallel_size %d, and --tensor-parallel-size is %d: fit a model on such a server",
+			m.Tensor, tp)
+	}
+	gpu, err := spec.FindGPU(m.GPU)
+	switch {
+	case err != nil: // of no device that is known: the flag's memory has to do
+		return flag, nil
+	case c.IsSet("gpu") && gpu.Name != flag.Name:
+		return flag, usagef("--cost is of %s, and --gpu is %s: fit a model on that, or leave --gpu out", gpu.Name, flag.Name)
+	}
+	return gpu, nil
 }
 
 // onlyPace reports whether the workload flags say no more than when requests are sent.

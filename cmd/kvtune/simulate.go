@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness/workflow"
@@ -16,7 +18,9 @@ func simulateCommand() *cli.Command {
 			"   kvtune simulate --cost kvtune_cost.json --trace AzureLLMInferenceTrace_conv.csv --max-num-batched-tokens 4096",
 		Flags: join(in(catInput,
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
+			kernelsFlag(),
 			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
+			&cli.StringFlag{Name: "vllm-version", Usage: "rules of vLLM `0.18 to 0.33` (default: the newest)"},
 		), workloadFlags(), serverFlags(), []cli.Flag{outputDirFlag("results")}),
 		Action: simulate,
 	}
@@ -26,6 +30,11 @@ func simulate(c *cli.Context) error {
 	basis, err := basisOf(c)
 	if err != nil {
 		return err
+	}
+	if version := c.String("vllm-version"); version != "" {
+		if err := basis.ForVersion(version); err != nil {
+			return usageError{fmt.Errorf("--vllm-version %s: %w", version, err)}
+		}
 	}
 	basis.Config.Name = "simulation"
 	if _, err := basis.Server.Config(basis.Server.Args); err != nil { // settings with which vLLM would not start

@@ -31,6 +31,8 @@ type wire struct {
 	Knots        []int         `json:"knots_seqs"`
 	Coefficients []Coefficient `json:"coefficients"`
 	MaxGraph     int           `json:"max_cudagraph_capture_size"`
+	BlockSize    int           `json:"block_size,omitempty"`
+	Blocks       []BlockCost   `json:"block_sizes,omitempty"`
 	FrontEnd     wireFrontEnd  `json:"front_end"`
 	Limits       Limits        `json:"limits"`
 	Draws        [][]float64   `json:"draws,omitempty"`
@@ -50,7 +52,7 @@ func (m *Model) MarshalJSON() ([]byte, error) {
 	w := wire{
 		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn,
 		Errors: m.Errors, Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients,
-		MaxGraph: m.MaxGraph, Limits: m.Limits, Draws: m.Draws,
+		MaxGraph: m.MaxGraph, BlockSize: m.BlockSize, Blocks: m.Blocks, Limits: m.Limits, Draws: m.Draws,
 		FrontEnd: wireFrontEnd{
 			m.FrontEnd.Request.Seconds(), m.FrontEnd.Handle.Seconds(), m.FrontEnd.PromptToken.Seconds(),
 			m.FrontEnd.Token.Seconds(), m.FrontEnd.Event.Seconds(),
@@ -74,7 +76,8 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 	}
 	*m = Model{
 		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
-		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits, Draws: w.Draws,
+		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits,
+		Draws: w.Draws, BlockSize: w.BlockSize, Blocks: w.Blocks,
 		FrontEnd: FrontEnd{
 			seconds(w.FrontEnd.Request), seconds(w.FrontEnd.Handle), seconds(w.FrontEnd.PromptToken),
 			seconds(w.FrontEnd.Token), seconds(w.FrontEnd.Event),
@@ -98,6 +101,8 @@ func (w *wire) check() error {
 		return fmt.Errorf("kind is %q, expected %q or %q", w.Kind, KindPrior, KindFitted)
 	case w.MaxGraph < 0 || w.MaxGraph > maxKnot:
 		return fmt.Errorf("max_cudagraph_capture_size is %d, expected 0 to %d", w.MaxGraph, maxKnot)
+	case w.BlockSize < 0:
+		return fmt.Errorf("block_size is %d, expected at least 1", w.BlockSize)
 	case w.Knee < 1:
 		return fmt.Errorf("knee_tokens is %d, expected at least 1", w.Knee)
 	case len(w.Knots) == 0 || len(w.Knots) > maxKnots || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > maxKnot:
@@ -128,6 +133,17 @@ func (w *wire) check() error {
 	for i, d := range w.Draws {
 		if len(d) != len(want) || !finite(d...) {
 			return fmt.Errorf("draws[%d] has %d values, expected %d numbers of at least 0", i, len(d), len(want))
+		}
+	}
+	for i, b := range w.Blocks {
+		if b.BlockSize < 1 || i > 0 && b.BlockSize <= w.Blocks[i-1].BlockSize || b.Origin.weight() < 0 {
+			return fmt.Errorf("block_sizes[%d] is %d from %q, expected ascending sizes of a known origin", i, b.BlockSize, b.Origin)
+		}
+		for _, r := range []*Ratio{b.Decode, b.Prefill} {
+			if r != nil && !(finite(r.Value, r.Low, r.High) && r.Low > 0 && r.Low <= r.Value && r.Value <= r.High) {
+				return fmt.Errorf("block_sizes[%d] has the ratio %g (%g to %g), expected one above 0 within its interval", i, r.Value,
+					r.Low, r.High)
+			}
 		}
 	}
 	l := w.Limits

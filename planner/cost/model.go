@@ -116,6 +116,9 @@ type Model struct {
 	Knee  int
 	// MaxGraph is the largest captured batch of the server's settings, 0 where every step is eager ([Model.For]).
 	MaxGraph int
+	// BlockSize is that of the server, 0 for 16; Blocks is what attention takes at others, ascending.
+	BlockSize int
+	Blocks    []BlockCost
 	// FrontEnd is the API server's part. Requests show only the sum of Request and Token (what a first token takes besides
 	// its steps); [Fit] takes Token from the prior and puts the rest into Request.
 	FrontEnd FrontEnd
@@ -263,14 +266,14 @@ func MaxGraph(args harness.EngineArgs) int {
 	return n / 16 * 16
 }
 
-// For is the model of the same server started with other settings: which batches it has CUDA graphs for. A model of a
-// server without graphs knows no time with them and stays as it is.
+// For is the model of the same server started with other settings: which batches it has CUDA graphs for (a model of a
+// server without graphs knows no time with them, and stays as it is), and what attention takes at their block size.
 func (m *Model) For(args harness.EngineArgs) *Model {
 	n := MaxGraph(args)
 	if n == 0 {
 		n = -1
 	}
-	return m.withGraphs(n)
+	return m.withGraphs(n).withBlockSize(args.BlockSize)
 }
 
 // withGraphs is the model with n as MaxGraph; itself where that is 0, without graphs where it is below.
@@ -506,6 +509,7 @@ func (m *Model) Sample(rng *rand.Rand) *Model {
 	for i := range c.Coefficients {
 		c.Coefficients[i].Value = values[i]
 	}
+	c.draw(rng)
 	c.compile()
 	return &c
 }

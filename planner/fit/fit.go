@@ -35,8 +35,14 @@ type Options struct {
 }
 
 // FromRuns fits a cost model to runs of one server: the prior corrected by every moment of the runs whose engine steps
-// are unambiguous. It fails when the runs show no such moment, and says what to measure.
+// are unambiguous. Runs with another block size than the first one's tell what attention takes at theirs. It fails when the runs show no such moment, and says what to measure.
 func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (*cost.Model, error) {
+	type sized struct {
+		size int
+		name string
+		all  []cost.Observation
+	}
+	var others []sized // runs of the server with other block sizes
 	var all []cost.Observation
 	var lines []*timeline
 	var names []string
@@ -49,6 +55,10 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 		if err != nil {
 			return nil, err
 		}
+		if size := run.Args.BlockSize; size != runs[0].Args.BlockSize {
+			others = append(others, sized{size, run.Name, o})
+			continue
+		}
 		all, lines = append(all, o...), append(lines, t...)
 	}
 	if len(all) == 0 {
@@ -60,7 +70,12 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 	if err != nil {
 		return nil, fmt.Errorf("fitting %s: %w", strings.Join(names, ", "), err)
 	}
-	return frontEnd(m, lines), nil
+	m.BlockSize = runs[0].Args.BlockSize
+	m = frontEnd(m, lines)
+	for _, o := range others {
+		m = m.Probe(o.size, o.all, o.name)
+	}
+	return m, nil
 }
 
 // Observations are the step times that a run shows, in the order of its records and then of its steps.

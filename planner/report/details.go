@@ -29,6 +29,16 @@ func CostTable(w io.Writer, m *cost.Model) error {
 		return err
 	}
 	fmt.Fprintf(b, "knee %d tokens, CUDA graphs up to %d tokens\n", m.Knee, m.MaxGraph)
+	for _, k := range m.Blocks {
+		text := func(what string, r *cost.Ratio) {
+			if r != nil {
+				fmt.Fprintf(b, "block_size %d: %s takes %.3f of that at 16 (%.3f to %.3f), from %s\n", k.BlockSize, what, r.Value, r.Low, r.High,
+					k.Origin)
+			}
+		}
+		text("decode attention", k.Decode)
+		text("prefill attention", k.Prefill)
+	}
 	f := m.FrontEnd
 	fmt.Fprintf(b, "front end: %v per request (thread busy for %v and %v per prompt token), %v to the client, %v per event\n",
 		f.Request, f.Handle, f.PromptToken, f.Token, f.Event)
