@@ -73,7 +73,7 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	for i := range all {
 		all[i] = 1
 	}
-	best, err := f.bestKnee(all)
+	best, err := f.bestShape(all)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 		return nil, err
 	}
 	m.Errors.InSample = stats.New(f.errors(best, nil)).Mean()
-	known := solution{values: f.center(), knee: prior.Knee}
+	known := solution{values: f.center(), shape: shape{prior.Knee, prior.Tile}}
 	copy(known.values, prior.values())
 	m.Errors.Prior = stats.New(f.errors(known, nil)).Mean()
 	return m, f.bootstrap(m, best, opt)
@@ -218,11 +218,14 @@ const (
 	extraColumns
 )
 
+// shape is what the form of the step time depends on beside its coefficients.
+type shape struct{ knee, tile int }
+
 // solution is a fitted set of values: the coefficients, then the extra columns.
 type solution struct {
 	values []float64
-	knee   int
-	loss   float64
+	shape
+	loss float64
 }
 
 // center is the prior's values of all columns.
@@ -241,27 +244,51 @@ func (f *fitter) knees() []int {
 	return out
 }
 
-// bestKnee is the solution with the least loss over the candidates; uses[i] is how often cell i counts.
-func (f *fitter) bestKnee(uses []float64) (solution, error) {
+// tiles are the candidates beside none: row tiles of matrix kernels, and of two of them side by side.
+func (f *fitter) tiles() []int { return []int{64, 128, 256} }
+
+// bestShape is the solution with the least loss over the candidates; uses[i] is how often cell i counts. The tile is
+// looked for about the best knee without one.
+func (f *fitter) bestShape(uses []float64) (solution, error) {
 	best := solution{loss: math.Inf(1)}
-	for _, knee := range f.knees() {
-		s, err := f.solve(uses, knee)
+	try := func(shape shape) error {
+		s, err := f.solve(uses, shape)
 		if err != nil {
-			return s, err
+			return err
 		}
-		// The knee has a prior too: a factor of two away costs as much as one coefficient that is off by priorSigma.
-		off := math.Log2(float64(knee) / float64(f.prior.Knee))
-		if s.loss += off * off; s.loss < best.loss {
+		// The knee has a prior too: a factor of two away costs as much as one coefficient that is off by priorSigma. So does a
+		// tile.
+		off := math.Log2(float64(shape.knee) / float64(f.prior.Knee))
+		s.loss += off * off
+		if shape.tile > 1 {
+			s.loss++
+		}
+		if s.loss < best.loss {
 			best = s
+		}
+		return nil
+	}
+	knees := f.knees()
+	for _, knee := range knees {
+		if err := try(shape{knee, 1}); err != nil {
+			return best, err
+		}
+	}
+	at := slices.Index(knees, best.knee)
+	for _, tile := range f.tiles() {
+		for _, knee := range knees[max(0, at-1):min(len(knees), at+4)] {
+			if err := try(shape{knee, tile}); err != nil {
+				return best, err
+			}
 		}
 	}
 	return best, nil
 }
 
-// solve is one damped non-negative least-squares fit at a fixed knee, by steps each of which lessens the loss.
-func (f *fitter) solve(uses []float64, knee int) (solution, error) {
+// solve is one damped non-negative least-squares fit at a fixed shape, by steps each of which lessens the loss.
+func (f *fitter) solve(uses []float64, shape shape) (solution, error) {
 	m := *f.prior
-	m.Knee = knee
+	m.Knee, m.Tile = shape.knee, shape.tile
 	center := f.center()
 	scale := slices.Clone(center)
 	for i, k := range m.Knots {
@@ -358,7 +385,7 @@ func (f *fitter) solve(uses []float64, knee int) (solution, error) {
 			break
 		}
 	}
-	return solution{values: values, knee: knee, loss: loss}, nil
+	return solution{values: values, shape: shape, loss: loss}, nil
 }
 
 // priorWeight is the weight of a column's prior row. Times from a send show prepare in a sum with the front end's
@@ -492,7 +519,7 @@ func (f *fitter) model(s solution) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Knee = s.knee
+	m.Knee, m.Tile = s.knee, s.tile
 	m.FrontEnd.Request = max(0, seconds(s.values[n+oRequest])-m.FrontEnd.Token)
 	m.FrontEnd.PromptToken = seconds(s.values[n+oPromptToken])
 	m.compile()
@@ -519,7 +546,7 @@ func (m *Model) Arriving(request time.Duration) *Model {
 // errors are the relative errors of all observations in the cells that pick selects (nil: all).
 func (f *fitter) errors(s solution, pick func(int) bool) []float64 {
 	m := *f.prior
-	m.Knee = s.knee
+	m.Knee, m.Tile = s.knee, s.tile
 	var out []float64
 	for i, c := range f.cells {
 		if pick != nil && !pick(i) {
@@ -548,7 +575,7 @@ func (f *fitter) crossValidate(e *Errors, opt FitOptions) error {
 				uses[i] = 1
 			}
 		}
-		s, err := f.bestKnee(uses)
+		s, err := f.bestShape(uses)
 		if err != nil {
 			return err
 		}
@@ -578,7 +605,7 @@ func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 		if f.prior, err = original.With(values); err != nil {
 			return err
 		}
-		s, err := f.solve(uses, best.knee)
+		s, err := f.solve(uses, best.shape)
 		if err != nil {
 			return err
 		}

@@ -28,6 +28,7 @@ type wire struct {
 	Errors       *Errors       `json:"errors,omitempty"`
 	Range        *Range        `json:"range,omitempty"`
 	Knee         int           `json:"knee_tokens"`
+	Tile         int           `json:"tile_tokens,omitempty"`
 	Knots        []int         `json:"knots_seqs"`
 	Coefficients []Coefficient `json:"coefficients"`
 	MaxGraph     int           `json:"max_cudagraph_capture_size"`
@@ -51,7 +52,7 @@ type wireFrontEnd struct {
 func (m *Model) MarshalJSON() ([]byte, error) {
 	w := wire{
 		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn,
-		Errors: m.Errors, Knee: m.Knee, Knots: m.Knots, Coefficients: m.Coefficients,
+		Errors: m.Errors, Knee: m.Knee, Tile: m.Tile, Knots: m.Knots, Coefficients: m.Coefficients,
 		MaxGraph: m.MaxGraph, BlockSize: m.BlockSize, Blocks: m.Blocks, Limits: m.Limits, Draws: m.Draws,
 		FrontEnd: wireFrontEnd{
 			m.FrontEnd.Request.Seconds(), m.FrontEnd.Handle.Seconds(), m.FrontEnd.PromptToken.Seconds(),
@@ -76,7 +77,7 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 	}
 	*m = Model{
 		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
-		Knee: w.Knee, Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits,
+		Knee: w.Knee, Tile: max(1, w.Tile), Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits,
 		Draws: w.Draws, BlockSize: w.BlockSize, Blocks: w.Blocks,
 		FrontEnd: FrontEnd{
 			seconds(w.FrontEnd.Request), seconds(w.FrontEnd.Handle), seconds(w.FrontEnd.PromptToken),
@@ -103,6 +104,8 @@ func (w *wire) check() error {
 		return fmt.Errorf("max_cudagraph_capture_size is %d, expected 0 to %d", w.MaxGraph, maxKnot)
 	case w.BlockSize < 0:
 		return fmt.Errorf("block_size is %d, expected at least 1", w.BlockSize)
+	case w.Tile < 0 || w.Tile > maxKnot:
+		return fmt.Errorf("tile_tokens is %d, expected 1 to %d", w.Tile, maxKnot)
 	case w.Knee < 1:
 		return fmt.Errorf("knee_tokens is %d, expected at least 1", w.Knee)
 	case len(w.Knots) == 0 || len(w.Knots) > maxKnots || w.Knots[0] != 0 || w.Knots[len(w.Knots)-1] > maxKnot:

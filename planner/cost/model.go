@@ -87,8 +87,8 @@ const (
 //
 //	step = base
 //	     + sum_k seqs_above_k x max(0, B - k)              B sequences; k at CUDA-graph capture sizes
-//	     + tokens x T + tokens_above_knee x max(0, T - knee)     T new tokens; knee: weight-bound to compute-bound
-//	     + tokens_far_above_knee x max(0, T - 8 knee)      large batches: slower clocks, larger intermediates
+//	     + tokens x T + tokens_above_knee x max(0, T' - knee)    T new tokens; knee: weight-bound to compute-bound
+//	     + tokens_far_above_knee x max(0, T' - 8 knee)     large batches: slower clocks, larger intermediates
 //	     + hot_step x heat                                 lower clocks after much arithmetic
 //	     + throttled x heat x max(0, T - knee)
 //	     + prefill_step                                    with prompt tokens
@@ -98,8 +98,9 @@ const (
 //	     + empty_rows x (longest chunk x B - T)            query rows that attention launches for nothing
 //
 // The host is busy for prepare before that, and at the same time for launch_piecewise or launch_eager where no full CUDA
-// graph covers the step: a step with prompt tokens, of up to MaxGraph tokens or more. T, and in a step of decodes alone B, are padded to the next
-// capture size, as vLLM does up to MaxGraph.
+// graph covers the step: a step with prompt tokens, of up to MaxGraph tokens or more. T, and in a step of decodes alone B,
+// are padded to the next capture size, as vLLM does up to MaxGraph. T' is T in whole tiles: where arithmetic sets the pace,
+// matrix products compute a tile of Tile rows whole.
 //
 // All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes
 // from [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a
@@ -114,6 +115,8 @@ type Model struct {
 	// Knots are the k of the seqs terms, ascending from 0. Knee is in tokens.
 	Knots []int
 	Knee  int
+	// Tile is how many tokens a matrix product computes at once, 1 where that does not show.
+	Tile int
 	// MaxGraph is the largest captured batch of the server's settings, 0 where every step is eager ([Model.For]).
 	MaxGraph int
 	// BlockSize is that of the server, 0 for 16; Blocks is what attention takes at others, ascending.
@@ -201,10 +204,11 @@ func (m *Model) terms(f []float64, s Step) {
 	}
 	o := f[nSeqs+len(m.Knots):]
 	o[oTokens] += float64(tokens)
-	o[oAbove] += float64(max(0, tokens-m.Knee))
-	o[oFar] += float64(max(0, tokens-far*m.Knee))
+	whole := m.whole(tokens)
+	o[oAbove] += float64(max(0, whole-m.Knee))
+	o[oFar] += float64(max(0, whole-far*m.Knee))
 	o[oHot] += s.Heat
-	o[oThrottled] += s.Heat * float64(max(0, tokens-m.Knee))
+	o[oThrottled] += s.Heat * float64(max(0, whole-m.Knee))
 	o[oContext] += float64(s.DecodeContext)
 	if s.PrefillTokens > 0 {
 		o[oPrefillStep]++
@@ -236,6 +240,14 @@ func (m *Model) padded(s Step) (tokens, seqs int) {
 		}
 	}
 	return tokens, seqs
+}
+
+// whole is a number of tokens in whole tiles.
+func (m *Model) whole(tokens int) int {
+	if m.Tile <= 1 {
+		return tokens
+	}
+	return (tokens + m.Tile - 1) / m.Tile * m.Tile
 }
 
 // defaultMaxGraph is vLLM's largest capture size where the settings do not lower it.
@@ -372,8 +384,8 @@ func (m *Model) StepTime(s Step) time.Duration {
 	tokens, last := float64(n), len(m.bySeqs)-1
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
 		m.tokens*tokens + m.kv*float64(s.DecodeContext) + m.hotStep*s.Heat
-	if tokens > m.knee {
-		ns += (m.above+m.hot*s.Heat)*(tokens-m.knee) + m.far*max(0, tokens-far*m.knee)
+	if whole := float64(m.whole(n)); whole > m.knee {
+		ns += (m.above+m.hot*s.Heat)*(whole-m.knee) + m.far*max(0, whole-far*m.knee)
 	}
 	if s.PrefillTokens > 0 {
 		ns += m.prefill + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext) +

@@ -89,7 +89,7 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 		}
 	}
 	m := &Model{
-		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(), BlockSize: args.BlockSize,
+		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(), Tile: 1, BlockSize: args.BlockSize,
 		MaxGraph: defaultMaxGraph,
 		FrontEnd: FrontEnd{
 			Request: requestLatency, Handle: handleTime, PromptToken: promptTokenLatency, Token: tokenLatency, Event: eventTime,

@@ -28,7 +28,7 @@ func CostTable(w io.Writer, m *cost.Model) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(b, "knee %d tokens, CUDA graphs up to %d tokens\n", m.Knee, m.MaxGraph)
+	fmt.Fprintf(b, "knee %d tokens, tiles of %d, CUDA graphs up to %d tokens\n", m.Knee, m.Tile, m.MaxGraph)
 	for _, k := range m.Blocks {
 		text := func(what string, r *cost.Ratio) {
 			if r != nil {
