@@ -389,13 +389,17 @@ func (f *fitter) solve(uses []float64, shape shape) (solution, error) {
 }
 
 // priorWeight is the weight of a column's prior row. Times from a send show prepare in a sum with the front end's
-// latency only: it stays near the prior.
+// latency only: it stays near the prior. An eager launch shows where it outlasts the device, in few steps if any, and
+// errors of the form show in it there: it stays nearer than what every step shows.
 func (f *fitter) priorWeight(j int) float64 {
-	const near = priorSigma / 8
-	if j == nSeqs+len(f.prior.Knots)+oPrepare {
-		return 1 / (near * near)
+	near := priorSigma
+	switch j - nSeqs - len(f.prior.Knots) {
+	case oPrepare:
+		near /= 8
+	case oEager:
+		near /= 3
 	}
-	return 1 / (priorSigma * priorSigma)
+	return 1 / (near * near)
 }
 
 // row is the factors of all columns in a cell's time, in s: the longest chain of the device's steps and the host's

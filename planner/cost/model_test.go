@@ -50,6 +50,7 @@ func TestStepTimeIsTheFormula(t *testing.T) {
 		for i := range values {
 			values[i] = (values[i] + 1e-6) * rng.Float64()
 		}
+		m.Tile = []int{1, 64, 128}[rng.IntN(3)]
 		with, err := m.With(values)
 		if err != nil {
 			t.Fatal(err)
