@@ -390,14 +390,14 @@ func (f *fitter) solve(uses []float64, shape shape) (solution, error) {
 
 // priorWeight is the weight of a column's prior row. Times from a send show prepare in a sum with the front end's
 // latency only: it stays near the prior. An eager launch shows where it outlasts the device, in few steps if any, and
-// errors of the form show in it there: it stays nearer than what every step shows.
+// errors of the form show in it there: it stays somewhat nearer than what every step shows.
 func (f *fitter) priorWeight(j int) float64 {
 	near := priorSigma
 	switch j - nSeqs - len(f.prior.Knots) {
 	case oPrepare:
 		near /= 8
 	case oEager:
-		near /= 3
+		near /= 2
 	}
 	return 1 / (near * near)
 }
