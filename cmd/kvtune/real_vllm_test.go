@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -472,5 +473,37 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	}
 	if !strings.Contains(strings.Join(plans.Plans[0].Launch, " "), "--max-num-batched-tokens") {
 		t.Errorf("launch command %v", plans.Plans[0].Launch)
+	}
+}
+
+// What binds a real server is found where it was planted by one setting each: a KV cache for two requests, and one sequence
+// at a time.
+func TestVLLMBinds(t *testing.T) {
+	command, model := installation(t)
+	for _, c := range []struct {
+		name, verdict, evidence string
+		flags                   []string
+	}{
+		{"tiny KV cache", "memory capacity binds (KV capacity)", "requests wait for KV blocks or lose them",
+			[]string{"--num-gpu-blocks-override", "37", "--C", "512", "--output-len", "120"}},
+		{"max_num_seqs 1", "scheduling binds (max_num_seqs)", "because 1 run, which is max_num_seqs",
+			[]string{"--max-num-seqs", "1", "--C", "64", "--output-len", "48"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, errs, status := kvtune(slices.Concat([]string{"analyze", "--launch", "--launch-arg", command, "--launch-arg", "serve",
+				"--model", model, "--gpu", "CPU", "--max-model-len", "1024", "--block-size", "32", "--concurrency", "8", "--duration", "8s",
+				"--num-requests", "2000", "--num-warmup", "0", "--output-dir", t.TempDir()}, c.flags, []string{"--"}, tinyModelFlags())...)
+			t.Log(out)
+			if status != exitDone {
+				t.Fatalf("exit status %d: %s", status, errs)
+			}
+			verdict, _, _ := strings.Cut(out, "\n")
+			if !strings.HasPrefix(verdict, c.verdict) || !strings.Contains(verdict, c.evidence) || strings.Contains(out, "SIMULATED SERVER") {
+				t.Errorf("the verdict is %q, planted %q", verdict, c.verdict)
+			}
+			if !strings.Contains(verdict, "; simulated: twice ") {
+				t.Errorf("no counterfactual in %q", verdict)
+			}
+		})
 	}
 }

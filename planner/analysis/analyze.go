@@ -107,6 +107,7 @@ type study struct {
 	prefix prefixUse
 	launch time.Duration // launch overhead of a step
 	need   int           // blocks that the mean prompt needs to be admitted
+	whole  int           // blocks that the mean request holds at its end
 	time   [numCauses]time.Duration
 	facts  facts
 }
@@ -130,7 +131,7 @@ type facts struct {
 //
 //   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
 //   - While requests wait: memory capacity, when a request was preempted or the free KV blocks are fewer than a mean prompt
-//     needs; else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
+//     needs (than a whole request needs, where neither max_num_seqs nor the token budget is used up); else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
 //     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that
 //     a larger batch would serve more.
 //   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
@@ -192,7 +193,7 @@ func newStudy(in Input) *study {
 	s.spans = clip(s.spans, s.win)
 	s.gaps = slices.DeleteFunc(s.gaps, func(g gap) bool { return g.start < s.win.from || g.start+g.length > s.win.to })
 	s.prefix = usePrefixes(in.Records, in.Workload, s.args.BlockSize, in.Result.Counters)
-	s.need = s.admission()
+	s.need, s.whole = s.admission()
 	if s.model != nil {
 		one := cost.Step{DecodeSeqs: 1, DecodeContext: 1}
 		compute, memory := s.model.Roofline(one)
@@ -213,26 +214,27 @@ func openLoop(in Input) bool {
 	return c.Rate != "" || c.Trace != "" || c.Users > 0 && c.ThinkTime > 0
 }
 
-// admission is how many free blocks the mean measured prompt needs.
-func (s *study) admission() int {
+// admission is how many free blocks the mean measured prompt needs, and how many its request needs until its end.
+func (s *study) admission() (prompt, whole int) {
 	if s.args.BlockSize == 0 {
-		return 0
+		return 0, 0
 	}
-	tokens, n := 0, 0
+	tokens, output, n := 0, 0, 0
 	for i := range s.Records {
 		r := &s.Records[i]
 		if r.Phase != workload.Measured {
 			continue
 		}
-		tokens, n = tokens+r.PromptTokens, n+1
+		tokens, output, n = tokens+r.PromptTokens, output+r.OutputTokens, n+1
 		if r.CachedTokens != nil {
 			tokens -= *r.CachedTokens
 		}
 	}
 	if n == 0 {
-		return 0
+		return 0, 0
 	}
-	return max(1, (tokens/n+s.args.BlockSize-1)/s.args.BlockSize)
+	blocks := func(tokens int) int { return max(1, (tokens+s.args.BlockSize-1)/s.args.BlockSize) }
+	return blocks(tokens / n), blocks((tokens + output) / n)
 }
 
 // attribute gives every moment of the window to a cause.
@@ -335,6 +337,12 @@ func (s *study) full(sp *span) bool {
 	return (1-sp.kvUsage)*float64(s.blocks) < float64(s.need)
 }
 
+// tight reports whether the free KV blocks are fewer than a whole request needs, its output included. vLLM admits on the
+// prompt alone, but keeps a watermark free, and gauges lag behind the steps.
+func (s *study) tight(sp *span) bool {
+	return sp.kvUsage >= 0 && s.blocks > 0 && (1-sp.kvUsage)*float64(s.blocks) < float64(s.whole)
+}
+
 func (s *study) causeOf(sp *span) cause {
 	if sp.waiting > 0 || sp.preemptions > 0 {
 		switch {
@@ -348,6 +356,8 @@ func (s *study) causeOf(sp *span) cause {
 			if s.model == nil || s.amortises(sp.step) {
 				return causeBudget
 			}
+		case sp.waiting > 0 && s.tight(sp): // nothing else keeps a request out of a step
+			return causeKV
 		}
 	}
 	if s.model == nil {

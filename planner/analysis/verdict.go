@@ -263,8 +263,11 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 		text += fmt.Sprintf("reading weights and KV takes longer than the arithmetic (%.3g ms against %.3g ms of a step)",
 			1e3*f.memory.Seconds()/max(f.steps, 1), 1e3*f.compute.Seconds()/max(f.steps, 1))
 	case LimitKVCapacity:
-		text += fmt.Sprintf("requests wait for KV blocks or lose them (usage up to %s, %d preemptions)",
-			percent(f.usagePeak), f.preemptions)
+		text += fmt.Sprintf("requests wait for KV blocks or lose them (usage up to %s", percent(f.usagePeak))
+		if m := s.preemptions(); m.Value != nil {
+			text += fmt.Sprintf(", %.0f preemptions", *m.Value)
+		}
+		text += ")"
 	case LimitMaxNumSeqs:
 		text += fmt.Sprintf("requests wait beside free KV blocks because %d run, which is max_num_seqs", s.args.MaxNumSeqs)
 	case LimitTokenBudget:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -44,27 +45,40 @@ func (in *Input) Headline() string {
 	return VerdictLine(in.Verdict, origin, partial)
 }
 
-// Text writes everything for a terminal: the verdict, the warnings, the table of runs, the plans, predicted beside
-// measured for every plan that was verified, and the files.
+// Text writes what a terminal gets: the verdict, the warnings; where there are plans, the chosen one beside the present
+// settings and vLLM's defaults with the command that starts it, predicted beside measured for every plan that was verified,
+// and the runs in brief; else the table of runs; and the files. The rest is in the page.
 func Text(w io.Writer, in Input) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintln(b, in.Headline())
 	for _, warning := range in.Warnings() {
 		wrap(b, "! ", "  ", warning)
 	}
-	if len(in.Runs) > 0 {
+	if in.Plans != nil && len(in.Runs) == 0 {
 		fmt.Fprintln(b)
-		runTable(b, in.Runs)
+		summary(b, in.Plans)
+		otherPlans(b, in.Plans)
+		frontTable(b, in.Plans)
+		rangeTable(b, in.Plans)
+		planNotes(b, in.Plans)
 	}
-	if in.Plans != nil {
+	if in.Plans != nil && len(in.Runs) > 0 { // the rest is in the page
 		fmt.Fprintln(b)
-		planTable(b, in.Plans)
+		summary(b, in.Plans)
 		for i := range in.Plans.Plans {
 			if p := &in.Plans.Plans[i]; len(p.Compared) > 0 {
 				fmt.Fprintln(b)
 				predictedMeasured(b, p)
 			}
 		}
+		otherPlans(b, in.Plans)
+		rangeTable(b, in.Plans)
+		planNotes(b, in.Plans)
+		fmt.Fprintln(b)
+		runTable(b, in.Runs, slices.DeleteFunc(rowsOf(in.Runs), func(r row) bool { return !slices.Contains(briefRows, r.label) }))
+	} else if len(in.Runs) > 0 {
+		fmt.Fprintln(b)
+		runTable(b, in.Runs, rowsOf(in.Runs))
 	}
 	if in.Kernels != nil {
 		fmt.Fprintln(b)
@@ -78,13 +92,15 @@ func Text(w io.Writer, in Input) error {
 // RunTable writes one column per run and one row per metric, in blocks of at most 100 columns.
 func RunTable(w io.Writer, runs []Run) error {
 	b := bufio.NewWriter(w)
-	runTable(b, runs)
+	runTable(b, runs, rowsOf(runs))
 	return b.Flush()
 }
 
-func runTable(b *bufio.Writer, runs []Run) {
+// briefRows are those of the table of runs beside plans.
+var briefRows = []string{"origin", "workload C / M / B", "throughput, total", "TTFT p99", "TPOT mean", "E2EL p50", "KV usage peak", "what binds"}
+
+func runTable(b *bufio.Writer, runs []Run, rows []row) {
 	const labels, units, most = 20, 9, 22
-	rows := rowsOf(runs)
 	widths := make([]int, len(runs))
 	for i, r := range runs {
 		widths[i] = min(most, utf8.RuneCountInString(r.Result.Name))
@@ -115,13 +131,6 @@ func runTable(b *bufio.Writer, runs []Run) {
 		}
 		from = to
 	}
-}
-
-// PlanTable writes the plans with what they are predicted to do, what they change, and the commands that start them.
-func PlanTable(w io.Writer, plans *planner.Plans) error {
-	b := bufio.NewWriter(w)
-	planTable(b, plans)
-	return b.Flush()
 }
 
 // planned are the columns of the table of plans.
@@ -165,48 +174,6 @@ func planScales(all []*planner.Plan) []scale {
 		scales[i] = scaleFor(unit, values...)
 	}
 	return scales
-}
-
-func planTable(b *bufio.Writer, ps *planner.Plans) {
-	const names, column = 11, 12
-	all := allPlans(ps)
-	scales := planScales(all)
-	fmt.Fprintln(b, "plans (PREDICTED: SIMULATED in virtual time; ranges are 95 %)")
-	if ps.Infeasible != nil {
-		wrap(b, "! ", "  ", "NO FEASIBLE PLAN: "+clean(ps.Infeasible.Why, 1000))
-	}
-	head, units := pad("plan", names), pad("", names)
-	for i, c := range planned {
-		head += " " + padLeft(c.label, column)
-		units += " " + padLeft(scales[i].unit, column)
-	}
-	rule := strings.Repeat("-", utf8.RuneCountInString(head))
-	fmt.Fprintf(b, "%s\n%s\n%s\n", head, strings.TrimRight(units, " "), rule)
-	for _, p := range all {
-		line := pad(clean(string(p.Strategy), names), names)
-		for i, c := range planned {
-			text := notObserved
-			if m := p.Predicted.Get(c.name, c.stat); m != nil {
-				text = scales[i].number(*m)
-			}
-			line += " " + padLeft(text, column)
-		}
-		fmt.Fprintln(b, line)
-		for _, detail := range planDetails(p) {
-			wrap(b, "  ", "    ", detail)
-		}
-		if len(p.Launch) > 0 && p.Strategy != planner.Current && p.Strategy != planner.Default {
-			fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
-		}
-	}
-	frontTable(b, ps)
-	rangeTable(b, ps)
-	for _, note := range ps.Notes {
-		wrap(b, "note: ", "  ", clean(note, 1000))
-	}
-	if ps.Search.Statement != "" {
-		wrap(b, "search: ", "  ", clean(ps.Search.Statement, 1000))
-	}
 }
 
 // planDetails are the sentences about one plan.
