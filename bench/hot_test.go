@@ -20,18 +20,10 @@ func BenchmarkHarness(b *testing.B) {
 		if err != nil {
 			b.Skip(err)
 		}
-		defer m.Close()
+		b.Cleanup(func() { m.Close() }) // behind the kernel
 		c := Base(kernels.OpRead, false)
 		c.Batch, c.Context = 1, 1
-		in, err := kernels.NewInputs(c)
-		if err != nil {
-			b.Fatal(err)
-		}
-		k, err := m.Backend.Load(in)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer k.Close()
+		k := loaded(b, m, c)
 		for b.Loop() {
 			if err := k.Run(1); err != nil {
 				b.Fatal(err)

@@ -290,16 +290,7 @@ func suite(b *testing.B, backend string, cold bool) {
 	slices.Reverse(list)
 	for _, c := range append(list, decode...) {
 		b.Run(c.Name(), func(b *testing.B) {
-			in, err := kernels.NewInputs(c)
-			if err != nil {
-				b.Fatal(err)
-			}
-			k, err := m.Backend.Load(in)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer k.Close()
-			seconds := each(b, k)
+			seconds := each(b, loaded(b, m, c))
 			rate := float64(c.Bytes()) / seconds
 			rates[c.Op] = rate
 			b.ReportMetric(seconds*1e9, "ns/op")
@@ -314,6 +305,21 @@ func suite(b *testing.B, backend string, cold bool) {
 			}
 		})
 	}
+}
+
+// loaded is a case with random inputs on a backend, until the benchmark ends.
+func loaded(b *testing.B, m *Machine, c kernels.Case) kernels.Kernel {
+	b.Helper()
+	in, err := kernels.NewInputs(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	k, err := m.Backend.Load(in)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { k.Close() })
+	return k
 }
 
 // each is the seconds of one launch: between the device's own events where the kernel has them, less what an empty pair

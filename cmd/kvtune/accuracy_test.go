@@ -212,17 +212,24 @@ func curves(t *testing.T, path, size string) map[string]*curve {
 	return out
 }
 
+// named finds a GPU and a model.
+func named(t *testing.T, gpu, model string) (spec.GPU, spec.Model) {
+	t.Helper()
+	g, err := spec.FindGPU(gpu)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := spec.FindModel(model)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g, m
+}
+
 // kernels: a fit on one GPU's kernel profile predicts 300 requests that a real vLLM served on it.
 func (s *score) kernels(t *testing.T, data string) {
 	s.section(t, data, "vLLM 0.19 on one RTX PRO 6000, Llama-3.1-8B: fitted on a kernel profile (LLMServingSim)")
-	gpu, err := spec.FindGPU("RTX-PRO-6000")
-	if err != nil {
-		t.Fatal(err)
-	}
-	model, err := spec.FindModel("meta-llama/Llama-3.1-8B")
-	if err != nil {
-		t.Fatal(err)
-	}
+	gpu, model := named(t, "RTX-PRO-6000", "meta-llama/Llama-3.1-8B")
 	args := vllmflags.Resolve(harness.EngineArgs{MaxNumSeqs: 128, MaxNumBatchedTokens: 2048, MaxModelLen: 16384},
 		"0.19.0", vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory})
 	file := func(name string) string { return filepath.Join(data, "RTXPRO6000_llama31-8b_"+name) }
@@ -312,14 +319,7 @@ func (s *score) kernels(t *testing.T, data string) {
 // aggregates: a fit on a third of the means of closed-loop runs predicts the other two thirds.
 func (s *score) aggregates(t *testing.T, data string) {
 	s.section(t, data, "vLLM on H200, Llama-3.1-70B fp8, TP 1 and 2: fitted on a third of the closed-loop means (AIConfigurator)")
-	gpu, err := spec.FindGPU("H200")
-	if err != nil {
-		t.Fatal(err)
-	}
-	model, err := spec.FindModel("meta-llama/Llama-3.1-70B")
-	if err != nil {
-		t.Fatal(err)
-	}
+	gpu, model := named(t, "H200", "meta-llama/Llama-3.1-70B")
 	model.DTypeBytes = 1
 	rows, _ := table(t, filepath.Join(data, "silicon_llama31-70b_fp8_vllm_h200_tp1_tp2.csv"))
 	off := false

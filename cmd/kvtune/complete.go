@@ -1,6 +1,7 @@
 package main
 
 import (
+	"embed"
 	"fmt"
 	"io"
 	"slices"
@@ -277,66 +278,17 @@ func completionCommand() *cli.Command {
 			if c.NArg() != 1 || !slices.Contains(shells(), c.Args().First()) {
 				return usagef("expected one of %s: kvtune completion bash", strings.Join(shells(), ", "))
 			}
-			_, err := io.WriteString(c.App.Writer, completionScripts[c.Args().First()])
+			script, err := completionScripts.ReadFile("completion/kvtune." + c.Args().First())
+			if err != nil {
+				return err
+			}
+			_, err = c.App.Writer.Write(script)
 			return err
 		},
 	}
 }
 
-var completionScripts = map[string]string{
-	"bash": `# kvtune's completion for Bash 4 and newer: source <(kvtune completion bash)
-_kvtune() {
-  local line cur=${COMP_WORDS[COMP_CWORD]} IFS=$'\n'
-  COMPREPLY=()
-  for line in $("${COMP_WORDS[0]}" __complete bash "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null); do
-    case $line in
-    ` + filesWord + `)
-      compopt -o filenames 2>/dev/null
-      [[ $cur == [=:]* ]] && cur=
-      COMPREPLY+=($(compgen -f -- "$cur"))
-      ;;
-    *)
-      [[ $line == *= ]] && compopt -o nospace 2>/dev/null
-      COMPREPLY+=("$line")
-      ;;
-    esac
-  done
-}
-complete -F _kvtune kvtune
-`,
-	"zsh": `#compdef kvtune
-# kvtune's completion for zsh: kvtune completion zsh > "${fpath[1]}/_kvtune", or source it behind compinit.
-_kvtune() {
-  local line
-  local -a candidates unfinished
-  for line in "${(@f)$("${words[1]}" __complete zsh "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
-    case $line in
-    ` + filesWord + `) _files ;;
-    '') ;;
-    *=) unfinished+=("$line") ;;
-    *) candidates+=("$line") ;;
-    esac
-  done
-  if (( $#candidates )); then _describe kvtune candidates; fi
-  if (( $#unfinished )); then _describe kvtune unfinished -S ''; fi
-}
-if [[ ${funcstack[1]} == _kvtune ]]; then
-  _kvtune "$@"
-else
-  compdef _kvtune kvtune
-fi
-`,
-	"fish": `# kvtune's completion for fish: kvtune completion fish > ~/.config/fish/completions/kvtune.fish
-function __kvtune_complete
-  set -l words (commandline -opc) (commandline -ct)
-  for line in ($words[1] __complete fish $words[2..-1] 2>/dev/null)
-    if test "$line" = "` + filesWord + `"
-      __fish_complete_path (string replace -r '^-[^=]*=' '' -- $words[-1])
-    else
-      echo $line
-    end
-  end
-end
-complete -c kvtune -f -k -a '(__kvtune_complete)'
-`,
-}
+// completionScripts are kvtune.bash, kvtune.zsh and kvtune.fish.
+//
+//go:embed completion
+var completionScripts embed.FS

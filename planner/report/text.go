@@ -89,13 +89,6 @@ func Text(w io.Writer, in Input) error {
 	return b.Flush()
 }
 
-// RunTable writes one column per run and one row per metric, in blocks of at most 100 columns.
-func RunTable(w io.Writer, runs []Run) error {
-	b := bufio.NewWriter(w)
-	runTable(b, runs, rowsOf(runs))
-	return b.Flush()
-}
-
 // briefRows are those of the table of runs beside plans.
 var briefRows = []string{"origin", "workload C / M / B", "throughput, total", "TTFT p99", "TPOT mean", "E2EL p50", "KV usage peak", "what binds"}
 
