@@ -2,11 +2,15 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/harness/archive"
 	"kvtune/harness/compare"
+	"kvtune/harness/workflow"
+	"kvtune/planner/report"
 )
 
 func compareCommand() *cli.Command {
@@ -18,6 +22,7 @@ func compareCommand() *cli.Command {
 			"--run they are programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit status 3 is a\n" +
 			"significant regression beyond the threshold.\n\nExamples:\n" +
 			"   kvtune compare results/old results/new\n" +
+			"   kvtune compare --html difference.html results/old results/new\n" +
 			"   kvtune compare --threshold 0.005 --run ./old ./new -- bench --op decode --format bench\n" +
 			"   kvtune compare --run old.test new.test -- -test.run=NONE -test.bench=.",
 		Flags: in("Comparison",
@@ -25,6 +30,7 @@ func compareCommand() *cli.Command {
 			&cli.IntFlag{Name: "rounds", Usage: "`times` A B B A", Value: 10},
 			&cli.Float64Flag{Name: "threshold", Usage: "relative `difference` that matters", Value: 0.01},
 			&cli.Float64Flag{Name: "alpha", Usage: "`chance` of any false alarm among all cases", Value: 0.01},
+			&cli.PathFlag{Name: "html", Usage: "also write both sides, side by side, as a page to `FILE`", Category: catOutput},
 		),
 		Action: compareAction,
 	}
@@ -48,15 +54,44 @@ func compareAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	report, err := compare.Compare(a, b, compare.Options{Threshold: c.Float64("threshold"), Alpha: c.Float64("alpha")})
+	result, err := compare.Compare(a, b, compare.Options{Threshold: c.Float64("threshold"), Alpha: c.Float64("alpha")})
 	if err != nil {
 		return usageError{err}
 	}
-	err = show(c, output{Verdict: report.Verdict(), Warnings: report.Warnings, Comparison: report}, report.Text)
-	if err == nil && report.Count(compare.Worse) > 0 {
+	out := output{Verdict: result.Verdict(), Warnings: result.Warnings, Comparison: result}
+	if file := c.Path("html"); file != "" {
+		if err := comparePage(c, file, result, args); err != nil {
+			return err
+		}
+		out.Files = []string{file}
+	}
+	err = show(c, out, func(w io.Writer) error {
+		err := result.Text(w)
+		for _, file := range out.Files {
+			fmt.Fprintf(w, "\nfiles\n  %s\n", file)
+		}
+		return err
+	})
+	if err == nil && result.Count(compare.Worse) > 0 {
 		return errNegative
 	}
 	return err
+}
+
+// comparePage writes both sides as a page; a side that is no archive is shown by its cases alone.
+func comparePage(c *cli.Context, file string, result *compare.Report, args []string) error {
+	page := report.Comparison{Title: "kvtune compare", Result: result,
+		Commands: []string{report.ShellLine(c.App.Metadata["command"].([]string))}}
+	for i, side := range []*report.Input{&page.A, &page.B} {
+		if _, err := archive.Open(args[i]); err != nil || c.Bool("run") {
+			continue
+		}
+		var err error
+		if *side, err = workflow.ReadReport(args[i]); err != nil {
+			return usageError{err}
+		}
+	}
+	return archive.WriteFile(file, func(w io.Writer) error { return report.CompareHTML(w, page) })
 }
 
 // sides reads the two sides, or measures them.

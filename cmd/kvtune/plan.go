@@ -98,6 +98,7 @@ func planCommand() *cli.Command {
 		), in(catOutput,
 			oneOf(planner.ExportFormats(), &cli.StringFlag{Name: "export", Usage: "print the first plan in this `form`"}),
 			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile},
+			&cli.PathFlag{Name: "html", Usage: "also write plans and sweep as a page to `FILE`"},
 		)),
 		Action: plan,
 	}
@@ -173,6 +174,14 @@ func plan(c *cli.Context) error {
 	}
 	if err := archive.WriteJSON(files[0], plans); err != nil {
 		return err
+	}
+	if file := c.Path("html"); file != "" {
+		files = append(files, file)
+		in := report.Input{Title: "kvtune plan", Verdict: plans.Verdict, Plans: plans, Sweep: sweep, Cost: basis.Server.Cost, Files: files,
+			Commands: []string{report.ShellLine(c.App.Metadata["command"].([]string))}}
+		if err := archive.WriteFile(file, func(w io.Writer) error { return report.HTML(w, in) }); err != nil {
+			return err
+		}
 	}
 	scr.close()
 	return printPlans(c, plans, sweep, files)

@@ -256,7 +256,7 @@ func (p *panel) forest(rows []forestRow) {
 	n := float64(len(rows))
 	for i, r := range rows {
 		y := n - float64(i)
-		ticks = append(ticks, plot.Tick{Value: y, Label: clean(r.label, 34)})
+		ticks = append(ticks, plot.Tick{Value: y, Label: clean(r.label, 40)})
 		if r.low != nil || r.high != nil {
 			from, to := low, high
 			if r.low != nil {

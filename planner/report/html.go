@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode"
@@ -115,14 +116,8 @@ func HTML(w io.Writer, in Input) error {
 
 // pageOf lays a report out.
 func pageOf(in Input) (*page, error) {
-	p := &page{Title: in.Title, Simulated: in.simulated(), Stamps: in.stamps()}
-	for _, w := range in.Warnings() {
-		if slices.ContainsFunc(p.Stamps, func(stamp string) bool { return strings.HasPrefix(w, stamp) }) {
-			p.Alarms = append(p.Alarms, w)
-		} else {
-			p.Warnings = append(p.Warnings, w)
-		}
-	}
+	p := &page{Title: in.Title, Simulated: in.simulated()}
+	p.warn(in, "")
 	if p.Title == "" {
 		p.Title = "kvtune report"
 	}
@@ -138,9 +133,27 @@ func pageOf(in Input) (*page, error) {
 	return p, nil
 }
 
+// warn takes the warnings of a report over, those that stamp it apart.
+func (p *page) warn(in Input, side string) {
+	stamps := in.stamps()
+	for _, stamp := range stamps {
+		if !slices.Contains(p.Stamps, stamp) {
+			p.Stamps = append(p.Stamps, stamp)
+		}
+	}
+	for _, w := range in.Warnings() {
+		if slices.ContainsFunc(stamps, func(stamp string) bool { return strings.HasPrefix(w, stamp) }) {
+			p.Alarms = append(p.Alarms, side+w)
+		} else {
+			p.Warnings = append(p.Warnings, side+w)
+		}
+	}
+}
+
 // add appends a section unless it is empty.
 func (p *page) add(id, title string, blocks ...block) {
-	if len(blocks) > 0 {
+	empty := func(b block) bool { return reflect.ValueOf(b).IsZero() }
+	if blocks = slices.DeleteFunc(blocks, empty); len(blocks) > 0 {
 		p.Sections = append(p.Sections, section{id, title, blocks})
 	}
 }
