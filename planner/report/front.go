@@ -19,7 +19,7 @@ import (
 func frontPanel(ps *planner.Plans) panel {
 	p := panel{subject: "Pareto front, every candidate that none beats in both", xLabel: "E2EL p99, s",
 		legend: []string{"Pareto front", "plan", "measured", "knee", string(ps.Baseline.Strategy)},
-		head:   []string{"", "E2EL p99, s", "total token/s", "settings"}}
+		head:   []string{"point", "E2EL p99, s", "total token/s", "settings"}}
 	if len(ps.Front) == 0 {
 		p.missing = "no front was searched"
 		return p

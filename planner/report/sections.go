@@ -175,7 +175,7 @@ func (p *page) binds(in Input) error {
 			blocks = append(blocks, block{Heading: r.Result.Name, Notes: []string{"not analysed"}})
 			continue
 		}
-		t := table{Caption: "Share of the time by cause", Head: []string{"cause", "", "share of time", "binds above", "limit", "why"}}
+		t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above", "limit", "why"}}
 		for _, b := range a.Bottlenecks {
 			binds := cellText{Words: true}
 			if b.Binds {
