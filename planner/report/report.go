@@ -40,6 +40,8 @@ type Input struct {
 	Kernels *harness.Bench
 	// Cost is the model behind the plans and the roofline's ceilings.
 	Cost *cost.Model
+	// Notes are what a reader must know beside what the parts say of themselves.
+	Notes []string
 	// Files are the files written, Commands the command lines that repeat the report.
 	Files    []string
 	Commands []string
@@ -47,6 +49,9 @@ type Input struct {
 
 // Stamp is what marks every table, picture and page with figures of a simulated server.
 const Stamp = "SIMULATED SERVER"
+
+// panelStamp is the same on a chart.
+const panelStamp = "SIMULATED"
 
 const notObserved = "not observed"
 
@@ -116,7 +121,7 @@ func (in *Input) Warnings() []string {
 			ws = append(ws, "kernel benchmark: "+w)
 		}
 	}
-	return ws
+	return append(ws, in.Notes...)
 }
 
 // throttled counts the samples in which the run's GPU was throttled.

@@ -199,11 +199,11 @@ func TestStamp(t *testing.T) {
 		t.Error("the page has no stamp")
 	}
 	panels := len(panelsOf(in))
-	if n := strings.Count(svg, ">"+Stamp+"<"); n != panels+1 {
+	if n := strings.Count(svg, ">"+Stamp+"<") + strings.Count(svg, ">"+panelStamp+"<"); n != panels+1 {
 		t.Errorf("%d stamps on a picture of %d charts", n, panels)
 	}
 	for _, part := range strings.Split(page, `<figure class="chart"><svg`)[1:] {
-		if !strings.Contains(part, ">"+Stamp+"</text>") {
+		if !strings.Contains(part, ">"+panelStamp+"</text>") {
 			t.Error("a chart of the page has no stamp")
 		}
 	}
@@ -219,7 +219,7 @@ func TestStamp(t *testing.T) {
 			t.Errorf("the %s of a real server says simulated", name)
 		}
 	}
-	if strings.Contains(page, `<div class="stamp"`) || strings.Contains(page, Stamp+"</text>") {
+	if strings.Contains(page, `<div class="stamp"`) || strings.Contains(page, panelStamp+"</text>") {
 		t.Error("the page of a real server is stamped")
 	}
 	in.Runs[1].Result.Origin = harness.OriginSimulated

@@ -56,7 +56,7 @@ func (p *page) plans(in Input) error {
 	first.Tables = []table{t}
 	blocks := []block{first}
 	var verified []block
-	for _, plan := range all {
+	for i, plan := range all {
 		b := block{Heading: string(plan.Strategy), List: planDetails(plan)}
 		if plan.Why != "" {
 			b.Text = append(b.Text, plan.Why)
@@ -69,6 +69,8 @@ func (p *page) plans(in Input) error {
 		}
 		if plan.Strategy == planner.Current || plan.Strategy == planner.Default {
 			b.Fold, b.Heading = "the settings of "+b.Heading, ""
+		} else if plan.Keep && i > 0 && all[i-1].Strategy != planner.Current && all[i-1].Strategy != planner.Default {
+			b.Fold, b.Heading = b.Heading+": keep your settings", ""
 		}
 		blocks = append(blocks, b)
 		if len(plan.Compared) == 0 {
