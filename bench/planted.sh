@@ -21,7 +21,9 @@ END
 program "$work/even" 4096
 program "$work/same" 4096
 program "$work/slow" 4137
-compare() { "$kvtune" compare --threshold 0.005 --rounds 3 --run "$work/even" "$work/$1" 2>/dev/null | sed "s:$work/::"; }
+compare() {
+  "$kvtune" compare --threshold 0.005 --rounds 3 --run "$work/even" "$work/$1" 2>/dev/null | sed "s:$work/::"
+}
 
 status=0
 text=$(compare slow) || [ $? -eq 3 ]

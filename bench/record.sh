@@ -12,7 +12,8 @@
 #   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
 #   env.txt compare.txt targets.txt gpu.cases
 #
-# What it does not run, because it takes longer: planted.sh, and bench.test -test.run TestGPUCases under compute-sanitizer.
+# What it does not run, because it takes longer: planted.sh, and bench.test -test.run TestGPUCases under
+# compute-sanitizer.
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: $0 BIN OUT" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) bin=$(cd "$1" && pwd)

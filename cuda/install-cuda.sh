@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install a CUDA compiler, and the driver API's headers of CUDA 11.8, 12 and 13, for `make test-cuda`: no GPU, no driver.
+# Install a CUDA compiler, and the driver API's headers of CUDA 11.8, 12 and 13, for `make test-cuda`: no GPU, no
+# driver.
 #
 #   install-cuda.sh DIR
 #

@@ -105,6 +105,46 @@ func TestImportsNeverPointUp(t *testing.T) {
 	}
 }
 
+// No source file is longer than 800 lines, and no line of the Makefile and the scripts wider than 120 columns.
+func TestFilesAreReadable(t *testing.T) {
+	const lines, columns = 800, 120
+	files := 0
+	err := filepath.WalkDir("../..", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name != "../.." && (strings.HasPrefix(d.Name(), ".") || slices.Contains([]string{"testdata", "results", "bin"}, d.Name())) {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		script := d.Name() == "Makefile" || path.Ext(name) == ".sh"
+		if !script && !slices.Contains([]string{".go", ".c", ".h", ".cu", ".cuh", ".py"}, path.Ext(name)) {
+			return nil
+		}
+		files++
+		src, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if n := strings.Count(string(src), "\n"); n > lines {
+			t.Errorf("%s has %d lines", name, n)
+		}
+		at := 0
+		for line := range strings.Lines(string(src)) {
+			at++
+			if n := len([]rune(strings.TrimSuffix(line, "\n"))); script && n > columns {
+				t.Errorf("%s:%d: %d columns", name, at, n)
+			}
+		}
+		return nil
+	})
+	if err != nil || files < 100 {
+		t.Fatalf("%d files, %v", files, err)
+	}
+}
+
 func TestTopLevelIsFixed(t *testing.T) {
 	allowed := []string{"LICENSE", "Makefile", "README.md", "bench", "cmd", "cuda", "go.mod", "go.sum", "harness", "kernels",
 		"planner"}
