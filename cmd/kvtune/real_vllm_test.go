@@ -476,7 +476,7 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	}
 }
 
-// What binds a real server is found where it was planted by one setting each: a KV cache for two requests, and one sequence
+// What binds a real server is found where it was planted by one setting each: a KV cache for one request, and one sequence
 // at a time.
 func TestVLLMBinds(t *testing.T) {
 	command, model := installation(t)
@@ -485,13 +485,13 @@ func TestVLLMBinds(t *testing.T) {
 		flags                   []string
 	}{
 		{"tiny KV cache", "memory capacity binds (KV capacity)", "requests wait for KV blocks or lose them",
-			[]string{"--num-gpu-blocks-override", "37", "--C", "512", "--output-len", "120"}},
+			[]string{"--num-gpu-blocks-override", "22", "--max-model-len", "640", "--C", "512", "--output-len", "120"}},
 		{"max_num_seqs 1", "scheduling binds (max_num_seqs)", "because 1 run, which is max_num_seqs",
-			[]string{"--max-num-seqs", "1", "--C", "64", "--output-len", "48"}},
+			[]string{"--max-num-seqs", "1", "--max-model-len", "1024", "--C", "64", "--output-len", "48"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out, errs, status := kvtune(slices.Concat([]string{"analyze", "--launch", "--launch-arg", command, "--launch-arg", "serve",
-				"--model", model, "--gpu", "CPU", "--max-model-len", "1024", "--block-size", "32", "--concurrency", "8", "--duration", "8s",
+				"--model", model, "--gpu", "CPU", "--block-size", "32", "--concurrency", "5", "--duration", "5s",
 				"--num-requests", "2000", "--num-warmup", "0", "--output-dir", t.TempDir()}, c.flags, []string{"--"}, tinyModelFlags())...)
 			t.Log(out)
 			if status != exitDone {

@@ -231,7 +231,6 @@ func fromArrivals(records []workload.Record, series []harness.Sample, budget int
 	}
 	attention := attentionPerToken(records)
 	contexts := newContexts(records)
-	gauges := newGauges(series)
 	spans := make([]span, 0, len(clusters))
 	var prev time.Duration
 	for i, c := range clusters {
@@ -251,6 +250,11 @@ func fromArrivals(records []workload.Record, series []harness.Sample, budget int
 		spans = append(spans, s)
 	}
 	spreadPrefill(spans, budget)
+	ends := make([]time.Duration, len(spans))
+	for i := range spans {
+		ends[i] = spans[i].start + spans[i].length
+	}
+	gauges := newGauges(series, ends)
 	for i := range spans {
 		s := &spans[i]
 		s.step.PrefillAttention = float64(s.step.PrefillTokens) * attention
@@ -342,11 +346,16 @@ type series struct {
 	next    int
 }
 
-func newGauges(all []harness.Sample) *gauges {
+// newGauges reads gauges of steps that end at those moments, in order. A server sets its gauges when a step has ended, so a
+// sample that is taken during a long step tells of the end of the step before.
+func newGauges(all []harness.Sample, ends []time.Duration) *gauges {
 	pick := func(name string) series {
 		var s series
 		for _, x := range all {
 			if x.Metric == name {
+				if n := sort.Search(len(ends), func(i int) bool { return ends[i] > x.T }); n > 0 {
+					x.T = ends[n-1]
+				}
 				s.samples = append(s.samples, x)
 			}
 		}
@@ -356,17 +365,17 @@ func newGauges(all []harness.Sample) *gauges {
 	return &gauges{pick(harness.SeriesKVUsage), pick(harness.SeriesRunning), pick(harness.SeriesWaiting)}
 }
 
-// at gives the latest samples up to t, negative where there is none.
+// at gives the samples nearest to t, negative where there is none.
 func (g *gauges) at(t time.Duration) (kv float64, running, waiting int) {
 	return g.kv.at(t), int(g.running.at(t)), int(g.waiting.at(t))
 }
 
 func (s *series) at(t time.Duration) float64 {
-	for s.next < len(s.samples) && s.samples[s.next].T <= t {
-		s.next++
-	}
-	if s.next == 0 {
+	if len(s.samples) == 0 {
 		return -1
 	}
-	return s.samples[s.next-1].Value
+	for s.next+1 < len(s.samples) && (s.samples[s.next+1].T-t).Abs() <= (s.samples[s.next].T-t).Abs() {
+		s.next++
+	}
+	return s.samples[s.next].Value
 }

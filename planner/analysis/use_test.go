@@ -149,3 +149,19 @@ func TestMeasuredCeilings(t *testing.T) {
 		t.Errorf("%s binds", r.Binding)
 	}
 }
+
+// A sample taken during a long step tells of the end of the step before it, and each step takes the sample nearest to its
+// end.
+func TestGaugesTellOfTheStepBefore(t *testing.T) {
+	ends := []time.Duration{time.Second, 3 * time.Second, 4 * time.Second} // the second step takes 2 s
+	sample := func(at time.Duration, v float64) harness.Sample {
+		return harness.Sample{T: at, Metric: harness.SeriesKVUsage, Value: v}
+	}
+	g := newGauges([]harness.Sample{sample(2900*time.Millisecond, 0), sample(3500*time.Millisecond, 0.9),
+		sample(5*time.Second, 0.95)}, ends)
+	for i, want := range []float64{0, 0.9, 0.95} {
+		if kv, running, _ := g.at(ends[i]); kv != want || running >= 0 {
+			t.Errorf("step %d: usage %g and %d running, want %g and none observed", i, kv, running, want)
+		}
+	}
+}
