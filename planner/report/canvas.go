@@ -300,7 +300,8 @@ func (linearTicks) Ticks(low, high float64) []plot.Tick {
 	ticks := plot.DefaultTicks{}.Ticks(low, high)
 	for i := range ticks {
 		if ticks[i].Label != "" {
-			ticks[i].Label = grouped(strconv.FormatFloat(ticks[i].Value, 'f', -1, 64))
+			exact, _ := strconv.ParseFloat(strconv.FormatFloat(ticks[i].Value, 'g', 9, 64), 64) // without what sums left
+			ticks[i].Label = grouped(strconv.FormatFloat(exact, 'f', -1, 64))
 			if v := math.Abs(ticks[i].Value); v > 0 && v < 1 {
 				ticks[i].Label = strconv.FormatFloat(ticks[i].Value, 'g', 3, 64)
 			}

@@ -234,7 +234,7 @@ var usagePlots = [...]struct {
 
 // useOverTime draws one run's use of every resource that was observed, with what happened marked at the upper edge.
 func useOverTime(r Run) panel {
-	p := panel{subject: "use over time of " + clean(r.Result.Name, 40), xLabel: startX, head: []string{"from, s"}, legend: []string{}}
+	p := panel{subject: "use over time", xLabel: startX, head: []string{"from, s"}, legend: []string{}}
 	if r.Analysis == nil {
 		p.missing = "the run was not analysed"
 		return p
