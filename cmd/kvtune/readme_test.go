@@ -225,8 +225,9 @@ func notRun(line string) string {
 // brief makes the README's commands short.
 var brief = strings.NewReplacer(
 	"kvtune workflow", "kvtune workflow --quick-test",
+	"--max-num-seqs 128'", "--max-num-seqs 128' --quick-test",
 	"--duration 20s", "--duration 1s", "--rate 1..64", "--rate 1..2",
-	"--rate 4..24", "--rate 4..5 --num-requests 50",
+	"--rate 4..24", "--rate 4..5 --num-requests 20",
 	"--axis block_size=1,16,256 --axis layout=NHD,HND", "--axis block_size=16 --axis context=64 --no-ceilings --rounds 1 --time 5ms",
 )
 
