@@ -12,7 +12,8 @@ import (
 // Probes is the workload that isolates what a cost model needs, sized to the server: every probe is one or more waves,
 // so nothing of one probe runs beside another. A probe that the server's context, KV cache or max_num_seqs cannot hold
 // is left out. Their names: prefill_C (lone prompts of C tokens), decode_B_c (B requests decode together at a context
-// of c tokens), prefix_M (M blocks reused under 512 new tokens), mixed (prompts dropped into n running decodes).
+// of c tokens), prefix_M (M blocks reused under 512 new tokens), shared_B_c (B requests decode behind one prefix of c
+// tokens), mixed (prompts dropped into n running decodes).
 //
 // With quick set the design is the smallest that still separates the terms: about 15 s on an H200 with an 8B model
 // instead of 2 minutes.
@@ -64,6 +65,25 @@ func Probes(info harness.ServerInfo, seed uint64, quick bool) *workload.Workload
 			p.alone(workload.Request{Probe: name, OutputTokens: 1}, prefix, p.fresh(512))
 		}
 	}
+	caching := info.EnablePrefixCaching
+	type together struct{ batch, shared int }
+	groups := []together{{32, 4096}, {96, 2048}}
+	if quick {
+		groups = []together{{32, 2048}}
+	}
+	for _, s := range groups {
+		// Where they fit unshared, they fit whatever the cache keeps.
+		if info.BlockSize == 0 || caching != nil && !*caching || !p.fits(s.batch, s.shared+64, tokens) {
+			continue
+		}
+		prefix := p.fresh(s.shared / info.BlockSize * info.BlockSize)
+		name := fmt.Sprintf("shared_B%d_c%d", s.batch, s.shared)
+		p.alone(workload.Request{Probe: name, Phase: workload.Prime, OutputTokens: 1}, prefix, p.fresh(64))
+		p.wave++
+		for range s.batch {
+			p.join(workload.Request{Probe: name, OutputTokens: tokens}, prefix, p.fresh(64))
+		}
+	}
 	for _, n := range mixes {
 		// Prompts whose step a CUDA graph still covers, and ever larger ones; n decode for long enough to meet them all.
 		drops := []int{256, 640, 1280, 2048, 256}
@@ -96,6 +116,7 @@ func Isolates(probe string) string {
 		{"prefill_", "what a prompt costs, against C: lone prompts, one token out"},
 		{"decode_", "what a decode step costs, against B and the context: B requests together"},
 		{"prefix_", "what reuse saves, against M: one cold request, then the same prefix again"},
+		{"shared_", "what a decode step costs where requests read the same KV blocks"},
 		{"mixed", "what a prompt adds to steps of running decodes"},
 		{CapacityProbe, "how many tokens the KV cache holds, and when requests are preempted"},
 	} {

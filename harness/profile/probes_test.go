@@ -14,7 +14,7 @@ import (
 )
 
 // kinds are the forms that a probe's name can have, with the kind as the first group.
-var kinds = regexp.MustCompile(`^(warmup|prefill|decode|prefix|mixed)(_\d+|_B\d+_c\d+|_M\d+|\d+)?$`)
+var kinds = regexp.MustCompile(`^(warmup|prefill|decode|prefix|shared|mixed)(_\d+|_B\d+_c\d+|_M\d+|\d+)?$`)
 
 // checkProbes checks what holds for the probes of every server.
 func checkProbes(t *testing.T, info harness.ServerInfo, w *workload.Workload) {
@@ -63,7 +63,10 @@ func checkProbes(t *testing.T, info harness.ServerInfo, w *workload.Workload) {
 			ids[s.ID] = true
 		}
 		var m int
-		if _, err := fmt.Sscanf(name, "prefix_M%d", &m); err != nil {
+		var b, c int
+		if n, _ := fmt.Sscanf(name, "shared_B%d_c%d", &b, &c); n == 2 {
+			m = c / info.BlockSize
+		} else if _, err := fmt.Sscanf(name, "prefix_M%d", &m); err != nil {
 			if r.SharedTokens != 0 || r.Phase == workload.Prime {
 				t.Errorf("%s shares %d tokens, phase %q", name, r.SharedTokens, r.Phase)
 			}
@@ -133,7 +136,7 @@ func TestProbesOfALargeServer(t *testing.T) {
 				t.Errorf("%s generates %d tokens", r.Probe, r.OutputTokens)
 			}
 		}
-		for _, kind := range []string{"warmup", "prefill", "decode", "prefix", "mixed"} {
+		for _, kind := range []string{"warmup", "prefill", "decode", "prefix", "shared", "mixed"} {
 			if found[kind] == 0 {
 				t.Errorf("quick %v: no %s", quick, kind)
 			}

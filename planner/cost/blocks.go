@@ -90,6 +90,7 @@ func (m *Model) withBlockSize(size int) *Model {
 	c.Coefficients, c.BlockSize = slices.Clone(m.Coefficients), size
 	o := nSeqs + len(m.Knots)
 	c.Coefficients[o+oContext].Value *= decode / ownDecode
+	c.Coefficients[o+oShared].Value *= decode / ownDecode
 	c.Coefficients[o+oMixed].Value *= decode / ownDecode
 	c.Coefficients[o+oAttention].Value *= prefill / ownPrefill
 	c.compile()

@@ -181,7 +181,7 @@ func cells(observations []Observation) []cell {
 		key := fmt.Sprint(o.Logged, o.Prompt, o.MaxGraph, ";")
 		for _, s := range o.Steps {
 			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(float64(s.MaxChunk)), int(10*s.Heat), bucket(s.PrefillAttention), s.DecodeSeqs,
-				bucket(float64(s.DecodeContext)), ";")
+				bucket(float64(s.DecodeContext)), bucket(float64(s.SharedContext)), ";")
 		}
 		c := byKey[key]
 		if c == nil {

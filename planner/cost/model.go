@@ -25,6 +25,9 @@ type Step struct {
 	MaxChunk int
 	// DecodeSeqs counts requests that generate one token; DecodeContext sums their context lengths in tokens.
 	DecodeSeqs, DecodeContext int
+	// SharedContext is the part of DecodeContext in KV blocks that another sequence of the step reads, too, and that is read
+	// from memory once.
+	SharedContext int
 	// Heat is how much the device has computed of late, 0 after idling to 1 ([Heat]).
 	Heat float64
 }
@@ -93,7 +96,7 @@ const (
 //	     + throttled x heat x max(0, T - knee)
 //	     + prefill_step                                    with prompt tokens
 //	     + prefill_attention x sum chunk x (history + chunk/2)
-//	     + decode_context x sum context
+//	     + decode_context x (sum context - shared) + shared_context x shared     shared: read by another sequence, too
 //	     + mixed_context x sum context x [the step computes prompt tokens]
 //	     + empty_rows x (longest chunk x B - T)            query rows that attention launches for nothing
 //
@@ -136,10 +139,10 @@ type Model struct {
 
 	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences, pad the capture size of
 	// 0..MaxGraph tokens.
-	bySeqs                                                                              []float64
-	pad                                                                                 []int32
-	slope, tokens, above, far, hotStep, hot, knee, prefill, attention, kv, kvMix, empty float64
-	prepare, piecewise, eager                                                           time.Duration
+	bySeqs                                                                                        []float64
+	pad                                                                                           []int32
+	slope, tokens, above, far, hotStep, hot, knee, prefill, attention, kv, kvShared, kvMix, empty float64
+	prepare, piecewise, eager                                                                     time.Duration
 }
 
 // Range is the largest step that a fit has seen, per quantity.
@@ -187,6 +190,7 @@ const (
 	oPrefillStep
 	oAttention
 	oContext
+	oShared
 	oMixed
 	oEmpty
 	oPrepare
@@ -209,7 +213,8 @@ func (m *Model) terms(f []float64, s Step) {
 	o[oFar] += float64(max(0, whole-far*m.Knee))
 	o[oHot] += s.Heat
 	o[oThrottled] += s.Heat * float64(max(0, whole-m.Knee))
-	o[oContext] += float64(s.DecodeContext)
+	o[oContext] += float64(s.DecodeContext - s.SharedContext)
+	o[oShared] += float64(s.SharedContext)
 	if s.PrefillTokens > 0 {
 		o[oPrefillStep]++
 		o[oAttention] += s.PrefillAttention
@@ -338,6 +343,7 @@ func describe(knots []int) []Coefficient {
 		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step with prompt tokens: kernels outside a full CUDA graph"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
 		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
+		Coefficient{Name: "shared_context", Unit: "s/token", Meaning: "the same of context that another sequence reads, too: from the L2 cache"},
 		Coefficient{Name: "mixed_context", Unit: "s/token", Meaning: "the same, added when the step has prompt tokens"},
 		Coefficient{Name: "empty_rows", Unit: "s/row", Meaning: "query rows that attention launches beyond the step's tokens"},
 		Coefficient{Name: "prepare", Unit: "s", Meaning: "host: scheduling and preparing a step, before the device begins"},
@@ -365,7 +371,7 @@ func (m *Model) compile() {
 	o := nSeqs + len(m.Knots)
 	m.tokens, m.above, m.far, m.knee = v(o+oTokens), v(o+oAbove), v(o+oFar), float64(m.Knee)
 	m.hotStep, m.hot = v(o+oHot), v(o+oThrottled)
-	m.prefill, m.attention, m.kv = v(o+oPrefillStep), v(o+oAttention), v(o+oContext)
+	m.prefill, m.attention, m.kv, m.kvShared = v(o+oPrefillStep), v(o+oAttention), v(o+oContext), v(o+oShared)
 	m.kvMix, m.empty = v(o+oMixed), v(o+oEmpty)
 	m.prepare = time.Duration(v(o + oPrepare))
 	m.piecewise, m.eager = time.Duration(v(o+oPiecewise)), time.Duration(v(o+oEager))
@@ -383,7 +389,7 @@ func (m *Model) StepTime(s Step) time.Duration {
 	n, seqs := m.padded(s)
 	tokens, last := float64(n), len(m.bySeqs)-1
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
-		m.tokens*tokens + m.kv*float64(s.DecodeContext) + m.hotStep*s.Heat
+		m.tokens*tokens + m.kv*float64(s.DecodeContext-s.SharedContext) + m.kvShared*float64(s.SharedContext) + m.hotStep*s.Heat
 	if whole := float64(m.whole(n)); whole > m.knee {
 		ns += (m.above+m.hot*s.Heat)*(whole-m.knee) + m.far*max(0, whole-far*m.knee)
 	}
@@ -425,8 +431,8 @@ func (m *Model) Parts(s Step) Parts {
 	}
 	o := f[nSeqs+len(m.Knots):]
 	p := Parts{
-		Fixed: f[nBase] + o[oPrefillStep], Tokens: o[oTokens] + o[oAbove], Attention: o[oAttention] + o[oEmpty],
-		KV: o[oContext] + o[oMixed], Heat: o[oHot] + o[oThrottled],
+		Fixed: f[nBase] + o[oPrefillStep], Tokens: o[oTokens] + o[oAbove] + o[oFar], Attention: o[oAttention] + o[oEmpty],
+		KV: o[oContext] + o[oShared] + o[oMixed], Heat: o[oHot] + o[oThrottled],
 	}
 	for _, v := range f[nSeqs : nSeqs+len(m.Knots)] {
 		p.Seqs += v
@@ -552,6 +558,6 @@ func (m *Model) Roofline(s Step) (compute, memory time.Duration) {
 	}
 	flops := l.FlopsPerToken*float64(s.Tokens()) + l.FlopsPerSeq*float64(s.DecodeSeqs) +
 		l.AttentionFlops*(s.PrefillAttention+float64(s.DecodeContext))
-	bytes := l.WeightBytes + l.KVBytesPerToken*float64(s.DecodeContext)
+	bytes := l.WeightBytes + l.KVBytesPerToken*float64(s.DecodeContext-s.SharedContext)
 	return time.Duration(1e9 * flops / l.Flops), time.Duration(1e9 * bytes / l.Bandwidth)
 }

@@ -23,7 +23,9 @@ func h200Prior(t testing.TB) *Model {
 func randomStep(rng *rand.Rand) Step {
 	s := Step{DecodeSeqs: rng.IntN(400)}
 	for range s.DecodeSeqs {
-		s.DecodeContext += 1 + rng.IntN(4000)
+		n := 1 + rng.IntN(4000)
+		s.DecodeContext += n
+		s.SharedContext += rng.IntN(n)
 	}
 	for range rng.IntN(4) {
 		chunk, history := 1+rng.IntN(3000), rng.IntN(6000)

@@ -27,6 +27,9 @@ const (
 	// of a step does.
 	throttle = 0.08
 	hotStep  = 0.05
+	// sharedFraction: what other sequences have just read comes from the L2 cache, whose bandwidth is about 1.7 times the
+	// memory's on H100 and H200.
+	sharedFraction = 0.6
 	// mixedFraction: decode attention beside prompt tokens costs 1.4 to 1.8 times that alone on RTX PRO 6000 at 64
 	// and 128 decodes, 0.8 to 0.95 at one (LLMServingSim's kernel tables); between.
 	mixedFraction = 0.3
@@ -130,6 +133,7 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 		set(o+oAttention, l.AttentionFlops/(gpu.BF16*tp*attentionFraction)) // attention stays in bf16
 	}
 	set(o+oContext, kv)
+	set(o+oShared, sharedFraction*kv)
 	set(o+oMixed, mixedFraction*kv)
 	set(o+oPrepare, prepareTime.Seconds())
 	if gpu.CPU {

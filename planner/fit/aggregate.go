@@ -41,7 +41,7 @@ func groups() [][]string {
 		{"tokens"},
 		{"tokens_above_knee", "tokens_far_above_knee", "throttled"},
 		{"prefill_attention"},
-		{"decode_context"},
+		{"decode_context", "shared_context"},
 		{"mixed_context", "empty_rows"},
 		{"prepare", "launch_piecewise", "launch_eager"},
 	}

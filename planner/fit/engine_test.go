@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"kvtune/harness"
+	"kvtune/harness/profile"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 	"kvtune/planner/engine"
@@ -99,4 +100,53 @@ func off(t *testing.T, args harness.EngineArgs, m *cost.Model, w *workload.Workl
 		sum += math.Abs(float64(out.Records[i].End()-out.Records[i].Sent)/float64(real) - 1)
 	}
 	return sum / float64(len(truth.Records))
+}
+
+// What the KV that several requests read costs comes out of the probes: a device that reads it at a third of the usual time
+// is told from one that does not care.
+func TestSharedContextFromTheProbes(t *testing.T) {
+	gpu, err := spec.FindGPU("H200")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 256, BlockSize: 16, MaxModelLen: 16384}
+	prior := cost.Prior(gpu, spec.Default(), args)
+	info := harness.ServerInfo{MaxModelLen: 16384, BlockSize: 16, NumGPUBlocks: 57489, Args: args}
+	cfg, err := sim.FromArgs(args, info.NumGPUBlocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.FrontEnd = prior.FrontEnd
+	for _, share := range []float64{0.33, 1} {
+		values := make([]float64, len(prior.Coefficients))
+		at, own := 0, 0.0
+		for i, c := range prior.Coefficients {
+			values[i] = c.Value
+			switch c.Name {
+			case "decode_context":
+				own = c.Value
+			case "shared_context":
+				at = i
+			}
+		}
+		values[at] = share * own
+		truth, err := prior.With(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := profile.Probes(info, 1, false)
+		out, err := sim.Run(t.Context(), cfg, truth, w, sim.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := fit.FromRuns(t.Context(), prior, []fit.Run{{Name: "probes", Records: out.Records, Args: args, NumGPUBlocks: info.NumGPUBlocks}},
+			fit.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := m.Coefficients[at]
+		if math.Abs(c.Value/(share*own)-1) > 0.1 || c.Low > share*own || c.High < share*own {
+			t.Errorf("shared context costs %.3g (%.3g to %.3g) s a token, want %.3g", c.Value, c.Low, c.High, share*own)
+		}
+	}
 }

@@ -30,6 +30,8 @@ type request struct {
 	known                 bool
 	// first is the burst of the first token; events counts the record's token events, seen and tokens those so far.
 	first, events, seen, tokens int
+	// shared is the prefix that all requests of its probe have; of other requests it is not known with whom they share.
+	shared int
 }
 
 // burst is the tokens of one engine step as they arrived.
@@ -39,7 +41,9 @@ type burst struct {
 	// decodes counts the tokens of requests that were running, context sums their context lengths, expected is how many
 	// were running, after how many are running behind the burst.
 	decodes, context, expected, after int
-	bad                               bool
+	// shared sums the prefixes that the decoding requests share, longest is the longest of them.
+	shared, longest int
+	bad             bool
 }
 
 // timeline is a run as bursts of tokens.
@@ -74,6 +78,9 @@ func newTimeline(records []workload.Record, args harness.EngineArgs) *timeline {
 		}
 		if r.CachedTokens != nil {
 			q.history = *r.CachedTokens
+		}
+		if r.Probe != "" {
+			q.shared = r.SharedPrefixTokens
 		}
 		q.left = q.prompt - q.history
 		for i, e := range r.Tokens {
@@ -130,6 +137,7 @@ func (t *timeline) cluster(events []event, typical time.Duration) {
 			}
 			b.decodes++
 			b.context += q.prompt + q.tokens
+			b.shared, b.longest = b.shared+q.shared, max(b.longest, q.shared)
 		}
 		q.tokens += e.tokens
 		if q.seen++; q.seen == q.events {
@@ -214,7 +222,9 @@ func (t *timeline) episode(k int) int {
 	}
 }
 
-func decode(b *burst) cost.Step { return cost.Step{DecodeSeqs: b.decodes, DecodeContext: b.context} }
+func decode(b *burst) cost.Step {
+	return cost.Step{DecodeSeqs: b.decodes, DecodeContext: b.context, SharedContext: b.shared - b.longest}
+}
 
 // replay cuts the prompts of queue into the steps of bursts k to end as the token budget does, first come first
 // served, and sums the steps in pieces. It leaves out the pieces around a burst that is not a step, and gives nothing

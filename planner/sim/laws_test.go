@@ -37,6 +37,13 @@ func (s *Scheduler) check() error {
 		return fmt.Errorf("%d requests live, %d are known, %d run, %d wait", live, len(s.slots), len(s.running), s.waiting.n)
 	}
 	p := &s.pool
+	again := 0
+	for _, n := range refs {
+		again += max(0, int(n)-1)
+	}
+	if p.again != again {
+		return fmt.Errorf("%d blocks are held once more, counted %d", again, p.again)
+	}
 	registered := map[int32]bool{}
 	for _, b := range p.index {
 		for ; b != 0; b = p.nodes[b].twin {

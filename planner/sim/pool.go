@@ -25,6 +25,8 @@ type pool struct {
 	index []int32
 	shift int
 	size  int
+	// again is how many blocks its holders hold beyond one holder each.
+	again int
 }
 
 // node is a registered block, findable until it is evicted, or a run of blocks that cannot be found.
@@ -98,6 +100,8 @@ func (p *pool) touch(b int32) {
 	if p.nodes[b].ref == 0 {
 		p.unlink(b)
 		p.free--
+	} else {
+		p.again++
 	}
 	p.nodes[b].ref++
 }
@@ -123,6 +127,8 @@ func (p *pool) release(registered []int32, private, unhashed int) {
 		if p.nodes[b].ref--; p.nodes[b].ref == 0 {
 			p.pushBack(b)
 			p.free++
+		} else {
+			p.again--
 		}
 	}
 }

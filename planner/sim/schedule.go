@@ -33,6 +33,7 @@ func (s *Scheduler) Schedule() *Batch {
 	if s.lane.on {
 		s.recruit(b.Items[listed:])
 	}
+	b.Step.SharedContext = min(s.pool.again*s.cfg.BlockSize, b.Step.DecodeContext)
 	return b
 }
 
