@@ -2,8 +2,10 @@ package archive
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 
 	"kvtune/harness"
@@ -47,7 +49,7 @@ func (f *Folder) WriteBench(b *harness.Bench, samples []harness.BenchSample) err
 }
 
 // ReadBench reads a kernel benchmark and its samples: a `_bench.json` file, any other file of the same part, or a
-// folder that holds exactly one.
+// folder that holds exactly one. Samples that are not there are empty.
 func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 	f, err := Open(path)
 	if err != nil {
@@ -63,6 +65,9 @@ func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 		return nil, nil, err
 	}
 	samples, _, err := readFile(f.Path(names[0]+SamplesSuffix), readSamples)
+	if errors.Is(err, fs.ErrNotExist) { // the medians alone are enough for most readers
+		return b, nil, nil
+	}
 	return b, samples, err
 }
 
