@@ -142,11 +142,13 @@ bench-load: build ## compare load generators, each pinned to one processor, into
 PARSERS  := FuzzEvents FuzzChunk FuzzMetrics FuzzReadTrace FuzzReadRequests FuzzReadHistograms FuzzReadSteps FuzzDecodeJSON
 FUZZ     ?= $(shell grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u)
 FUZZTIME ?= 60s
+# An input that finds new code is made smaller first, by default for up to a minute: that would be all of the time.
+FUZZFLAGS = -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1
 
 fuzz: tools ## fuzz everything that is read, a minute each, two at a time (FUZZ="FuzzChunk ..." names them)
 	@printf '%s\n' $(FUZZ) | GO='$(GO)' xargs -P 2 -I@ sh -c ' \
 	  dir=$$(dirname $$(grep -rl --include="*_test.go" "^func @(" .)) && \
-	  said=$$($$GO test -run "^$$" -fuzz "^@$$" -fuzztime $(FUZZTIME) -parallel 1 $$dir 2>&1) || \
+	  said=$$($$GO test -run "^$$" -fuzz "^@$$" $(FUZZFLAGS) $$dir 2>&1) || \
 	  { echo "@: $$said"; exit 255; }; \
 	  echo "$$dir @: $$(echo "$$said" | grep -o "execs: [0-9]*" | tail -n 1), nothing found"'
 

@@ -93,6 +93,8 @@ type ServerInfo struct {
 	// Model is the served model's name, Root the path or repository behind it.
 	Model string `json:"model,omitempty"`
 	Root  string `json:"root,omitempty"`
+	// Adapters are the LoRA adapters that are served beside the model.
+	Adapters []string `json:"adapters,omitempty"`
 	// MaxModelLen is the context limit in tokens.
 	MaxModelLen int `json:"max_model_len,omitempty"`
 	// BlockSize and NumGPUBlocks are the KV cache's, as the server states them (vllm:cache_config_info).

@@ -139,3 +139,41 @@ func TestWorkloadOfATrace(t *testing.T) {
 		t.Errorf("a trace that is not there: %v", err)
 	}
 }
+
+// vLLM ignores priorities under fcfs without a word, and answers 404 to every request for an adapter that it lacks.
+func TestClassesThatAServerHasNot(t *testing.T) {
+	cfg := decode(16, 0, 8)
+	cfg.Classes = "chat=0.5,batch=0.5/10/sql"
+	for _, tt := range []struct {
+		policy   string
+		adapters []string
+		note     string
+		err      string
+	}{
+		{"priority", []string{"other", "sql"}, "", ""},
+		{"fcfs", []string{"sql"}, "have no effect: the server's scheduling_policy is fcfs", ""},
+		{"", []string{"sql"}, "does not state its scheduling_policy", ""},
+		{"priority", []string{"other"}, "", `lora is "sql": allowed is an adapter that the server serves (other)`},
+		{"priority", nil, "", `lora is "sql": allowed is an adapter that the server serves (none)`},
+	} {
+		info := harness.ServerInfo{Kind: harness.KindVLLM, Model: "m", MaxModelLen: 1024, Adapters: tt.adapters,
+			Args: harness.EngineArgs{SchedulingPolicy: tt.policy}}
+		w, err := profile.Workload(cfg, info)
+		if tt.err != "" {
+			var field *harness.FieldError
+			if !errors.As(err, &field) || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%+v: %v", tt, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if notes := strings.Join(w.Notes, "; "); !strings.Contains(notes, tt.note) || tt.note == "" && notes != "" {
+			t.Errorf("%+v: notes %q", tt, notes)
+		}
+	}
+	if _, err := profile.Workload(cfg, harness.ServerInfo{}); err != nil {
+		t.Errorf("before a server was asked: %v", err)
+	}
+}

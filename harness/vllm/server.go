@@ -132,8 +132,7 @@ func (s *Server) identify(ctx context.Context, opt Options) error {
 	if strings.HasSuffix(version, "+kvtune.embedded") || strings.HasPrefix(header.Get("Server"), "kvtune") {
 		s.info.Kind = harness.KindEmbedded
 	}
-	adapters, err := s.models(ctx, opt.Model)
-	if err != nil {
+	if err := s.models(ctx, opt.Model); err != nil {
 		return err
 	}
 	page, _, _, err := s.get(ctx, "/metrics")
@@ -155,7 +154,7 @@ func (s *Server) identify(ctx context.Context, opt Options) error {
 		}
 	}
 	s.completeArgs()
-	s.info.Features = features(families, adapters)
+	s.info.Features = features(families, s.info.Adapters)
 	return nil
 }
 
@@ -180,15 +179,15 @@ func (s *Server) version(ctx context.Context) (string, http.Header, error) {
 	return doc.Version, header, nil
 }
 
-// models reads /v1/models into s.info, picks the model to use, and returns the names of the adapters.
-func (s *Server) models(ctx context.Context, want string) (adapters []string, err error) {
+// models reads /v1/models into s.info and picks the model to use.
+func (s *Server) models(ctx context.Context, want string) error {
 	body, _, _, err := s.get(ctx, "/v1/models")
 	var api *APIError
 	if errors.As(err, &api) && (api.Status == http.StatusUnauthorized || api.Status == http.StatusForbidden) {
-		return nil, fmt.Errorf("%s: %w", s.url, err)
+		return fmt.Errorf("%s: %w", s.url, err)
 	}
 	if err != nil {
-		return nil, s.notVLLM("/v1/models", err)
+		return s.notVLLM("/v1/models", err)
 	}
 	var doc struct {
 		Data []struct {
@@ -199,14 +198,14 @@ func (s *Server) models(ctx context.Context, want string) (adapters []string, er
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &doc); err != nil || len(doc.Data) == 0 {
-		return nil, &NotVLLMError{URL: s.url, Why: "/v1/models lists no model", Err: err}
+		return &NotVLLMError{URL: s.url, Why: "/v1/models lists no model", Err: err}
 	}
 	var names []string
 	found := false
 	for _, m := range doc.Data {
 		names = append(names, m.ID)
 		if m.Parent != nil && *m.Parent != "" {
-			adapters = append(adapters, m.ID)
+			s.info.Adapters = append(s.info.Adapters, m.ID)
 		}
 		if !found && (want == m.ID || want == "" && (m.Parent == nil || *m.Parent == "")) {
 			found = true
@@ -214,9 +213,9 @@ func (s *Server) models(ctx context.Context, want string) (adapters []string, er
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("%s does not serve model %q: it serves %s", s.url, want, strings.Join(names, ", "))
+		return fmt.Errorf("%s does not serve model %q: it serves %s", s.url, want, strings.Join(names, ", "))
 	}
-	return adapters, nil
+	return nil
 }
 
 // notVLLM words the failure of a path that every vLLM has.

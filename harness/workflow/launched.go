@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,6 +140,7 @@ func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoin
 		}
 		opts := l.Opts
 		opts.Args = force
+		opts.Args.SchedulingPolicy = cmp.Or(force.SchedulingPolicy, "fcfs") // no vLLM states it
 		srv, err := vllm.Connect(ctx, proc.URL(), opts)
 		if err != nil {
 			return nil, errors.Join(err, proc.Stop())
