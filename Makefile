@@ -150,7 +150,7 @@ fuzz: tools ## fuzz everything that is read, a minute each, two at a time (FUZZ=
 	  dir=$$(dirname $$(grep -rl --include="*_test.go" "^func @(" .)) && \
 	  said=$$($$GO test -run "^$$" -fuzz "^@$$" $(FUZZFLAGS) $$dir 2>&1) || \
 	  { echo "@: $$said"; exit 255; }; \
-	  echo "$$dir @: $$(echo "$$said" | grep -o "execs: [0-9]*" | tail -n 1), nothing found"'
+	  echo "$$dir @: $$(echo "$$said" | grep "^fuzz:" | tail -n 1)"'
 
 fuzz-parsers: ## fuzz the parsers of streams, metrics, traces and archives a minute each (about 4 minutes)
 	@$(MAKE) --no-print-directory fuzz FUZZ="$(PARSERS)"

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,14 +28,16 @@ const (
 
 // LaunchOptions describe a server process. Its whole argument vector is Argv, Model, Args, host and port, Extra.
 type LaunchOptions struct {
-	// Argv starts the server; nil is "vllm", "serve". It may wrap it (docker run ..., srun ..., kubectl run ...).
+	// Argv starts the server; nil is "vllm", "serve". It may wrap it (docker run ..., srun ..., kubectl run ...), as long
+	// as it runs until the server ends. "{port}" in it, as in StopCommand, is the port at which the server is awaited:
+	// "-p", "{port}:8000" with --port 8000 in Extra, and "--name", "vllm-{port}" for a name that StopCommand knows.
 	Argv []string
 	// Model is the model's name or folder.
 	Model string
 	// Args are the planned flags: "--max-num-seqs", "64", ...
 	Args []string
 	// Extra is passed on unchanged, behind everything else. It must not repeat a flag of Args. With --host or --port in
-	// it, these are obeyed.
+	// it, these are obeyed; beside a "{port}" in Argv, --port is the server's own behind a mapping.
 	Extra []string
 	// Env is added to this process's environment ("NAME=value"), all of which the server gets.
 	Env []string
@@ -42,7 +45,8 @@ type LaunchOptions struct {
 	LogPath string
 	// Port is where the server is to listen, 0 for a free one (another is tried when somebody takes it meanwhile).
 	Port int
-	// StopCommand ends the server where a signal to the process does not ("docker", "stop", NAME); nil sends SIGTERM.
+	// StopCommand ends the server where a signal to the process does not ("docker", "stop", NAME); nil sends SIGTERM. It
+	// also runs when the process has ended by itself: what it wrapped may go on.
 	StopCommand []string
 	// Grace is how long Stop waits before it kills; 0 is 15 s.
 	Grace time.Duration
@@ -106,6 +110,7 @@ type Process struct {
 // left running; the log stays. Errors: *ConflictError, *DiedError, ctx's cause, or why the command cannot be run.
 func Launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	_, own := flagValue(opt.Extra, "--port")
+	own = own && !mapsPort(opt.Argv)
 	for try := 1; ; try++ {
 		p, err := launch(ctx, opt)
 		var died *DiedError
@@ -145,7 +150,7 @@ func launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 	}
 	p := &Process{
 		argv: argv, log: log.Name(), url: base, proc: cmd.Process,
-		stop: opt.StopCommand, grace: opt.Grace, ended: make(chan struct{}),
+		stop: withPort(opt.StopCommand, port), grace: opt.Grace, ended: make(chan struct{}),
 	}
 	dismiss, guardErr := guard(p.PID(), p.stop, p.grace)
 	go p.reap(cmd, dismiss)
@@ -160,11 +165,14 @@ func launch(ctx context.Context, opt LaunchOptions) (*Process, error) {
 }
 
 func cannotStart(program string, err error) error {
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+	if !errors.Is(err, exec.ErrNotFound) && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot start %q: %w", program, err)
+	}
+	if strings.Contains(filepath.Base(program), "vllm") {
 		return fmt.Errorf("cannot start %q: %w; install vLLM (pip install vllm), or name the command that starts it",
 			program, exec.ErrNotFound)
 	}
-	return fmt.Errorf("cannot start %q: %w", program, err)
+	return fmt.Errorf("cannot start %q: %w; name the command that starts vLLM as it is on this machine", program, exec.ErrNotFound)
 }
 
 // reap waits for the end of the process and takes what it left of its group with it.
@@ -253,6 +261,9 @@ func (p *Process) died() error {
 	if e.Cause == "" && strings.Contains(p.state, "killed") {
 		e.Cause, e.Suggestion = CauseKilled, "somebody killed it: the system does so when memory runs out"
 	}
+	if e.Suggestion == "" && p.state == "exit status 0" {
+		e.Suggestion = "the command that starts it must run until the server ends (docker run without --detach)"
+	}
 	return e
 }
 
@@ -266,18 +277,17 @@ func (p *Process) Stop() error {
 
 func (p *Process) end() error {
 	var stopErr error
-	select {
-	case <-p.ended:
-	default:
-		if len(p.stop) > 0 {
-			ctx, cancel := context.WithTimeout(context.Background(), p.grace)
-			defer cancel()
-			if out, err := exec.CommandContext(ctx, p.stop[0], p.stop[1:]...).CombinedOutput(); err != nil {
-				stopErr = fmt.Errorf("stop command %s: %w: %s", strings.Join(p.stop, " "), err, strings.TrimSpace(string(out)))
-			}
-		} else {
-			_ = p.proc.Signal(syscall.SIGTERM) // one that has just ended is fine
+	running := p.Err() == nil
+	switch {
+	case len(p.stop) > 0:
+		ctx, cancel := context.WithTimeout(context.Background(), p.grace)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, p.stop[0], p.stop[1:]...).CombinedOutput()
+		if err != nil && running { // else there may be nothing left to stop
+			stopErr = fmt.Errorf("stop command %s: %w: %s", strings.Join(p.stop, " "), err, strings.TrimSpace(string(out)))
 		}
+	case running:
+		_ = p.proc.Signal(syscall.SIGTERM) // one that has just ended is fine
 	}
 	timer := time.NewTimer(p.grace)
 	defer timer.Stop()
@@ -295,13 +305,43 @@ func (p *Process) end() error {
 	}
 }
 
-// commandLine builds the argument vector and says where the server will listen.
+// portMark stands for the port in a command.
+const portMark = "{port}"
+
+func mapsPort(argv []string) bool {
+	return slices.ContainsFunc(argv, func(a string) bool { return strings.Contains(a, portMark) })
+}
+
+func withPort(argv []string, port int) []string {
+	argv = slices.Clone(argv)
+	for i := range argv {
+		argv[i] = strings.ReplaceAll(argv[i], portMark, strconv.Itoa(port))
+	}
+	return argv
+}
+
+// commandLine builds the argument vector and says where the server will answer.
 func commandLine(opt LaunchOptions) (host string, port int, argv []string, err error) {
 	if flag, ok := Conflict(opt.Args, opt.Extra); ok {
 		return "", 0, nil, &ConflictError{Flag: flag}
 	}
-	argv = slices.Clone(opt.Argv)
-	if len(argv) == 0 {
+	port = opt.Port
+	own, fixed := flagValue(opt.Extra, "--port")
+	if fixed {
+		n, err := strconv.Atoi(own)
+		if err != nil || n < 1 || n > 65535 {
+			return "", 0, nil, fmt.Errorf("--port %q: expected 1 to 65535", own)
+		}
+		if !mapsPort(opt.Argv) {
+			port = n
+		}
+	}
+	if port == 0 {
+		if port, err = freePort(); err != nil {
+			return "", 0, nil, err
+		}
+	}
+	if argv = withPort(opt.Argv, port); len(argv) == 0 {
 		argv = []string{"vllm", "serve"}
 	}
 	if opt.Model != "" {
@@ -314,19 +354,9 @@ func commandLine(opt LaunchOptions) (host string, port int, argv []string, err e
 	} else if h != "0.0.0.0" && h != "::" && h != "" {
 		host = h
 	}
-	port = opt.Port
-	if v, ok := flagValue(opt.Extra, "--port"); ok {
-		if port, err = strconv.Atoi(v); err != nil || port < 1 || port > 65535 {
-			return "", 0, nil, fmt.Errorf("--port %q: expected 1 to 65535", v)
-		}
-		return host, port, append(argv, opt.Extra...), nil
+	if !fixed {
+		argv = append(argv, "--port", strconv.Itoa(port))
 	}
-	if port == 0 {
-		if port, err = freePort(); err != nil {
-			return "", 0, nil, err
-		}
-	}
-	argv = append(argv, "--port", strconv.Itoa(port))
 	return host, port, append(argv, opt.Extra...), nil
 }
 

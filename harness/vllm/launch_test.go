@@ -70,6 +70,9 @@ func fakeServer(mode string) {
 		time.Sleep(time.Hour)
 	}
 	port, _ := flagValue(os.Args[1:], "--port")
+	if outside := os.Getenv("KVTUNE_FAKE_OUTSIDE"); outside != "" {
+		port = outside // behind a mapping
+	}
 	host, _ := flagValue(os.Args[1:], "--host")
 	http.HandleFunc("/health", func(http.ResponseWriter, *http.Request) {})
 	fmt.Println(http.ListenAndServe(net.JoinHostPort(host, port), nil))

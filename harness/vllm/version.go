@@ -32,6 +32,13 @@ func Version(ctx context.Context, argv []string) (string, error) {
 		return "", nil
 	}
 	argv = argv[:len(argv)-1]
+	if mapsPort(argv) {
+		port, err := freePort()
+		if err != nil {
+			return "", err
+		}
+		argv = withPort(argv, port)
+	}
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
 		return "", cannotStart(argv[0], err)

@@ -32,7 +32,7 @@ func TestVersion(t *testing.T) {
 		{[]string{"docker", "run", "registry.local:5000/vllm-openai:v0.28.1rc1", "--x"}, "0.28.1rc1", ""},
 		{[]string{"docker", "run", "vllm/vllm-openai:latest"}, "", ""},
 		{[]string{vllm}, "", ""},
-		{[]string{filepath.Join(dir, "none"), "serve"}, "", "install vLLM"},
+		{[]string{filepath.Join(dir, "none"), "serve"}, "", "name the command"},
 		{[]string{script("broken", "#!/bin/sh\necho ImportError: torch; exit 1\n"), "serve"}, "", "exit status 1): ImportError: torch"},
 		{[]string{script("mute", "#!/bin/sh\necho hello\n"), "serve"}, "", "names no version"},
 	} {
