@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -36,9 +38,10 @@ func installation(t *testing.T) (command, model string) {
 	return command, model
 }
 
-// serverFlags are what the tiny model needs; they go to the server unchanged.
+// tinyModelFlags are what the tiny model needs; they go to the server unchanged. In float32 since a processor without
+// bfloat16 of its own is three times slower with that.
 func tinyModelFlags() []string {
-	return []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager"}
+	return []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "float32", "--enforce-eager"}
 }
 
 // kvtune runs a command line in this process and returns what it printed and its exit status.
@@ -73,7 +76,7 @@ func TestVLLMProfile(t *testing.T) {
 	tokenizer := wordTokenizer(t, filepath.Join(filepath.Dir(command), "python"))
 	server, err := vllm.Launch(t.Context(), vllm.LaunchOptions{
 		Argv: []string{command, "serve"}, Model: model, Args: []string{"--max-model-len", "4096"},
-		Extra:   []string{"--load-format", "dummy", "--tokenizer", tokenizer, "--dtype", "bfloat16", "--enforce-eager"},
+		Extra:   []string{"--load-format", "dummy", "--tokenizer", tokenizer, "--dtype", "float32", "--enforce-eager"},
 		LogPath: filepath.Join(t.TempDir(), "server.log"),
 	})
 	if err != nil {
@@ -144,11 +147,24 @@ func TestVLLMProfile(t *testing.T) {
 		}
 		return res
 	}
+	// A server under fcfs answers a request with a priority as any other: kvtune has to say that nobody obeys.
+	t.Run("priorities under fcfs", func(t *testing.T) {
+		res := profiled(t, "--C", "16", "--M", "0", "--B", "2", "--profiling-type", "decode", "--num-warmup", "0", "--num-measurements", "2",
+			"--output-len", "2", "--classes", "chat=0.5,batch=0.5/10")
+		if ok, _ := res.Metrics.Value(harness.MetricRequests, harness.StatOK); ok != 4 ||
+			!strings.Contains(strings.Join(res.Warnings, "; "), "does not state its scheduling_policy") {
+			t.Errorf("%v requests succeeded, warnings %q", ok, res.Warnings)
+		}
+		_, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model, "--C", "16", "--B", "2",
+			"--classes", "chat=0.5,batch=0.5/0/sql", "--output-dir", t.TempDir())
+		if status != exitUsage || !strings.Contains(errs, `lora is "sql": allowed is an adapter that the server serves (none)`) {
+			t.Errorf("an adapter that is not there: exit status %d, %s", status, errs)
+		}
+	})
 	t.Run("twice without a restart", func(t *testing.T) { sameTwice(t, profiled) })
 	t.Run("as vllm bench serve", func(t *testing.T) {
-		asVLLMBench(t, profiled, func(t *testing.T, seed string) *peerFigures {
-			return vllmBench(t, command, server.URL(), model, tokenizer, seed)
-		})
+		python := filepath.Join(filepath.Dir(command), "python")
+		asVLLMBench(t, profiled, startVLLMBench(t, python, server.URL(), model, tokenizer))
 	})
 	// The last part: it stops the server.
 	t.Run("stops with streams open", func(t *testing.T) { stopsWithStreamsOpen(t, server) })
@@ -207,17 +223,76 @@ type peerFigures struct {
 	prompt, output              float64
 }
 
-// vllmBench runs the load of [asVLLMBench] with vLLM's own client.
-func vllmBench(t *testing.T, command, url, model, tokenizer, seed string) *peerFigures {
+// The load of [asVLLMBench].
+const (
+	benchRequests, benchPrompt, benchOutput, benchConcurrency = 32, 100, 24, 4
+	benchRuns                                                 = 4 // of each client
+)
+
+// vllmBench is vLLM's own client in a process that runs it as often as asked: its start takes longer than a run.
+type vllmBench struct {
+	model, tokenizer, url string
+	dir                   string
+	errs                  bytes.Buffer
+	in                    io.Writer
+	out                   *bufio.Scanner
+}
+
+func startVLLMBench(t *testing.T, python, url, model, tokenizer string) *vllmBench {
 	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command(command, "bench", "serve", "--backend", "openai", "--base-url", url, "--model", model, "--tokenizer", tokenizer,
-		"--dataset-name", "random", "--random-input-len", "200", "--random-output-len", "32", "--num-prompts", "48",
-		"--max-concurrency", "4", "--ignore-eos", "--temperature", "0", "--seed", seed, "--save-result", "--save-detailed",
-		"--result-dir", dir, "--result-filename", "bench.json")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("vllm bench serve: %v: %s", err, out[max(0, len(out)-2000):])
+	const script = `
+import sys
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+answers, sys.stdout = sys.stdout, sys.stderr
+print("ready", file=answers, flush=True)
+for line in sys.stdin:
+    main(parser.parse_args(line.split()))
+    print("ran", file=answers, flush=True)`
+	b := &vllmBench{model: model, tokenizer: tokenizer, url: url, dir: t.TempDir()}
+	cmd := exec.Command(python, "-c", script)
+	cmd.Stderr = &b.errs
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("vllm bench serve: %v: %s", err, b.errs.String()[max(0, b.errs.Len()-2000):])
+		}
+	})
+	b.in, b.out = in, bufio.NewScanner(out)
+	b.wait(t)
+	return b
+}
+
+// wait returns when the process has said that it is ready, or has run.
+func (b *vllmBench) wait(t *testing.T) {
+	t.Helper()
+	if !b.out.Scan() {
+		t.Fatalf("vllm bench serve has ended: %v", b.out.Err())
+	}
+}
+
+// run runs the load of [asVLLMBench].
+func (b *vllmBench) run(t *testing.T, seed string) *peerFigures {
+	t.Helper()
+	dir := b.dir
+	fmt.Fprintln(b.in, "--backend openai --base-url", b.url, "--model", b.model, "--tokenizer", b.tokenizer,
+		"--dataset-name random --random-input-len", benchPrompt, "--random-output-len", benchOutput, "--num-prompts", benchRequests,
+		"--max-concurrency", benchConcurrency, "--ignore-eos --temperature 0 --seed", seed,
+		"--save-result --save-detailed --result-dir", dir, "--result-filename bench.json")
+	b.wait(t)
 	path := filepath.Join(dir, "bench.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -253,24 +328,32 @@ func vllmBench(t *testing.T, command, url, model, tokenizer, seed string) *peerF
 }
 
 // asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the prefix
-// cache), agree within what two runs of the same client differ by. The engine's own account is in between.
-func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result,
-	bench func(*testing.T, string) *peerFigures) {
-	var ours, theirs []*peerFigures
-	for turn, who := range "KVVK" {
+// cache), agree within what runs of the same client differ by. The engine's own account is in between.
+func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result, bench *vllmBench) {
+	run := func(who rune, seed int) *peerFigures {
 		if who == 'V' {
-			theirs = append(theirs, bench(t, fmt.Sprint(100+turn)))
-			continue
+			return bench.run(t, fmt.Sprint(seed))
 		}
-		res := profiled(t, "--C", "200", "--M", "0", "--concurrency", "4", "--num-requests", "48", "--num-warmup", "0",
-			"--output-len", "32", "--seed", fmt.Sprint(200+turn))
+		res := profiled(t, "--C", fmt.Sprint(benchPrompt), "--M", "0", "--concurrency", fmt.Sprint(benchConcurrency), "--num-requests",
+			fmt.Sprint(benchRequests), "--num-warmup", "0", "--output-len", fmt.Sprint(benchOutput), "--seed", fmt.Sprint(seed))
 		engineAgrees(t, res)
-		ours = append(ours, &peerFigures{
+		return &peerFigures{
 			ttft: value(res, harness.MetricTTFTFromSend, harness.StatMean), tpot: value(res, harness.MetricTPOT, harness.StatMean),
 			itl: value(res, harness.MetricITL, harness.StatMean), throughput: value(res, harness.MetricOutputThroughput, ""),
 			prompt: value(res, harness.MetricPromptTokens, harness.StatTotal),
 			output: value(res, harness.MetricOutputTokens, harness.StatTotal),
-		})
+		}
+	}
+	bench.run(t, "99") // its first run, and the server's, pay for lazy work
+	runs := map[rune][]*peerFigures{}
+	for turn := range 2 * benchRuns {
+		who := []rune("KVVK")[turn%4]
+		f := run(who, 100+turn)
+		if f.prompt != benchRequests*benchPrompt || f.output != benchRequests*benchOutput {
+			t.Errorf("%c: %v prompt and %v output tokens, want %d and %d", who, f.prompt, f.output, benchRequests*benchPrompt,
+				benchRequests*benchOutput)
+		}
+		runs[who] = append(runs[who], f)
 	}
 	for _, m := range []struct {
 		name string
@@ -280,15 +363,24 @@ func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Res
 		{"mean ITL", func(f *peerFigures) float64 { return f.itl }},
 		{"output throughput", func(f *peerFigures) float64 { return f.throughput }},
 	} {
-		a, b := [2]float64{m.of(ours[0]), m.of(ours[1])}, [2]float64{m.of(theirs[0]), m.of(theirs[1])}
-		noise := max(math.Abs(a[0]-a[1])/max(a[0], a[1]), math.Abs(b[0]-b[1])/max(b[0], b[1]))
-		// Two runs each tell the noise only roughly, and a busy machine's changes within them.
-		near(t, fmt.Sprintf("%s (kvtune %.4g, vllm bench serve %.4g; runs differ by %.0f %%)", m.name, a, b, noise*100),
-			max(0.5, 2*noise), (a[0]+a[1])/2, (b[0]+b[1])/2)
-	}
-	for _, f := range append(ours, theirs...) {
-		if f.prompt != 48*200 || f.output != 48*32 {
-			t.Errorf("%v prompt and %v output tokens, want %d and %d", f.prompt, f.output, 48*200, 48*32)
+		var mean, variance [2]float64
+		for i, who := range "KV" {
+			for _, f := range runs[who] {
+				mean[i] += m.of(f) / benchRuns
+			}
+			for _, f := range runs[who] {
+				variance[i] += (m.of(f) - mean[i]) * (m.of(f) - mean[i]) / (benchRuns - 1)
+			}
+		}
+		// Welch's t at 99.9 % for 6 degrees of freedom: one run of this test in 250 fails without a reason. The noise of runs
+		// this short is never taken to be under 1 %.
+		const t999 = 5.96
+		noise := max(math.Sqrt((variance[0]+variance[1])/benchRuns), 0.01*mean[1]/t999)
+		t.Logf("%s: kvtune %.4g, vllm bench serve %.4g (%+.1f %%), noise of the difference %.1f %%", m.name, mean[0], mean[1],
+			100*(mean[0]/mean[1]-1), 100*noise/mean[1])
+		if !(math.Abs(mean[0]-mean[1]) <= t999*noise) {
+			t.Errorf("%s: kvtune %.4g, vllm bench serve %.4g, which is more than the noise of %.2g explains", m.name, mean[0], mean[1],
+				noise)
 		}
 	}
 }
@@ -411,14 +503,14 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	dir := t.TempDir()
 	configs := filepath.Join(dir, "configs.json")
 	err := os.WriteFile(configs, []byte(`[
-		{"name": "budget512", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 512, "max_num_seqs": 8},
-		{"name": "budget1024", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 1024, "max_num_seqs": 8},
-		{"name": "budget2048", "C": 256, "M": 2, "B": 8, "max_num_batched_tokens": 2048, "max_num_seqs": 8}]`), 0o644)
+		{"name": "budget512", "C": 128, "M": 1, "B": 4, "max_num_batched_tokens": 512, "max_num_seqs": 8},
+		{"name": "budget1024", "C": 128, "M": 1, "B": 4, "max_num_batched_tokens": 1024, "max_num_seqs": 8},
+		{"name": "budget2048", "C": 128, "M": 1, "B": 4, "max_num_batched_tokens": 2048, "max_num_seqs": 8}]`), 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	out, errs, status := kvtune(append([]string{"workflow", "--quick-test", "--launch", "--launch-arg", command, "--launch-arg", "serve",
-		"--model", model, "--gpu", "CPU", "--max-model-len", "4096", "--output-len", "32", "--num-measurements", "2", "--configs", configs,
+		"--model", model, "--gpu", "CPU", "--max-model-len", "4096", "--output-len", "16", "--num-measurements", "2", "--configs", configs,
 		"--target-optimization", "throughput", "--output-dir", dir, "--"}, tinyModelFlags()...)...)
 	t.Log(out)
 	if status != exitDone {

