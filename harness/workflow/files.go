@@ -92,8 +92,9 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 
 // ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
 // results of a folder, none twice), bare requests files - also what a killed process left of one -, the result files of
-// other load generators, and engine steps. All but the first say nothing of their server: it is taken to have vLLM's
-// defaults.
+// other load generators, and engine steps: a file of them, or the folder whose launched servers logged some. What has no
+// result beside it says nothing of its server, which is taken to have vLLM's defaults. Steps of runs whose requests share
+// prefixes and decode are left out: their KV usage counts the blocks of a prefix once.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
 	bare := func(path string, read func(io.Reader, *fit.Run) error) error {
@@ -161,7 +162,15 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 		runs = append(runs, fitRuns(outs, model, gpu)...)
 	}
 	for _, path := range steps {
-		err := bare(path, func(r io.Reader, run *fit.Run) (err error) {
+		logged, err := loggedSteps(path, model, gpu)
+		if err != nil {
+			return nil, err
+		}
+		if len(logged) > 0 {
+			runs = append(runs, logged...)
+			continue
+		}
+		err = bare(path, func(r io.Reader, run *fit.Run) (err error) {
 			run.Steps, _, err = archive.ReadSteps(r)
 			return err
 		})
@@ -203,6 +212,45 @@ func fitRuns(outs []*profile.Output, model spec.Model, gpu spec.GPU) []fit.Run {
 		runs[i] = fit.Run{Name: out.Result.Name, Records: out.Records, Args: server.Args, NumGPUBlocks: server.NumGPUBlocks}
 	}
 	return runs
+}
+
+// loggedSteps are the engine steps of a folder's runs, or of the run that a file of steps lies beside, with the settings
+// of their servers; none where path is a file without a result.
+func loggedSteps(path string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
+	name, isSteps := strings.CutSuffix(path, archive.StepsSuffix)
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() && !(isSteps && exists(name+archive.ResultSuffix)) {
+		return nil, err
+	}
+	if isSteps {
+		path = name + archive.ResultSuffix
+	}
+	named, err := archive.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	outs, err := readAll(named, named.Results())
+	if err != nil {
+		return nil, err
+	}
+	var runs []fit.Run
+	for i, run := range fitRuns(outs, model, gpu) {
+		decodes := false
+		for k := range run.Records {
+			if r := &run.Records[k]; r.SharedPrefixTokens > 0 {
+				run.PromptsShare, decodes = true, decodes || r.AskedTokens > 1
+			}
+		}
+		if run.Steps = outs[i].Steps; len(run.Steps) > 0 && !decodes {
+			run.Name, run.Records = run.Name+archive.StepsSuffix, nil
+			runs = append(runs, run)
+		}
+	}
+	if len(runs) == 0 {
+		return nil, fmt.Errorf("%s holds no engine steps that a model can be fitted from: servers that kvtune launches log them "+
+			"(kvtune profile --launch --probes), and of requests that share prefixes and decode they do not tell the context", path)
+	}
+	return runs, nil
 }
 
 // FitFrom fits from runs that were measured or read back. Runs without requests leave the prior.

@@ -147,7 +147,16 @@ func TestReadFit(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
-	runs, err := workflow.ReadFit([]string{dir}, nil, model, device)
+	logged := loggedFolder(t, dir)
+	runs, err := workflow.ReadFit(nil, []string{logged}, model, device)
+	if err != nil || len(runs) != 1 || runs[0].Name != "probes_steps.csv" || len(runs[0].Steps) != 2 ||
+		len(runs[0].Records) != 0 || runs[0].Args.MaxNumSeqs != 8 {
+		t.Errorf("steps of a folder: %+v, %v", runs, err)
+	}
+	if _, err := workflow.ReadFit(nil, []string{dir}, model, device); err == nil || !strings.Contains(err.Error(), "no engine steps") {
+		t.Errorf("a folder without steps: %v", err)
+	}
+	runs, err = workflow.ReadFit([]string{dir}, nil, model, device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +173,31 @@ func TestReadFit(t *testing.T) {
 		!strings.Contains(err.Error(), filepath.Base(bare)) {
 		t.Errorf("requests for steps: %v", err)
 	}
+}
+
+// loggedFolder is a folder whose probes come from a server that logged its steps, as has a run whose decodes share a
+// prefix.
+func loggedFolder(t *testing.T, measured string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, suffix := range []string{archive.ResultSuffix, archive.RequestsSuffix} {
+		for _, name := range []string{"probes", "a"} {
+			copyFile(t, filepath.Join(measured, name+suffix), filepath.Join(dir, name+suffix))
+		}
+	}
+	folder, err := archive.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range folder.Results() {
+		steps := []harness.StepRecord{{T: -1, ContextRequests: 1, ContextTokens: 64, Elapsed: 1e7, KVUsage: 0.01, Running: -1,
+			Waiting: -1, Preemptions: -1}, {T: -1, GenerationRequests: 1, GenerationTokens: 1, Elapsed: 5e6, KVUsage: 0.01,
+			Running: -1, Waiting: -1, Preemptions: -1}}
+		if err := folder.WriteSteps(name, steps); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 func names(runs []*profile.Output) []string {

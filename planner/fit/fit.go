@@ -23,6 +23,9 @@ type Run struct {
 	Records []workload.Record
 	// Steps are logged engine steps, if any, in order.
 	Steps []harness.StepRecord
+	// PromptsShare is set when requests share prefixes: a logged step then hides how much of a prompt was there, and only
+	// steps without prompts are used.
+	PromptsShare bool
 	// Args are the settings in force; MaxNumBatchedTokens must be set, BlockSize too where there are Steps.
 	Args harness.EngineArgs
 	// NumGPUBlocks is the size of the KV cache, needed to read contexts out of the steps' KV usage; 0 is unknown.
@@ -146,7 +149,8 @@ func fromSteps(run Run) []cost.Observation {
 		level := heat.During(all, now, s.Elapsed)
 		now += s.Elapsed
 		usage, contextBefore = s.KVUsage, s.ContextRequests > 0
-		if before < 0 || slots <= 0 || s.Elapsed <= 0 || s.ContextRequests > 1 || s.ContextRequests == 1 && continued ||
+		if before < 0 || slots <= 0 || s.Elapsed <= 0 || s.ContextRequests > 1 ||
+			s.ContextRequests == 1 && (continued || run.PromptsShare) ||
 			s.GenerationTokens != s.GenerationRequests || s.Preemptions > 0 {
 			continue
 		}
