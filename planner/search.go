@@ -206,7 +206,9 @@ func (p *planning) simulate(ctx context.Context, c *candidate, i int, w *workloa
 		runner = new(sim.Runner)
 	}
 	defer p.runners.Put(runner) // what is kept of the outcome below is copied
-	out, err := runner.Run(ctx, c.cfg, timer, w, sim.Options{Series: all, Ends: !all && !p.gaps})
+	cfg := c.cfg
+	cfg.FrontEnd = p.models[i].model.FrontEnd // the draw's
+	out, err := runner.Run(ctx, cfg, timer, w, sim.Options{Series: all, Ends: !all && !p.gaps})
 	if err != nil {
 		return outcome{}, err
 	}

@@ -81,7 +81,7 @@ func Fit(prior *Model, observations []Observation, opt FitOptions) (*Model, erro
 	if err != nil {
 		return nil, err
 	}
-	m.Kind, m.Draws = KindFitted, nil
+	m.Kind, m.Draws, m.FrontDraws = KindFitted, nil, nil
 	m.Errors = &Errors{Observations: len(kept), Dropped: dropped}
 	if dropped > 0 {
 		m.Errors.Why = "no steps, no time, below the roofline, or all of it launch"
@@ -613,7 +613,10 @@ func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 		if err != nil {
 			return err
 		}
-		m.Draws = append(m.Draws, s.values[:len(m.Coefficients)])
+		n := len(m.Coefficients)
+		m.Draws = append(m.Draws, s.values[:n])
+		m.FrontDraws = append(m.FrontDraws, [2]float64{quotient(s.values[n+oRequest], best.values[n+oRequest]),
+			quotient(s.values[n+oPromptToken], best.values[n+oPromptToken])})
 	}
 	for i := range m.Coefficients {
 		var v []float64
@@ -624,6 +627,14 @@ func (f *fitter) bootstrap(m *Model, best solution, opt FitOptions) error {
 		c.Low, c.High = min(c.Value, s.Percentile(2.5)), max(c.Value, s.Percentile(97.5))
 	}
 	return nil
+}
+
+// quotient is 1 where there is nothing to divide by, and at most 1000.
+func quotient(a, b float64) float64 {
+	if b <= 0 {
+		return 1
+	}
+	return min(a/b, 1e3)
 }
 
 func dot(a, b []float64) float64 {

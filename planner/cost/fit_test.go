@@ -319,3 +319,36 @@ func TestIntervalsHoldTheTruth(t *testing.T) {
 		t.Errorf("only %.0f %% of the true coefficients lie in their 95 %% intervals", 100*share)
 	}
 }
+
+// Draws of a fit move the front end about its fitted times; those of a prior as widely as its coefficients.
+func TestSampleMovesTheFrontEnd(t *testing.T) {
+	prior := h200Prior(t)
+	var obs []Observation
+	for _, n := range []int{64, 256, 1024, 2048, 4096} {
+		s := Step{PrefillSeqs: 1, PrefillTokens: n, MaxChunk: n, PrefillAttention: float64(n) * float64(n) / 2}
+		prepare, launch := prior.HostTime(s)
+		whole := prior.FrontEnd.Arrival(n) + prior.FrontEnd.Token + prepare + max(launch, prior.StepTime(s))
+		for range 4 {
+			obs = append(obs, Observation{Steps: []Step{s}, Time: whole, Prompt: n})
+		}
+	}
+	fitted, err := Fit(prior, obs, FitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range map[string]*Model{"prior": prior, "fitted": fitted} {
+		rng := rand.New(rand.NewPCG(1, 2))
+		lower, higher := 0, 0
+		for range 200 {
+			switch d := m.Sample(rng).FrontEnd.Arrival(1000); {
+			case d < m.FrontEnd.Arrival(1000):
+				lower++
+			case d > m.FrontEnd.Arrival(1000):
+				higher++
+			}
+		}
+		if lower < 40 || higher < 40 {
+			t.Errorf("%s: of 200 draws %d arrive sooner and %d later", name, lower, higher)
+		}
+	}
+}

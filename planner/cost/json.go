@@ -37,6 +37,7 @@ type wire struct {
 	FrontEnd     wireFrontEnd  `json:"front_end"`
 	Limits       Limits        `json:"limits"`
 	Draws        [][]float64   `json:"draws,omitempty"`
+	FrontDraws   [][2]float64  `json:"front_end_draws,omitempty"`
 }
 
 // wireFrontEnd is a FrontEnd as JSON.
@@ -53,7 +54,8 @@ func (m *Model) MarshalJSON() ([]byte, error) {
 	w := wire{
 		Schema: Schema, Kind: m.Kind, GPU: m.GPU, Model: m.Model, Tensor: m.Tensor, FittedOn: m.FittedOn,
 		Errors: m.Errors, Knee: m.Knee, Tile: m.Tile, Knots: m.Knots, Coefficients: m.Coefficients,
-		MaxGraph: m.MaxGraph, BlockSize: m.BlockSize, Blocks: m.Blocks, Limits: m.Limits, Draws: m.Draws,
+		MaxGraph: m.MaxGraph, BlockSize: m.BlockSize, Blocks: m.Blocks, Limits: m.Limits,
+		Draws: m.Draws, FrontDraws: m.FrontDraws,
 		FrontEnd: wireFrontEnd{
 			m.FrontEnd.Request.Seconds(), m.FrontEnd.Handle.Seconds(), m.FrontEnd.PromptToken.Seconds(),
 			m.FrontEnd.Token.Seconds(), m.FrontEnd.Event.Seconds(),
@@ -78,7 +80,7 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 	*m = Model{
 		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
 		Knee: w.Knee, Tile: max(1, w.Tile), Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits,
-		Draws: w.Draws, BlockSize: w.BlockSize, Blocks: w.Blocks,
+		Draws: w.Draws, FrontDraws: w.FrontDraws, BlockSize: w.BlockSize, Blocks: w.Blocks,
 		FrontEnd: FrontEnd{
 			seconds(w.FrontEnd.Request), seconds(w.FrontEnd.Handle), seconds(w.FrontEnd.PromptToken),
 			seconds(w.FrontEnd.Token), seconds(w.FrontEnd.Event),
@@ -136,6 +138,14 @@ func (w *wire) check() error {
 	for i, d := range w.Draws {
 		if len(d) != len(want) || !finite(d...) {
 			return fmt.Errorf("draws[%d] has %d values, expected %d numbers of at least 0", i, len(d), len(want))
+		}
+	}
+	if n := len(w.FrontDraws); n > 0 && n != len(w.Draws) {
+		return fmt.Errorf("front_end_draws has %d entries, expected one for each of %d draws", n, len(w.Draws))
+	}
+	for i, d := range w.FrontDraws {
+		if !finite(d[:]...) || max(d[0], d[1]) > 1e3 {
+			return fmt.Errorf("front_end_draws[%d] is %v, expected factors of at least 0", i, d)
 		}
 	}
 	for i, b := range w.Blocks {

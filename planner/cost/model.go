@@ -136,6 +136,8 @@ type Model struct {
 	Limits Limits
 	// Draws are equally likely alternatives to the coefficients' values, for Sample; rows in the order of Coefficients.
 	Draws [][]float64
+	// FrontDraws are the factors on FrontEnd's times per request and per prompt token that go with each of Draws.
+	FrontDraws [][2]float64
 
 	// The compiled form, in ns. bySeqs holds base and the seqs terms for 0..len-1 sequences, pad the capture size of
 	// 0..MaxGraph tokens.
@@ -508,12 +510,19 @@ func (m *Model) With(values []float64) (*Model, error) {
 }
 
 // Sample is a model drawn from the coefficients' uncertainty: one of Draws, or, where there are none, each coefficient
-// log-normal with its interval as the central 95 %.
+// log-normal with its interval as the central 95 %. The front end's times per request and per prompt token move with them.
 func (m *Model) Sample(rng *rand.Rand) *Model {
-	values := make([]float64, len(m.Coefficients))
+	values, front := make([]float64, len(m.Coefficients)), [2]float64{1, 1}
 	if len(m.Draws) > 0 {
-		copy(values, m.Draws[rng.IntN(len(m.Draws))])
+		i := rng.IntN(len(m.Draws))
+		copy(values, m.Draws[i])
+		if i < len(m.FrontDraws) {
+			front = m.FrontDraws[i]
+		}
 	} else {
+		for i := range front {
+			front[i] = math.Exp(rng.NormFloat64() * math.Log(priorSpread) / 1.96)
+		}
 		for i, c := range m.Coefficients {
 			z := rng.NormFloat64()
 			values[i] = c.Value
@@ -528,6 +537,9 @@ func (m *Model) Sample(rng *rand.Rand) *Model {
 		c.Coefficients[i].Value = values[i]
 	}
 	c.draw(rng)
+	times := func(d time.Duration, by float64) time.Duration { return time.Duration(float64(d) * by) }
+	fe := &c.FrontEnd
+	fe.Request, fe.Handle, fe.PromptToken = times(fe.Request, front[0]), times(fe.Handle, front[0]), times(fe.PromptToken, front[1])
 	c.compile()
 	return &c
 }
