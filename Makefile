@@ -139,7 +139,8 @@ bench-load: build ## compare load generators, each pinned to one processor, into
 	  -tokenizer $(LOAD_PEERS)/tokenizer $(if $(wildcard $(VLLM_DIR)/bin/vllm),-vllm $(VLLM_DIR)/bin/vllm)
 
 # The parsers that CI fuzzes: what a server sends and says of itself, traces, and the files of an archive.
-PARSERS  := FuzzEvents FuzzChunk FuzzMetrics FuzzReadTrace FuzzReadRequests FuzzReadHistograms FuzzReadSteps FuzzDecodeJSON
+PARSERS  := FuzzEvents FuzzChunk FuzzMetrics FuzzReadTrace \
+            FuzzReadRequests FuzzReadHistograms FuzzReadSteps FuzzDecodeJSON
 FUZZ     ?= $(shell grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's/func //' | sort -u)
 FUZZTIME ?= 60s
 # An input that finds new code is made smaller first, by default for up to a minute: that would be all of the time.
