@@ -22,8 +22,8 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 lint \
-  test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
+.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 \
+  loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ bench-gpu: cuda ## measure a GPU into bench/results/$(GPU), beside vLLM's kernel
 
 bench-h200: ## the same on an H200
 	$(MAKE) bench-gpu GPU=h200
+
+loop-h200: build ## profile, plan and verify a real vLLM on an H200 into bench/results/h200/loop (80 minutes, goes on where it stopped)
+	./bench/loop.sh bin/kvtune bench/results/h200/loop
 
 CUDA_HEADERS := $(wildcard kernels/gpu/*.cuh)
 COMPILE_CUDA  = $(NVCC) -std=c++17 -O3 $(NVCC_FLAGS) -fatbin -o $@ $< \

@@ -33,19 +33,18 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 	if err := p.replicate(ctx, final); err != nil {
 		return nil, err
 	}
+	var smaller []*candidate
 	if slices.Contains(p.req.Strategies, Memory) {
-		smaller, err := p.shrink(ctx, final, base)
-		if err != nil {
+		if smaller, err = p.shrink(ctx, final, base); err != nil {
 			return nil, err
 		}
 		if err := p.replicate(ctx, smaller); err != nil {
 			return nil, err
 		}
-		final = append(final, smaller...)
 	}
 	out := p.newPlans()
 	out.Search = g.search
-	if err := p.finish(ctx, out, base, g.keep, final, g.able); err != nil {
+	if err := p.finish(ctx, out, base, g.keep, final, smaller, g.able); err != nil {
 		return nil, err
 	}
 	out.Search.Simulated = p.simulated.Load()
@@ -121,8 +120,8 @@ func newPlanning(req Request) (*planning, error) {
 		return nil, errors.New("no workload to plan for")
 	}
 	o := &req.Options
-	o.Budget = orElse(o.Budget, 400_000)
-	o.Requests = orElse(o.Requests, 400)
+	o.Budget = orElse(o.Budget, 1_000_000)
+	o.Requests = orElse(o.Requests, 4_000)
 	o.Replicas = max(2, orElse(o.Replicas, 12))
 	if o.MemorySlack <= 0 {
 		o.MemorySlack = 0.05
@@ -330,8 +329,9 @@ func (p *planning) baselines(ctx context.Context, out *Plans, base *candidate, k
 	return nil
 }
 
-// finish writes the plans.
-func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, able []*candidate) error {
+// finish writes the plans. Candidates with a smaller cache are for the memory strategy alone: another one that took one
+// would hold back requests by the size of the cache, where max_num_seqs is made for it.
+func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, smaller, able []*candidate) error {
 	if err := p.baselines(ctx, out, base, keep); err != nil {
 		return err
 	}
@@ -349,8 +349,9 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 	for _, s := range p.req.Strategies {
 		from := final
 		if s == Memory {
-			enough := p.enough(slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !c.feasible() }))
-			from = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return goal(Throughput, c, 0) < enough })
+			from = append(slices.Clone(final), smaller...)
+			enough := p.enough(slices.DeleteFunc(slices.Clone(from), func(c *candidate) bool { return !c.feasible() }))
+			from = slices.DeleteFunc(from, func(c *candidate) bool { return goal(Throughput, c, 0) < enough })
 		}
 		c := p.choose(s, from, base)
 		plan, err := p.plan(ctx, s, c, base)

@@ -69,11 +69,11 @@ type Request struct {
 
 // Options bound the search. The zero value is right for most uses.
 type Options struct {
-	// Budget is the number of requests to simulate while searching, over all candidates; 0 is 400,000. A request counts
+	// Budget is the number of requests to simulate while searching, over all candidates; 0 is 1,000,000. A request counts
 	// once more for every 128 output tokens. Beyond it the search halves the candidates on growing parts of the workload,
 	// and says so.
 	Budget int
-	// Requests cuts the workload to its first requests; 0 is 400.
+	// Requests cuts the workload to its first requests, which a note says; 0 is 4,000.
 	Requests int
 	// Replicas is the number of draws behind the intervals of the finalists, at least 2; 0 is 12.
 	Replicas int

@@ -128,8 +128,12 @@ func (p *planning) draw(n int, wider float64) error {
 		if err != nil {
 			return fmt.Errorf("workload: %w", err)
 		}
+		whole := len(w.Requests)
 		w = first(w, p.req.Options.Requests)
 		if i == 0 {
+			if n := len(w.Requests); n < whole {
+				p.note(fmt.Sprintf("planned for the first %d of %d requests", n, whole))
+			}
 			p.work, p.models = append(p.work, w), append(p.models, scaled{model, 1, 1})
 			continue
 		}
