@@ -18,16 +18,19 @@
 # the planner calls bad; vLLM's defaults; the plan. ROUNDS=1 runs them once each in that order (ABC), 2 back and forth
 # (ABCCBA). OUT/minutes.txt has what each part took.
 #
-# Other servers: EXTRA='--kv-cache-dtype fp8' is passed on to every start, MODEL is a folder with a config.json (default:
-# the shape of Llama-3.1-8B, made here), LAUNCH replaces the command before the model; LAUNCH=none is the embedded engine.
+# Other servers: EXTRA='--kv-cache-dtype fp8' is passed on to every start, MODEL is a folder with a config.json (without
+# it the shape of Llama-3.1-8B, made here), LAUNCH replaces the command before the model; LAUNCH=none is the embedded
+# engine.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 KVTUNE OUT [PART...]" >&2; exit 2; }
-kvtune=$(realpath "$1") here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+# Commands that are recorded name no folder of this machine: the program by its name, files from OUT on.
+PATH=$(dirname "$(realpath "$1")"):$PATH kvtune=$(basename "$1")
 DATA=$(realpath "${KVTUNE_DATA:-$here/../../shared/data}/traces")
 mkdir -p "$2"
 cd "$2"
-# Commands that are recorded name files from OUT on.
 ln -sfn "$DATA" traces
+trap 'rm -f traces' EXIT
 shift 2
 parts=("$@")
 [ $# -gt 0 ] || parts=(profile plan conversation code prefix)
@@ -39,7 +42,7 @@ case $GPU in
 H100) CONVERSATION_RATE=${CONVERSATION_RATE:-20} CODE_RATE=${CODE_RATE:-6} USERS=${USERS:-110} ;;
 *) CONVERSATION_RATE=${CONVERSATION_RATE:-24} CODE_RATE=${CODE_RATE:-7} USERS=${USERS:-230} ;;
 esac
-REQUESTS=${REQUESTS:-600}
+REQUESTS=${REQUESTS:-600} AZURE=AzureLLMInferenceTrace
 BAD_conversation=${BAD_conversation:---max-num-seqs 48}
 BAD_code=${BAD_code:---max-num-batched-tokens 512}
 BAD_prefix=${BAD_prefix:---gpu-memory-utilization 0.7}
@@ -63,8 +66,8 @@ shape=(--model "./$MODEL" --max-model-len 16384)
 
 workload() { # NAME: its flags
   case $1 in
-  conversation) echo "--trace traces/AzureLLMInferenceTrace_conv.csv --rate $CONVERSATION_RATE --num-requests $REQUESTS" ;;
-  code) echo "--trace traces/AzureLLMInferenceTrace_code.csv --rate $CODE_RATE --num-requests $REQUESTS" ;;
+  conversation) echo "--trace traces/${AZURE}_conv.csv --rate $CONVERSATION_RATE --num-requests $REQUESTS" ;;
+  code) echo "--trace traces/${AZURE}_code.csv --rate $CODE_RATE --num-requests $REQUESTS" ;;
   prefix) echo "--users $USERS --turns 8 --think-time 5s --C 600 --M 128 --prefix shared --output-len 150:350
     --num-requests $((USERS * 7))" ;;
   esac
@@ -125,7 +128,7 @@ interference() {
   setsid $LAUNCH "./$MODEL" --max-model-len 16384 --port $port --host 127.0.0.1 "${tail[@]:1}" >interference.log 2>&1 &
   pid=$!
   # shellcheck disable=SC2064 # the pid of now
-  trap "kill -TERM -- -$pid 2>/dev/null" EXIT
+  trap "kill -TERM -- -$pid 2>/dev/null; rm -f traces" EXIT
   for i in $(seq 300); do curl -sf "http://127.0.0.1:$port/health" >/dev/null && break || sleep 1; done
   for i in 1 2 3 4; do
     local bench=
@@ -141,7 +144,7 @@ interference() {
   done
   kill -TERM -- -$pid
   wait $pid || true
-  trap - EXIT
+  trap 'rm -f traces' EXIT
   for i in "1 2" "4 3"; do
     # shellcheck disable=SC2086
     set -- $i
