@@ -149,6 +149,10 @@ type Conditions struct {
 	Seed    uint64   `json:"seed"`
 	// Salt is the per-run cache salt that kept earlier runs' prefixes out; "" when a nonce or nothing was used.
 	Salt string `json:"salt,omitempty"`
+	// Shard is "i/n" where the run was one share of a load. Begin is when its measured requests began, from Started in
+	// seconds; nil where none did.
+	Shard string   `json:"shard,omitempty"`
+	Begin *float64 `json:"measured_from_s,omitempty"`
 	// SendLag99 is the generator's own lateness (p99 from due to sent, without waiting for a new connection) in seconds; nil
 	// where nothing was due.
 	SendLag99 *float64 `json:"send_lag_p99_s,omitempty"`

@@ -32,8 +32,27 @@ type SweepRequest struct {
 	C, M, B, BlockSize []int
 	// Cell builds a cell's requests.
 	Cell func(cell Cell, seed uint64) (*workload.Workload, error)
-	// OnCell, when set, is told how many cells are done.
-	OnCell func(done, total int)
+	// Only, when set, says which cells are planned, by their position in [SweepRequest.Cells]. The rows of others are not in
+	// the result.
+	Only func(k int) bool
+	// OnCell, when set, is given the rows of every cell when it is done, and how many are done of all that are planned. Its
+	// error ends the sweep.
+	OnCell func(k int, rows []SweepRow, done, total int) error
+}
+
+// Cells are the grid's cells in order: C, M, B, block_size, the last varying fastest.
+func (req *SweepRequest) Cells() []Cell {
+	var cells []Cell
+	for _, c := range req.C {
+		for _, m := range req.M {
+			for _, b := range req.B {
+				for _, size := range req.BlockSize {
+					cells = append(cells, Cell{C: c, M: m, B: b, BlockSize: size})
+				}
+			}
+		}
+	}
+	return cells
 }
 
 // SweepRow is a cell with its best settings for one target.
@@ -55,8 +74,13 @@ type SweepResult struct {
 	Rows   []SweepRow     `json:"rows"`
 }
 
-// Sweep plans every cell of a grid. A cell that cannot be planned is a row that says why. The error is ctx's, or of a
-// request that fits no cell.
+// NewSweepResult makes a result of rows, which are in the order of the cells.
+func NewSweepResult(model string, rows []SweepRow) *SweepResult {
+	return &SweepResult{Schema: SweepSchema, Origin: harness.OriginSimulated, Model: model, Rows: rows}
+}
+
+// Sweep plans the cells of a grid. A cell that cannot be planned is a row that says why. The error is ctx's, OnCell's, or
+// of a request that fits no cell.
 func Sweep(ctx context.Context, req SweepRequest) (*SweepResult, error) {
 	for _, axis := range []struct {
 		name   string
@@ -72,21 +96,25 @@ func Sweep(ctx context.Context, req SweepRequest) (*SweepResult, error) {
 	if req.Options.Budget == 0 && req.Options.Requests == 0 && req.Options.Replicas == 0 {
 		req.Options.Budget, req.Options.Requests, req.Options.Replicas = 30_000, 128, 4
 	}
-	out := &SweepResult{Schema: SweepSchema, Origin: harness.OriginSimulated, Model: req.Model, Rows: []SweepRow{}}
-	total, done := len(req.C)*len(req.M)*len(req.B)*len(req.BlockSize), 0
-	for _, c := range req.C {
-		for _, m := range req.M {
-			for _, b := range req.B {
-				for _, size := range req.BlockSize {
-					cell := Cell{C: c, M: m, B: b, BlockSize: size}
-					out.Rows = append(out.Rows, sweepCell(ctx, req, cell)...)
-					if err := ctx.Err(); err != nil {
-						return nil, err
-					}
-					if done++; req.OnCell != nil {
-						req.OnCell(done, total)
-					}
-				}
+	out := NewSweepResult(req.Model, []SweepRow{})
+	cells, total, done := req.Cells(), 0, 0
+	for k := range cells {
+		if req.Only == nil || req.Only(k) {
+			total++
+		}
+	}
+	for k, cell := range cells {
+		if req.Only != nil && !req.Only(k) {
+			continue
+		}
+		rows := sweepCell(ctx, req, cell)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		out.Rows = append(out.Rows, rows...)
+		if done++; req.OnCell != nil {
+			if err := req.OnCell(k, rows, done, total); err != nil {
+				return nil, err
 			}
 		}
 	}

@@ -74,10 +74,11 @@ func TestSweep(t *testing.T) {
 	req.Strategies = []Strategy{Throughput, Memory}
 	req.Options.Requests, req.Options.Replicas = 24, 2
 	seen := 0
-	req.OnCell = func(done, total int) {
-		if seen++; done != seen || total != 8 {
-			t.Errorf("cell %d of %d", done, total)
+	req.OnCell = func(k int, rows []SweepRow, done, total int) error {
+		if seen++; k != done-1 || done != seen || total != 8 || len(rows) != 2 || rows[0].Cell != req.Cells()[k] {
+			t.Errorf("cell %d, %d of %d with %d rows", k, done, total, len(rows))
 		}
+		return nil
 	}
 	out, err := Sweep(t.Context(), req)
 	if err != nil {

@@ -44,7 +44,7 @@ func benchCommand() *cli.Command {
 			formatFlag("csv", "bench"),
 			outputDirFlag("results"),
 			&cli.StringFlag{Name: "name", Usage: "`name` of the files", Value: "kernels"},
-		)),
+		), shardFlags()),
 		Action: benchAction,
 	}
 }
@@ -58,6 +58,14 @@ func benchAction(c *cli.Context) error {
 	}
 	if p := c.Float64("precision"); !(p > 0 && p < 1) {
 		return usagef("--precision %v: expected a number above 0 and below 1", p)
+	}
+	shard, err := shardOf(c)
+	if err != nil {
+		return err
+	}
+	start, err := startAtOf(c)
+	if err != nil {
+		return err
 	}
 	cases, err := benchCases(c)
 	if err != nil {
@@ -79,20 +87,34 @@ func benchAction(c *cli.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
-	folder, err := archive.Create(c.Path("output-dir"))
-	if err != nil {
-		return err
-	}
 	scr := newScreen(c.App.ErrWriter)
 	defer scr.close()
-	out, err := bench.Run(c.Context, bench.Options{
+	o := bench.Options{
 		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: list,
 		NoCeilings: c.Bool("no-ceilings"), Cold: cold, Rounds: c.Int("rounds"),
 		Timing: timing.Options{MaxTime: c.Duration("time"), Precision: c.Float64("precision"), Probe: machine.Probe},
 		Progress: func(done, of int, what string) {
 			scr.stage(fmt.Sprintf("%d/%d %s", done+1, of, what))
 		},
-	})
+	}
+	if len(o.Cases) < shard.Count {
+		return usagef("--shard %v: %d cases do not divide into %d shards; use at most %d", shard, len(o.Cases), shard.Count, len(o.Cases))
+	}
+	var folder *archive.Folder
+	command := words(c, "command")
+	if shard.Whole() {
+		folder, err = archive.Create(c.Path("output-dir"))
+	} else {
+		command = wholeCommand(command)
+		folder, o.Cases, err = bench.CreateShard(c.Path("output-dir"), shard, &o, version())
+	}
+	if err != nil {
+		return usageError{fmt.Errorf("--output-dir: %w", err)}
+	}
+	if err := waitUntil(c.Context, start, scr.stage); err != nil {
+		return err
+	}
+	out, err := bench.Run(c.Context, o)
 	failed := err
 	if out == nil {
 		return failed
@@ -101,7 +123,7 @@ func benchAction(c *cli.Context) error {
 	if machine.Note != "" {
 		out.Bench.Warnings = append(out.Bench.Warnings, machine.Note)
 	}
-	out.Bench.Conditions.Tool, out.Bench.Conditions.Command = version(), c.App.Metadata["command"].([]string)
+	out.Bench.Conditions.Tool, out.Bench.Conditions.Command = version(), command
 	if err := out.Save(folder); err != nil {
 		return err
 	}

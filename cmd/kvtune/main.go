@@ -138,7 +138,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:                 stderr,
 		Commands: []*cli.Command{
 			workflowCommand(), profileCommand(), analyzeCommand(), fitCommand(), simulateCommand(), planCommand(),
-			verifyCommand(), serveCommand(), benchCommand(), compareCommand(), reportCommand(), importCommand(), envCommand(),
+			verifyCommand(), serveCommand(), benchCommand(), mergeCommand(), compareCommand(),
+			reportCommand(), importCommand(), envCommand(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run decides the status
 		CommandNotFound: func(c *cli.Context, name string) {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -99,7 +98,7 @@ func planCommand() *cli.Command {
 			oneOf(planner.ExportFormats(), &cli.StringFlag{Name: "export", Usage: "print the first plan in this `form`"}),
 			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile},
 			&cli.PathFlag{Name: "html", Usage: "also write plans and sweep as a page to `FILE`"},
-		)),
+		), []cli.Flag{shardFlag(), resumeFlag()}),
 		Action: plan,
 	}
 }
@@ -130,6 +129,14 @@ func plan(c *cli.Context) error {
 			return err
 		}
 	}
+	var shard harness.Shard
+	if c.Bool("generate-parameter-sweep") {
+		if shard, err = shardOf(c); err != nil {
+			return err
+		}
+	} else if err := refuseShard(c, "one plan is not divisible, a sweep is: --generate-parameter-sweep"); err != nil {
+		return err
+	}
 	basis, err := basisOf(c)
 	if err != nil {
 		return err
@@ -146,6 +153,18 @@ func plan(c *cli.Context) error {
 		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies, Extra: objective.rest,
 		TargetRate: c.Float64("target-rate"), GPUPrice: c.Float64("gpu-price"), Quick: c.Bool("quick-test"),
 	}
+	if !shard.Whole() {
+		work := workflow.SweepWork{Basis: basis, Options: opt, Grid: grid, PlansFile: c.Path("output-file"), SweepFile: c.Path("sweep-file"),
+			Tool: "kvtune " + version()}
+		folder, err := work.Shard(c.Context, shard, c.Bool("resume"), scr.count)
+		if err != nil {
+			return err
+		}
+		scr.close()
+		fmt.Fprintf(c.App.Writer, "shard %v of a sweep: %d of %d cells, in %s; kvtune merge %s makes the table of all of them\n", shard,
+			shard.Share(len(folder.Shard().Parts)), len(folder.Shard().Parts), folder.Dir(), filepath.Dir(folder.Dir()))
+		return nil
+	}
 	plans, err := basis.Plan(c.Context, opt)
 	if err != nil {
 		return err
@@ -160,17 +179,11 @@ func plan(c *cli.Context) error {
 			return err
 		}
 		plans.Notes = append(plans.Notes, notes...)
-		files = append(files, c.Path("sweep-file"))
-		if err := archive.WriteFile(files[1], sweep.WriteCSV); err != nil {
+		written, err := workflow.WriteSweep(sweep, c.Path("sweep-file"))
+		if err != nil {
 			return err
 		}
-		picture := strings.TrimSuffix(files[1], filepath.Ext(files[1])) + "_heatmap.png"
-		if err := archive.WriteFile(picture, func(w io.Writer) error {
-			return report.HeatMaps(w, report.SweepHeatMaps(sweep))
-		}); err != nil {
-			return err
-		}
-		files = append(files, picture)
+		files = append(files, written...)
 	}
 	if err := archive.WriteJSON(files[0], plans); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"kvtune/harness"
+	"kvtune/harness/archive"
 	"kvtune/harness/load"
 	"kvtune/harness/profile"
 	"kvtune/harness/vllmflags"
@@ -35,7 +36,7 @@ func profileCommand() *cli.Command {
 		), in(catObjective,
 			&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat); with --rate R..R2 the " +
 				"highest rate that keeps it is searched"},
-		), serverFlags(), []cli.Flag{outputDirFlag("results")}),
+		), serverFlags(), []cli.Flag{outputDirFlag("results"), resumeFlag()}, shardFlags()),
 		Action: profileAction,
 	}
 }
@@ -61,12 +62,41 @@ func profileAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	shard, err := shardOf(c)
+	if err != nil {
+		return err
+	}
+	if !shard.Whole() && len(configs) > 1 {
+		return s.profileShard(c, configs, slos, shard, c.Bool("probes"), false)
+	}
+	start, err := startAtOf(c)
+	if err != nil {
+		return err
+	}
+	if len(configs) == 1 && !search {
+		s.StartAt = start
+	} else if err := waitUntil(c.Context, start, s.screen.stage); err != nil {
+		return err
+	}
+	if !shard.Whole() {
+		if err := s.divideLoad(c, configs[0], shard, search); err != nil {
+			return err
+		}
+	}
 	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: configs, Probes: c.Bool("probes")})
 	if err != nil {
 		return err
 	}
 	defer done()
-	if err := s.open(c.Path("output-dir")); err != nil {
+	if shard.Whole() {
+		err = s.open(c.Path("output-dir"))
+	} else {
+		var folder *archive.Folder
+		if folder, err = workflow.ShardLoad(c.Path("output-dir"), &s.Setup, configs[0]); err == nil {
+			s.use(folder)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if search {
@@ -74,18 +104,11 @@ func profileAction(c *cli.Context) error {
 	}
 	var runs []*profile.Output
 	for i, cfg := range configs {
-		var measured []*profile.Output
-		if i == 0 && c.Bool("probes") {
-			measured, err = s.ProfileWithProbes(ctx, cfg, false)
-		} else {
-			measured = make([]*profile.Output, 1)
-			measured[0], err = s.Profile(ctx, cfg)
-		}
+		run, err := s.measureOne(ctx, cfg, i == 0 && c.Bool("probes"), false)
 		if err != nil {
 			return fmt.Errorf("%s: %w", cfg.Name, err)
 		}
-		last := measured[len(measured)-1]
-		if runs = append(runs, last); last.Result.Partial {
+		if runs = append(runs, run); run.Result.Partial {
 			break
 		}
 	}

@@ -131,10 +131,7 @@ func (s *setup) open(dir string) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--output-dir: %w", err)}
 	}
-	s.Folder = folder
-	if l, ok := s.Source.(*workflow.Launched); ok {
-		l.LogDir = folder.Dir()
-	}
+	s.use(folder)
 	return nil
 }
 
@@ -180,7 +177,8 @@ func isInputError(err error) bool {
 	var conflict *vllm.ConflictError
 	var budget *workflow.BudgetError
 	var covered *planner.NotCoveredError
-	return errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) || errors.As(err, &covered)
+	var other *archive.OtherWorkError
+	return errors.As(err, &other) || errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) || errors.As(err, &covered)
 }
 
 // shapes reads --model and --gpu.

@@ -21,12 +21,15 @@ func simulateCommand() *cli.Command {
 			kernelsFlag(),
 			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
 			&cli.StringFlag{Name: "vllm-version", Usage: "rules of vLLM `0.18 to 0.33` (default: the newest)"},
-		), workloadFlags(), serverFlags(), []cli.Flag{outputDirFlag("results")}),
+		), workloadFlags(), serverFlags(), []cli.Flag{outputDirFlag("results"), shardFlag()}),
 		Action: simulate,
 	}
 }
 
 func simulate(c *cli.Context) error {
+	if err := refuseShard(c, "one simulation is not divisible; several are divided by the array's index in their flags"); err != nil {
+		return err
+	}
 	basis, err := basisOf(c)
 	if err != nil {
 		return err

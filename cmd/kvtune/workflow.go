@@ -19,7 +19,9 @@ func workflowCommand() *cli.Command {
 			"embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
 			"   kvtune workflow --quick-test --target-optimization balanced --output-dir results\n" +
 			"   kvtune workflow --endpoint http://HOST:8000 --trace mine.csv --slo 'p99 TTFT <= 500ms'\n" +
-			"   kvtune workflow --launch --model ./my-model --configs configs.json -- --load-format dummy",
+			"   kvtune workflow --launch --model ./my-model --configs configs.json -- --load-format dummy\n\n" +
+			"A --shard measures its share of the configurations; after kvtune merge the same command with --resume goes on\n" +
+			"from them.",
 		Flags: join(in("Size",
 			&cli.BoolFlag{Name: "quick-test", Usage: "small probes and a small search: minutes become seconds"},
 			&cli.BoolFlag{Name: "bench", Usage: "measure first what block sizes cost in kernels on this machine (10 seconds)"},
@@ -31,7 +33,7 @@ func workflowCommand() *cli.Command {
 		), serverFlags(), in(catOutput,
 			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir"},
 			outputDirFlag("results"),
-		)),
+		), shardFlags()),
 		Action: workflowAction,
 	}
 }
@@ -51,6 +53,20 @@ func workflowAction(c *cli.Context) error {
 	}
 	defer s.screen.close()
 	if err := check(s.GPU, configs...); err != nil {
+		return err
+	}
+	shard, err := shardOf(c)
+	if err != nil {
+		return err
+	}
+	if !shard.Whole() {
+		return s.profileShard(c, configs, nil, shard, true, c.Bool("quick-test"))
+	}
+	start, err := startAtOf(c)
+	if err != nil {
+		return err
+	}
+	if err := waitUntil(c.Context, start, s.screen.stage); err != nil {
 		return err
 	}
 	opt := workflow.Options{

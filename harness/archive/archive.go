@@ -65,6 +65,8 @@ type Manifest struct {
 	Parts []Part `json:"parts"`
 	// Files are the names of the files written, in order of their first writing.
 	Files []string `json:"files"`
+	// Shard is set where the folder holds one share of a divided work.
+	Shard *Shard `json:"shard,omitempty"`
 }
 
 // Folder is an archive. Its methods may be called concurrently.

@@ -43,6 +43,9 @@ type Options struct {
 	// MaxInFlight is how many requests may be in flight at once, for want of files that may be open, say; 0 is any number.
 	// Do refuses a workload that needs more, and ends a run whose open loop comes to it.
 	MaxInFlight int
+	// StartAt is when the measured requests begin, at the earliest: what goes before (priming, warm-up) is sent at once. Zero
+	// is when that has ended.
+	StartAt time.Time
 
 	sleep func(until time.Time) // replaces the pacer in tests with a clock of their own
 }
@@ -69,6 +72,8 @@ type Run struct {
 	CPU *float64
 	// Started is the moment from which the records' times count.
 	Started time.Time
+	// Begin is when the measured requests began, from Started; nil where none did.
+	Begin *time.Duration
 	// Interrupted is set when the run ended before the workload did; Why says how.
 	Interrupted bool
 	Why         string
@@ -135,17 +140,8 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	}
 	total := len(opt.Workload.Requests)
 	g := &generator{
-		opt: opt, schedule: workload.NewSchedule(opt.Workload),
-		records: make([]workload.Record, total), due: make([]time.Duration, total), outcome: make([]outcome, total),
+		opt: opt, records: opt.Workload.NewRecords(opt.HashBlock), due: make([]time.Duration, total), outcome: make([]outcome, total),
 		late: make([]time.Duration, total), ends: make(chan end, total), ended: make(chan int, total),
-	}
-	hasher := workload.NewHasher(opt.HashBlock)
-	for i := range opt.Workload.Requests {
-		r := &opt.Workload.Requests[i]
-		g.records[i] = workload.NewRecord(r)
-		if hashes := hasher.Prefix(r); len(hashes) > 0 {
-			g.records[i].PrefixHashes, g.records[i].HashBlock = hashes, opt.HashBlock
-		}
 	}
 	var stop context.CancelCauseFunc
 	g.ctx, stop = context.WithCancelCause(ctx)
@@ -153,6 +149,11 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	reported := make(chan struct{})
 	meter := startMeter()
 	g.start = time.Now()
+	scheduled := *opt.Workload
+	if !opt.StartAt.IsZero() {
+		scheduled.Hold = max(0, opt.StartAt.Sub(g.start))
+	}
+	g.schedule = workload.NewSchedule(&scheduled)
 	go g.report(reported)
 	why := g.send()
 	if why != nil {
@@ -424,6 +425,9 @@ func (g *generator) run(why error) *Run {
 		run.Records = append(run.Records, *rec)
 	}
 	run.Sent = len(run.Records)
+	if begin, ok := g.schedule.Begin(); ok {
+		run.Begin = &begin
+	}
 	if why != nil {
 		run.Interrupted, run.Why = true, reason(why)
 	}

@@ -3,6 +3,7 @@ package profile
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"kvtune/harness"
 	"kvtune/harness/load"
@@ -23,6 +24,13 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	if run.Retries > 0 {
 		add("%d requests were sent more than once, %d retries in all; their latencies go on from the first send", run.Retried, run.Retries)
 	}
+	if !opt.Shard.Whole() {
+		add("shard %v of a load: what the server counted is of all shards; kvtune merge computes the metrics of the whole", opt.Shard)
+		if begin := opt.StartAt.Sub(run.Started); run.Begin != nil && !opt.StartAt.IsZero() && *run.Begin > begin+lateStart {
+			add("the measured requests began %.1f s after --start-at: priming and warm-up were not over", (*run.Begin - begin).Seconds())
+		}
+		return doubts
+	}
 	if seen.Err != nil {
 		if !run.Interrupted {
 			add("the server's metrics could not be read at the end of the run (%v): counters end at the last reading", seen.Err)
@@ -37,7 +45,7 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		}
 	}
 	if n := foreign(run.Records, seen.Delta); n > 0 {
-		add("contaminated: the server processed %d prompt tokens that are not ours; others used it during the run", n)
+		add(contaminated, n)
 	}
 	counted, due, ok := hits(opt.Workload, run, seen.Delta)
 	ok = ok && !opt.Client.Text && opt.Client.API != vllm.Chat // how many tokens words are is the tokenizer's to say
@@ -53,6 +61,11 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	}
 	return doubts
 }
+
+const contaminated = "contaminated: the server processed %d prompt tokens that are not ours; others used it during the run"
+
+// lateStart is how late a shard may begin without a word.
+const lateStart = 50 * time.Millisecond
 
 // minGap is a difference between the client's and the server's account, in seconds, that is too small to speak of.
 const minGap = 5e-3

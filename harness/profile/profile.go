@@ -7,6 +7,7 @@ package profile
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -42,6 +43,10 @@ type Options struct {
 	Limits Limits
 	// KVBytesPerToken is the model's, for the memory metrics; 0 leaves them not observed.
 	KVBytesPerToken int64
+	// Shard is the share of the load that Workload is: others are at the same server.
+	Shard harness.Shard
+	// StartAt is when the measured requests begin, see [load.Options]. Shards with the same one share what they prime.
+	StartAt time.Time
 	// Notes become warnings of the result (what was replaced or scaled before the run).
 	Notes []string
 	// Command is the command line, for the conditions.
@@ -69,7 +74,7 @@ type Output struct {
 	// Steps are the engine's steps from the first request on, priming and warm-up included; nil where none were logged.
 	Steps []harness.StepRecord
 
-	lag *hist.Recorder
+	log []hist.Interval // of latencies and the generator's lag
 }
 
 // sampleEvery is the beat on which a server's metrics are read. A vLLM answers from the loop that also delivers tokens:
@@ -101,29 +106,25 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 			return nil, err
 		}
 	}
-	salt := newSalt()
+	salt := opt.salt()
 	opt.steps() // what was logged before is not ours
 	run, seen, series, err := opt.send(ctx, salt, writer)
 	if run == nil {
 		return nil, err
 	}
-	warmup := ""
-	if opt.Config.SteadyState {
-		n, ok := harness.ExcludeWarmup(run.Records)
-		if n > 0 && writer != nil && err == nil {
+	var warmup string
+	if opt.Config.SteadyState && opt.Shard.Whole() { // where it begins is for all shards to say
+		n := 0
+		if n, warmup = excludeWarmup(run.Records); n > 0 && writer != nil && err == nil {
 			err = opt.rewrite(run.Records)
-		}
-		if ok {
-			warmup = fmt.Sprintf("steady state (MSER-5): the first %d measured requests are left out as warm-up", n)
-		} else {
-			warmup = "no steady state was reached (MSER-5): nothing is left out as warm-up; measure longer, or at a lower rate"
 		}
 	}
 	out := &Output{Result: opt.result(run, seen, series, salt), Records: run.Records, Series: series}
 	if warmup != "" {
 		out.Result.Warnings = append(out.Result.Warnings, warmup)
 	}
-	out.lag = run.Lag
+	out.log = Histograms(run.Records)
+	out.log = append(out.log, hist.Interval{Tag: hist.LAG, Length: out.log[0].Length, Hist: run.Lag})
 	var stepsErr error
 	if out.Steps, stepsErr = opt.steps(); stepsErr != nil {
 		out.Result.Warnings = append(out.Result.Warnings, fmt.Sprintf("the server's log of steps cannot be read: %v", stepsErr))
@@ -131,7 +132,16 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 	if opt.Folder == nil || err != nil {
 		return out, err
 	}
-	return out, opt.keep(out)
+	return out, out.keep(opt.Folder)
+}
+
+// excludeWarmup marks what comes before the steady state, and says in a sentence what it did.
+func excludeWarmup(records []workload.Record) (marked int, says string) {
+	n, ok := harness.ExcludeWarmup(records)
+	if !ok {
+		return 0, "no steady state was reached (MSER-5): nothing is left out as warm-up; measure longer, or at a lower rate"
+	}
+	return n, fmt.Sprintf("steady state (MSER-5): the first %d measured requests are left out as warm-up", n)
 }
 
 // rewrite writes the requests again, with the phases that they have now.
@@ -177,7 +187,7 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 		Client:            opt.Server.Client(client),
 		FirstTokenTimeout: opt.Limits.FirstToken, IdleTimeout: opt.Limits.BetweenTokens, RequestTimeout: opt.Limits.Request,
 		Retries: opt.Limits.Retries, MaxInFlight: vllm.MaxConnections(),
-		Workload: opt.Workload, HashBlock: info.BlockSize, OnProgress: onProgress,
+		Workload: opt.Workload, HashBlock: info.BlockSize, StartAt: opt.StartAt, OnProgress: onProgress,
 		OnRecord: func(r workload.Record) {
 			if view != nil {
 				view.record(&r)
@@ -256,6 +266,12 @@ func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sa
 	if info.Simulated() {
 		res.Origin = harness.OriginSimulated
 	}
+	if !opt.Shard.Whole() {
+		res.Conditions.Shard = opt.Shard.String()
+		if run.Begin != nil {
+			res.Conditions.Begin = new(run.Begin.Seconds())
+		}
+	}
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d
 	}
@@ -291,30 +307,24 @@ func measured(series []harness.Sample, records []workload.Record) []harness.Samp
 	})
 }
 
-// keep writes the files of a run.
-func (opt *Options) keep(out *Output) error {
-	state := archive.Done
+// keep writes the files of a run but its requests, which for a run on a server were written as they ended.
+func (out *Output) keep(folder *archive.Folder) error {
+	name, state := out.Result.Name, archive.Done
 	if out.Result.Partial {
 		state = archive.Partial
 	}
 	err := errors.Join(
-		opt.Folder.WriteSeries(opt.Name, out.Series),
-		opt.Folder.WriteHistograms(opt.Name, out.Result.Conditions.Started, opt.histograms(out)),
-		opt.Folder.WriteResult(out.Result),
+		folder.WriteSeries(name, out.Series),
+		folder.WriteHistograms(name, out.Result.Conditions.Started, out.log),
+		folder.WriteResult(out.Result),
 	)
 	if len(out.Steps) > 0 {
-		err = errors.Join(err, opt.Folder.WriteSteps(opt.Name, out.Steps))
+		err = errors.Join(err, folder.WriteSteps(name, out.Steps))
 	}
 	if err != nil {
 		return err
 	}
-	return opt.Folder.SetPart(opt.Name, state)
-}
-
-// histograms are those of the records, and the generator's lag.
-func (opt *Options) histograms(out *Output) []hist.Interval {
-	all := Histograms(out.Records)
-	return append(all, hist.Interval{Tag: hist.LAG, Length: all[0].Length, Hist: out.lag})
+	return folder.SetPart(name, state)
 }
 
 // Histograms are the latencies of the measured requests that succeeded, one interval per tag: TTFT and E2E from the
@@ -349,9 +359,15 @@ func Histograms(records []workload.Record) []hist.Interval {
 	return out
 }
 
-// newSalt keeps the prefixes of earlier runs out of this one.
-func newSalt() string {
+// salt keeps the prefixes of earlier runs out of this one. Shards that begin together have the same one: what one of
+// them primes is found by all.
+func (opt *Options) salt() string {
 	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	if !opt.Shard.Whole() && !opt.StartAt.IsZero() {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %d", opt.StartAt.UnixNano(), opt.Config.Seed, opt.Shard.Count))
+		copy(b[:], sum[:])
+	} else {
+		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	}
 	return "kvtune-" + hex.EncodeToString(b[:])
 }

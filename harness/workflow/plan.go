@@ -198,7 +198,10 @@ func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, erro
 
 // Grid are the workload cells of a sweep: every combination.
 type Grid struct {
-	C, M, B, BlockSize []int
+	C         []int `json:"C"`
+	M         []int `json:"M"`
+	B         []int `json:"B"`
+	BlockSize []int `json:"block_size"`
 }
 
 // Sweep plans every cell of a grid for the settings that move a batch: the token budget and the number of sequences. A
@@ -206,25 +209,40 @@ type Grid struct {
 // refuses become the nearest legal ones; the notes say which.
 func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell func(done, total int)) (
 	sweep *planner.SweepResult, notes []string, err error) {
+	req, notes, err := b.sweepRequest(opt, grid)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.OnCell = func(_ int, _ []planner.SweepRow, done, total int) error {
+		if onCell != nil {
+			onCell(done, total)
+		}
+		return nil
+	}
+	sweep, err = planner.Sweep(ctx, req)
+	return sweep, notes, err
+}
+
+func (b *Basis) sweepRequest(opt PlanOptions, grid Grid) (req planner.SweepRequest, notes []string, err error) {
 	var blockSizes []int
 	for _, size := range grid.BlockSize {
 		legal, reps, err := vllmflags.Legalize(harness.EngineArgs{BlockSize: size}, b.Info.Version, b.Device)
 		if err != nil {
-			return nil, nil, err
+			return req, nil, err
 		}
 		notes = append(notes, replacementNotes(reps)...)
 		if !slices.Contains(blockSizes, legal.BlockSize) {
 			blockSizes = append(blockSizes, legal.BlockSize)
 		}
 	}
-	req := b.request(opt)
+	base := b.request(opt)
 	// A cell is a batch that repeats: two batches show all that a plan depends on.
-	req.Options = planner.Options{Budget: 5_000, Requests: 256, Replicas: 3, Axes: []planner.Axis{
+	base.Options = planner.Options{Budget: 5_000, Requests: 256, Replicas: 3, Axes: []planner.Axis{
 		{Flag: "max_num_batched_tokens", Values: []string{"1024", "2048", "4096", "8192", "16384"}},
 		{Flag: "max_num_seqs", Values: []string{"16", "64", "256", "1024"}},
 	}}
-	sweep, err = planner.Sweep(ctx, planner.SweepRequest{
-		Request: req, C: grid.C, M: grid.M, B: grid.B, BlockSize: blockSizes, OnCell: onCell,
+	return planner.SweepRequest{
+		Request: base, C: grid.C, M: grid.M, B: grid.B, BlockSize: blockSizes,
 		Cell: func(cell planner.Cell, seed uint64) (*workload.Workload, error) {
 			cfg := b.Config
 			cfg.C, cfg.M, cfg.B, cfg.BlockSize, cfg.Seed = cell.C, cell.M, cell.B, cell.BlockSize, seed
@@ -234,8 +252,7 @@ func (b *Basis) Sweep(ctx context.Context, opt PlanOptions, grid Grid, onCell fu
 			info.BlockSize = cell.BlockSize
 			return profile.Workload(cfg, info)
 		},
-	})
-	return sweep, notes, err
+	}, notes, nil
 }
 
 func (b *Basis) request(opt PlanOptions) planner.Request {

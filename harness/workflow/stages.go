@@ -73,6 +73,11 @@ func (s *Setup) Measure(ctx context.Context, ep *Endpoint, cfg harness.Config) (
 	if err != nil {
 		return nil, err
 	}
+	if !s.Shard.Whole() {
+		if w, err = w.Shard(s.Shard.Index, s.Shard.Count, s.StartAt.IsZero()); err != nil {
+			return nil, fmt.Errorf("%s: %w", cfg.Name, err)
+		}
+	}
 	return s.measure(ctx, ep, cfg, w)
 }
 
@@ -82,7 +87,8 @@ func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w
 	return profile.Run(ctx, profile.Options{
 		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Client: s.Client, Limits: s.Limits, Notes: ep.Notes,
 		KVBytesPerToken: s.Model.KVBytesPerToken(info.CacheDType, max(1, info.Args.TensorParallelSize)),
-		Command:         s.Command, Tool: s.Tool, Steps: ep.Steps, OnProgress: s.OnProgress,
+		Shard:           s.Shard, StartAt: s.StartAt,
+		Command: s.Command, Tool: s.Tool, Steps: ep.Steps, OnProgress: s.OnProgress,
 	})
 }
 

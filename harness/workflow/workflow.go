@@ -49,6 +49,10 @@ type Setup struct {
 	Limits profile.Limits
 	// SharedServer lets probes run on a server that is busy with others' requests; else they are refused (*BusyError).
 	SharedServer bool
+	// Shard is the share of the configuration's load that is sent, StartAt when its measured requests begin
+	// ([profile.Options]).
+	Shard   harness.Shard
+	StartAt time.Time
 	// Budget is how long everything may take, 0 for no limit: work that is expected to take longer is not begun
 	// (*BudgetError), and work that does take longer is cut short like an interrupted one.
 	Budget time.Duration

@@ -99,8 +99,14 @@ type Workload struct {
 	Duration time.Duration
 	// BlockSize is the KV block size in tokens for which M was meant; 0 when the workload has no M.
 	BlockSize int
+	// Hold is how long after the run's start the first wave with measured requests begins at the earliest.
+	Hold time.Duration
 	// Notes say what was changed to make the workload possible (M scaled to the context, ...), one sentence each.
 	Notes []string
+
+	// Of a shard: the workload that it is a share of, and where in that its requests are.
+	whole   *Workload
+	indices []int
 }
 
 // InFlight is how many requests are in flight at once at least, whatever the server: the closed loop's number, or those

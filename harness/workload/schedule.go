@@ -71,6 +71,7 @@ type Schedule struct {
 	last  time.Duration // latest end so far
 	left  int           // requests of the wave that have not ended
 
+	measured time.Duration // when the first wave with measured requests began; never before
 	deadline time.Duration // of the measured requests
 	dropped  []bool        // by request; nil where no duration is set
 	cutShort []bool        // by root: the conversation was cut short
@@ -98,7 +99,7 @@ const never = time.Duration(math.MaxInt64)
 
 // NewSchedule makes the schedule of a workload, which must be valid ([Workload.Validate]) and must not change.
 func NewSchedule(w *Workload) *Schedule {
-	s := &Schedule{w: w, cut: -1, deadline: never}
+	s := &Schedule{w: w, cut: -1, measured: never, deadline: never}
 	if w.Duration > 0 {
 		s.dropped, s.cutShort = make([]bool, len(w.Requests)), make([]bool, len(w.Requests))
 	}
@@ -202,7 +203,12 @@ func (s *Schedule) at(k int) int32 {
 
 // startWave begins the wave of the next request that has no predecessor.
 func (s *Schedule) startWave(at time.Duration) {
-	s.begin, s.wave, s.left, s.cut = at, s.w.Requests[s.at(s.next)].Wave, 0, -1
+	s.wave, s.left, s.cut = s.w.Requests[s.at(s.next)].Wave, 0, -1
+	if s.measured == never && s.measures() {
+		at = max(at, s.w.Hold)
+		s.measured = at
+	}
+	s.begin = at
 	if s.over {
 		s.deadline = min(s.deadline, at)
 	}
@@ -245,6 +251,19 @@ func (s *Schedule) startWave(at time.Duration) {
 		s.startWave(at) // all of it was dropped
 	}
 }
+
+// measures reports whether the wave that begins has measured requests.
+func (s *Schedule) measures() bool {
+	for k := s.next; k < s.roots && s.w.Requests[s.at(k)].Wave == s.wave; k++ {
+		if s.w.Requests[s.at(k)].Phase == Measured {
+			return true
+		}
+	}
+	return false
+}
+
+// Begin is when the first wave with measured requests began, from the run's start; ok is false before that.
+func (s *Schedule) Begin() (at time.Duration, ok bool) { return s.measured, s.measured != never }
 
 // skip passes over what was dropped of an open loop.
 func (s *Schedule) skip() {
