@@ -128,6 +128,8 @@ record-vllm: tools ## record a real vLLM's steps anew for planner/sim; read the 
 
 # What bench-load compares with, each where it is installed; the tokenizer is made with guidellm's Python.
 LOAD_PEERS   ?= $(CACHE)/load-peers
+# The wheel that vLLM's Rust client is taken from (330 MB to download).
+LOAD_VLLM_RS ?= 0.32.0
 # Real-time priority of client and server alike, for a machine that others use too (needs the right to); 0 is none.
 LOAD_PRIORITY ?= 0
 
@@ -135,10 +137,14 @@ bench-load: build ## compare load generators, each pinned to one processor, into
 	@mkdir -p $(LOAD_PEERS)
 	@for p in guidellm aiperf; do test -x $(LOAD_PEERS)/$$p/bin/$$p || \
 	  { python3 -m venv $(LOAD_PEERS)/$$p && $(LOAD_PEERS)/$$p/bin/pip install -q $$p; }; done
+	@test -x $(LOAD_PEERS)/vllm-rs || { d=$$(mktemp -d) && \
+	  python3 -m pip download -q --no-deps --only-binary :all: -d $$d vllm==$(LOAD_VLLM_RS) && \
+	  python3 -m zipfile -e $$d/vllm-*.whl $$d && install $$d/vllm/vllm-rs $(LOAD_PEERS)/vllm-rs; \
+	  s=$$?; rm -r $$d; exit $$s; }
 	@test -d $(LOAD_PEERS)/tokenizer || $(LOAD_PEERS)/guidellm/bin/python bench/load/tokenizer.py $(LOAD_PEERS)/tokenizer
 	$(GO) build -o bin/load ./bench/load
 	./bin/load compare -realtime $(LOAD_PRIORITY) -guidellm $(LOAD_PEERS)/guidellm/bin/guidellm \
-	  -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf \
+	  -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf -vllm-rs $(LOAD_PEERS)/vllm-rs \
 	  -tokenizer $(LOAD_PEERS)/tokenizer $(if $(wildcard $(VLLM_DIR)/bin/vllm),-vllm $(VLLM_DIR)/bin/vllm)
 
 # The parsers that CI fuzzes: what a server sends and says of itself, traces, and the files of an archive.

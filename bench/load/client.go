@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +24,6 @@ func client(args []string) error {
 	fs.IntVar(&spec.Concurrency, "concurrency", 0, "")
 	fs.IntVar(&spec.NumRequests, "requests", 1000, "")
 	fs.StringVar(&spec.OutputLen, "output", "100", "tokens")
-	stamps := fs.String("stamps", "", "the server's file: first tokens are compared one by one")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -52,81 +49,45 @@ func client(args []string) error {
 		return fmt.Errorf("the run ended early: %s", run.Why)
 	}
 	out := outcome{
-		Tool: "kvtune", OK: run.OK, Failed: run.Failed, Cores: runtime.GOMAXPROCS(0), CPU: run.CPU,
+		OK: run.OK, Failed: run.Failed, CPU: run.CPU,
 		Lag50: run.Lag.Quantile(0.5).Seconds(), Lag99: run.Lag.Quantile(0.99).Seconds(), LagMax: run.Lag.Max().Seconds(),
 		PeakRSS: peakRSS(),
 	}
-	var ttft []float64
 	events, end := 0, time.Duration(0)
 	for i := range run.Records {
 		r := &run.Records[i]
 		if !r.OK() {
 			continue
 		}
-		ttft = append(ttft, r.Tokens[0].At.Seconds())
+		out.TTFT = append(out.TTFT, firstToken{r.LoRA, r.Tokens[0].At.Seconds()})
 		events += len(r.Tokens)
 		end = max(end, r.End())
 	}
 	out.Duration = (end - run.Records[0].Sent).Seconds()
 	out.Events, out.EventRate = events, float64(events)/out.Duration
-	out.TTFT50, out.TTFT99 = quantile(ttft, 0.5), quantile(ttft, 0.99)
-	if *stamps != "" {
-		if err := out.compare(*stamps, run.Records); err != nil {
-			return err
-		}
-	}
 	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
 // outcome is a client's figures; times are in seconds.
 type outcome struct {
-	Tool      string   `json:"tool"`
 	OK        int      `json:"ok"`
 	Failed    int      `json:"failed"`
-	Cores     int      `json:"cores"`
 	Duration  float64  `json:"duration_s"`
 	Events    int      `json:"events"`
 	EventRate float64  `json:"events_per_s"`
-	TTFT50    float64  `json:"ttft_p50_s"`
-	TTFT99    float64  `json:"ttft_p99_s"`
 	Lag50     float64  `json:"lag_p50_s"`
 	Lag99     float64  `json:"lag_p99_s"`
 	LagMax    float64  `json:"lag_max_s"`
 	CPU       *float64 `json:"cpu"`
 	PeakRSS   int      `json:"peak_rss_bytes"`
-	// Error is the client's TTFT from its send minus the server's time from a request's arrival to its first token,
-	// request by request; nil without stamps.
-	Error50 *float64 `json:"ttft_error_p50_s"`
-	Error99 *float64 `json:"ttft_error_p99_s"`
+	// TTFT are the requests that succeeded, in the order of their sending.
+	TTFT []firstToken `json:"ttft"`
 }
 
-// compare fills the errors.
-func (o *outcome) compare(file string, records []workload.Record) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	took := map[string]float64{}
-	for in := bufio.NewScanner(f); in.Scan(); {
-		var name string
-		var t float64
-		if _, err := fmt.Sscan(in.Text(), &name, &t); err == nil {
-			took[name] = t
-		}
-	}
-	var errs []float64
-	for i := range records {
-		if t, ok := took[records[i].LoRA]; ok && records[i].OK() {
-			errs = append(errs, records[i].Tokens[0].At.Seconds()-t)
-		}
-	}
-	if len(errs) < o.OK {
-		return fmt.Errorf("the server noted %d of %d requests", len(errs), o.OK)
-	}
-	p50, p99 := quantile(errs, 0.5), quantile(errs, 0.99)
-	o.Error50, o.Error99 = &p50, &p99
-	return nil
+// firstToken is a request's TTFT from its send.
+type firstToken struct {
+	Model string  `json:"model"`
+	After float64 `json:"after_s"`
 }
 
 func quantile(x []float64, q float64) float64 {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -24,28 +25,27 @@ type server struct {
 	batch     int // events a write
 
 	mu     sync.Mutex
-	stamps *os.File // nil keeps none
+	stamps []stamp // in memory until the end: a write for each would delay what it times
+}
+
+// stamp is what the server knows of a request: how long after its arrival its first token was written.
+type stamp struct {
+	model string
+	after time.Duration
 }
 
 func serve(args []string) error {
 	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
-	s := new(server)
+	s := &server{stamps: make([]stamp, 0, 1<<14)}
 	addr := fs.String("listen", "127.0.0.1:8765", "")
 	fs.DurationVar(&s.ttft, "ttft", 50*time.Millisecond, "from a request to its first token")
 	fs.DurationVar(&s.itl, "itl", 20*time.Millisecond, "from a token to the next; 0 is as fast as it can")
 	fs.IntVar(&s.batch, "batch", 1, "events a write")
-	file := fs.String("stamps", "", "file for one line per request: its name, and the seconds from its arrival to its first token")
+	file := fs.String("stamps", "", "file for a line per request: its model, and the seconds to its first token")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	if *file != "" {
-		f, err := os.Create(*file)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		s.stamps = f
-	}
+	debug.SetGCPercent(-1) // it lives for one run, and a collection would make it late
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unixTerm)
 	defer stop()
 	l, err := net.Listen("tcp", *addr)
@@ -59,7 +59,7 @@ func serve(args []string) error {
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return s.save(*file)
 		}
 		if err != nil {
 			return err
@@ -99,7 +99,8 @@ func page(w io.Writer, path string) error {
 	text, kind := "", "application/json"
 	switch path {
 	case "/v1/models":
-		text = `{"object":"list","data":[{"id":"static","object":"model","root":"static","parent":null,"max_model_len":1000000}]}`
+		text = `{"object":"list","data":[{"id":"static","object":"model","root":"static","parent":null,` +
+			`"max_model_len":1000000}]}`
 	case "/version":
 		text = `{"version":"0.32.0"}`
 	case "/metrics":
@@ -125,11 +126,12 @@ func field(body []byte, key string) string {
 }
 
 const (
-	completionEvent = `data: {"id":"cmpl-2f5f9f0b8f6c4d6a","object":"text_completion","created":1790000000,"model":"static",` +
-		`"choices":[{"index":0,"text":" the","logprobs":null,"finish_reason":%s,"stop_reason":null,"prompt_token_ids":null,` +
+	completionEvent = `data: {"id":"cmpl-2f5f9f0b8f6c4d6a","object":"text_completion","created":1790000000,` +
+		`"model":"static","choices":[{"index":0,"text":" the","logprobs":null,"finish_reason":%s,"stop_reason":null,` +
+		`"prompt_token_ids":null,"token_ids":%s}]}` + "\n\n"
+	chatEvent = `data: {"id":"chatcmpl-2f5f9f0b8f6c4d6a","object":"chat.completion.chunk","created":1790000000,` +
+		`"model":"static","choices":[{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":%s,` +
 		`"token_ids":%s}]}` + "\n\n"
-	chatEvent = `data: {"id":"chatcmpl-2f5f9f0b8f6c4d6a","object":"chat.completion.chunk","created":1790000000,"model":"static",` +
-		`"choices":[{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":%s,"token_ids":%s}]}` + "\n\n"
 	endEvents = `data: {"id":"cmpl-2f5f9f0b8f6c4d6a","object":"text_completion","created":1790000000,"model":"static",` +
 		`"choices":[],"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}}` + "\n\ndata: [DONE]\n\n"
 	streamHead = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -160,7 +162,8 @@ func (s *server) complete(w io.Writer, body []byte, chat bool) error {
 		batch += event
 	}
 	one, many := chunked(event), chunked(batch)
-	last := append(chunked(fmt.Sprintf(form, `"length"`, ids)+fmt.Sprintf(endEvents, 16, 16+tokens, tokens)), "0\r\n\r\n"...)
+	end := fmt.Sprintf(form, `"length"`, ids) + fmt.Sprintf(endEvents, 16, 16+tokens, tokens)
+	last := append(chunked(end), "0\r\n\r\n"...)
 	if _, err := io.WriteString(w, streamHead); err != nil {
 		return err
 	}
@@ -177,8 +180,8 @@ func (s *server) complete(w io.Writer, body []byte, chat bool) error {
 		case sent > 0 && s.batch > 1 && left > s.batch:
 			write, n = many, s.batch
 		}
-		if sent == 0 && s.stamps != nil {
-			s.stamp(name, time.Since(arrived))
+		if sent == 0 {
+			s.note(stamp{name, time.Since(arrived)})
 		}
 		if _, err := w.Write(write); err != nil {
 			return err
@@ -188,9 +191,23 @@ func (s *server) complete(w io.Writer, body []byte, chat bool) error {
 	return nil
 }
 
-// stamp notes the first token of a request, just before it is written.
-func (s *server) stamp(name string, after time.Duration) {
+// note keeps a request's stamp.
+func (s *server) note(st stamp) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fmt.Fprintf(s.stamps, "%s %.6f\n", name, after.Seconds())
+	s.stamps = append(s.stamps, st)
+}
+
+// save writes the stamps, in the order of first tokens; "" is no file.
+func (s *server) save(file string) error {
+	if file == "" {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var text []byte
+	for _, st := range s.stamps {
+		text = fmt.Appendf(text, "%s %.6f\n", st.model, st.after.Seconds())
+	}
+	return os.WriteFile(file, text, 0o644)
 }
