@@ -249,7 +249,10 @@ func check(gpu spec.GPU, configs ...harness.Config) error {
 		if cfg.BlockSize == 0 {
 			info.BlockSize = assumed
 		}
-		if _, err := profile.Workload(cfg, info); err != nil {
+		switch _, err := profile.Workload(cfg, info); {
+		case err != nil && cfg.Name == "": // of a command that runs one
+			return usageError{err}
+		case err != nil:
 			return usageError{fmt.Errorf("%s: %w", cfg.Name, err)}
 		}
 	}
