@@ -17,8 +17,8 @@ import (
 // plainBeat is how often a run that goes on says so where there is no terminal.
 const plainBeat = 10 * time.Second
 
-// screen shows progress on stderr: on a terminal a bar with how the run goes and an estimate of what is left; elsewhere one
-// line per stage, and one every ten seconds.
+// screen shows progress on stderr: on a terminal a bar with an estimate of what is left and, below it, two lines with
+// how the run goes; elsewhere one line per stage, and one every ten seconds.
 type screen struct {
 	w io.Writer
 
@@ -26,7 +26,7 @@ type screen struct {
 	bars  *mpb.Progress
 	bar   *mpb.Bar
 	title string
-	vital string        // what vitals says, for the bar
+	vital [2]string     // what vitals says, below the bar
 	began time.Time     // of the stage
 	said  time.Duration // when the last plain line was, from the stage's or the run's begin
 }
@@ -49,7 +49,7 @@ func (s *screen) stage(title string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish()
-	s.title, s.vital, s.said, s.began = title, "", 0, time.Now()
+	s.title, s.vital, s.said, s.began = title, [2]string{}, 0, time.Now()
 	if s.bars == nil {
 		fmt.Fprintf(s.w, "kvtune: %s\n", title)
 	}
@@ -80,12 +80,13 @@ func (s *screen) progress(p profile.Progress) {
 	if s.bars == nil {
 		if p.Elapsed-s.said >= plainBeat {
 			s.said = p.Elapsed
+			client, server := vitals(p)
 			fmt.Fprintf(s.w, "kvtune: %s: %d/%d requests after %v: %s\n", s.title, p.Ended, p.Total, p.Elapsed.Round(time.Second),
-				vitals(p))
+				strings.TrimSuffix(client+", "+server, ", "))
 		}
 		return
 	}
-	s.vital = "  " + vitals(p)
+	s.vital[0], s.vital[1] = vitals(p)
 	s.set(p.Ended, p.Total)
 }
 
@@ -103,24 +104,29 @@ func (s *screen) set(done, total int) {
 	if s.bar == nil {
 		s.bar = s.bars.AddBar(int64(total), mpb.BarRemoveOnComplete(), mpb.BarWidth(20),
 			mpb.PrependDecorators(decor.Name(s.title+" ", decor.WCSyncSpaceR)),
-			mpb.AppendDecorators(decor.CountersNoUnit("%d/%d "), decor.AverageETA(decor.ET_STYLE_GO),
-				decor.Any(func(decor.Statistics) string { return s.vitals() })))
+			mpb.AppendDecorators(decor.CountersNoUnit("%d/%d "), decor.AverageETA(decor.ET_STYLE_GO)),
+			mpb.BarBtmExtender(s.below(0), s.below(1)))
 	}
 	s.bar.SetCurrent(int64(done))
 }
 
-// vitals is called by the bar, from a goroutine of its own. TryLock: who waits for the bar to end holds the lock.
-func (s *screen) vitals() string {
-	if !s.mu.TryLock() {
-		return ""
-	}
-	defer s.mu.Unlock()
-	return s.vital
+// below is a line of vitals below the bar, which asks for it in a goroutine of its own. TryLock: who waits for the bar to
+// end holds the lock.
+func (s *screen) below(line int) mpb.BarFiller {
+	return mpb.BarFillerFunc(func(w io.Writer, st decor.Statistics) error {
+		var text string
+		if s.mu.TryLock() {
+			text = s.vital[line]
+			s.mu.Unlock()
+		}
+		_, err := fmt.Fprintf(w, "  %.*s\n", max(0, st.AvailableWidth-2), text)
+		return err
+	})
 }
 
-// vitals are how a run goes, in a line: "12.5/s, 32 in flight, TTFT 120/340 ms, ITL 8/12 ms (p50/p99), 1800 token/s, KV 45 %, 3
-// waiting, lag 0.1 ms". What is not known yet is left out.
-func vitals(p profile.Progress) string {
+// vitals are how a run goes, as the client sees it ("12.5/s, 32 in flight, TTFT 120/340 ms, ITL 8/12 ms (p50/p99), lag
+// 0.1 ms") and as the server does ("1800 token/s, KV 45 %, 3 waiting"). What is not known yet is left out.
+func vitals(p profile.Progress) (client, server string) {
 	parts := []string{fmt.Sprintf("%.3g/s", p.Rate), fmt.Sprintf("%d in flight", max(0, p.Sent-p.Ended))}
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.3g", d.Seconds()*1e3) }
@@ -133,6 +139,10 @@ func vitals(p profile.Progress) string {
 	if p.ITL.P99 > 0 {
 		add("ITL %s/%s ms (p50/p99)", ms(p.ITL.P50), ms(p.ITL.P99))
 	}
+	if p.Lag.P99 > 0 {
+		add("lag %s ms", ms(p.Lag.P99))
+	}
+	client, parts = strings.Join(parts, ", "), nil
 	if n := p.Server; n != nil {
 		add("%.0f token/s", n.OutputRate)
 		add("KV %.0f %%", n.KVUsage*100)
@@ -140,10 +150,7 @@ func vitals(p profile.Progress) string {
 			add("%.0f waiting", n.Waiting)
 		}
 	}
-	if p.Lag.P99 > 0 {
-		add("lag %s ms", ms(p.Lag.P99))
-	}
-	return strings.Join(parts, ", ")
+	return client, strings.Join(parts, ", ")
 }
 
 func (s *screen) finish() {

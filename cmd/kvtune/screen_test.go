@@ -12,17 +12,18 @@ import (
 
 func TestVitals(t *testing.T) {
 	p := profile.Progress{Progress: load.Progress{Total: 400, Sent: 152, Ended: 120}, Rate: 12.5}
-	if got := vitals(p); got != "12.5/s, 32 in flight" {
-		t.Errorf("at first: %q", got)
+	if client, server := vitals(p); client != "12.5/s, 32 in flight" || server != "" {
+		t.Errorf("at first: %q, %q", client, server)
 	}
 	p.Failed = 2
 	p.TTFT = profile.Spread{P50: 120 * time.Millisecond, P99: 340 * time.Millisecond}
 	p.ITL = profile.Spread{P50: 8 * time.Millisecond, P99: 12500 * time.Microsecond}
 	p.Lag.P99 = 100 * time.Microsecond
 	p.Server = &vllm.Now{Running: 29, Waiting: 3, KVUsage: 0.45, OutputRate: 1800}
-	want := "12.5/s, 32 in flight, 2 FAILED, TTFT 120/340 ms, ITL 8/12.5 ms (p50/p99), 1800 token/s, KV 45 %, 3 waiting, lag 0.1 ms"
-	if got := vitals(p); got != want {
-		t.Errorf("%q, want %q", got, want)
+	const wantClient = "12.5/s, 32 in flight, 2 FAILED, TTFT 120/340 ms, ITL 8/12.5 ms (p50/p99), lag 0.1 ms"
+	const wantServer = "1800 token/s, KV 45 %, 3 waiting"
+	if client, server := vitals(p); client != wantClient || server != wantServer {
+		t.Errorf("%q, %q; want %q, %q", client, server, wantClient, wantServer)
 	}
 }
 
