@@ -162,7 +162,6 @@ type completionBody struct {
 	Model         string  `json:"model"`
 	Prompt        []int32 `json:"prompt"`
 	MaxTokens     int     `json:"max_tokens"`
-	MinTokens     int     `json:"min_tokens"`
 	IgnoreEOS     bool    `json:"ignore_eos"`
 	Temperature   float64 `json:"temperature"`
 	Stream        bool    `json:"stream"`
@@ -220,7 +219,7 @@ func TestSendBody(t *testing.T) {
 			slices.Max(b.Prompt))
 	}
 	b.Prompt = nil
-	want := completionBody{Model: "tiny", MaxTokens: 4, MinTokens: 4, IgnoreEOS: true, Stream: true, ReturnTokenIDs: true,
+	want := completionBody{Model: "tiny", MaxTokens: 4, IgnoreEOS: true, Stream: true, ReturnTokenIDs: true,
 		CacheSalt: `run "1"`, Priority: -5}
 	want.StreamOptions.IncludeUsage = true
 	if fmt.Sprint(b) != fmt.Sprint(want) {
