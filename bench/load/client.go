@@ -41,6 +41,7 @@ func client(args []string) error {
 	for i := range w.Requests { // a name for each, where the server notes it
 		w.Requests[i].LoRA = fmt.Sprintf("r%d", i)
 	}
+	vllm.ReserveConnections(len(w.Requests))
 	run, err := load.Do(ctx, load.Options{Client: s.Client(vllm.ClientOptions{}), Workload: w})
 	if err != nil {
 		return err

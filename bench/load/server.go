@@ -14,8 +14,11 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"kvtune/harness/vllm"
 )
 
 // server answers every completion with the same events, on time and without looking at the prompt: what a client
@@ -45,6 +48,7 @@ func serve(args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	vllm.ReserveConnections(cap(s.stamps))
 	debug.SetGCPercent(-1) // it lives for one run, and a collection would make it late
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unixTerm)
 	defer stop()
@@ -83,8 +87,8 @@ func (s *server) connection(c net.Conn) {
 		if _, err := body.ReadFrom(req.Body); err != nil {
 			return
 		}
-		if req.Method == http.MethodPost {
-			err = s.complete(c, body.Bytes(), bytes.Contains([]byte(req.URL.Path), []byte("chat")))
+		if strings.HasSuffix(req.URL.Path, "/completions") {
+			err = s.complete(c, body.Bytes(), strings.Contains(req.URL.Path, "chat"))
 		} else {
 			err = page(c, req.URL.Path)
 		}
@@ -96,8 +100,9 @@ func (s *server) connection(c net.Conn) {
 
 // page answers what clients ask before they begin.
 func page(w io.Writer, path string) error {
-	text, kind := "", "application/json"
+	status, text, kind := "200 OK", "", "application/json"
 	switch path {
+	case "/health", "/":
 	case "/v1/models":
 		text = `{"object":"list","data":[{"id":"static","object":"model","root":"static","parent":null,` +
 			`"max_model_len":1000000}]}`
@@ -106,8 +111,10 @@ func page(w io.Writer, path string) error {
 	case "/metrics":
 		kind = "text/plain; version=0.0.4"
 		text = "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{model_name=\"static\"} 0\n"
+	default: // some ask for /tokenize, and go on without
+		status, text = "404 Not Found", `{"detail":"Not Found"}`
 	}
-	_, err := fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", kind, len(text), text)
+	_, err := fmt.Fprintf(w, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", status, kind, len(text), text)
 	return err
 }
 

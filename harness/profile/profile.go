@@ -183,6 +183,7 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 	}
 	client := opt.Client
 	client.Salt = salt
+	vllm.ReserveConnections(len(opt.Workload.Requests))
 	run, err := load.Do(ctx, load.Options{
 		Client:            opt.Server.Client(client),
 		FirstTokenTimeout: opt.Limits.FirstToken, IdleTimeout: opt.Limits.BetweenTokens, RequestTimeout: opt.Limits.Request,
