@@ -328,14 +328,17 @@ func (b *vllmBench) run(t *testing.T, seed string) *peerFigures {
 }
 
 // asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the prefix
-// cache), agree within what runs of the same client differ by. The engine's own account is in between.
+// cache), agree within what runs of the same client differ by. The engine's own account is in between. The prompts are text
+// on both sides: while the tokenizer's thread has one, vLLM's front end takes those that arrived with it, and they join the
+// same step (the log of steps showed the same steps for both clients). Token ids go straight to the engine, now and then into
+// two steps in place of one, which gives a lower TTFT and a higher TPOT.
 func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result, bench *vllmBench) {
 	run := func(who rune, seed int) *peerFigures {
 		if who == 'V' {
 			return bench.run(t, fmt.Sprint(seed))
 		}
 		res := profiled(t, "--C", fmt.Sprint(benchPrompt), "--M", "0", "--concurrency", fmt.Sprint(benchConcurrency), "--num-requests",
-			fmt.Sprint(benchRequests), "--num-warmup", "0", "--output-len", fmt.Sprint(benchOutput), "--seed", fmt.Sprint(seed))
+			fmt.Sprint(benchRequests), "--num-warmup", "0", "--output-len", fmt.Sprint(benchOutput), "--seed", fmt.Sprint(seed), "--text")
 		engineAgrees(t, res)
 		return &peerFigures{
 			ttft: value(res, harness.MetricTTFTFromSend, harness.StatMean), tpot: value(res, harness.MetricTPOT, harness.StatMean),
