@@ -133,7 +133,7 @@ LOAD_VLLM_RS ?= 0.32.0
 # Real-time priority of client and server alike, for a machine that others use too (needs the right to); 0 is none.
 LOAD_PRIORITY ?= 0
 
-bench-load: build ## compare load generators, each pinned to one processor, into bench/results/load (about 8 minutes)
+bench-load: build ## compare load generators, each pinned to one processor, into bench/results/load (about 15 minutes)
 	@mkdir -p $(LOAD_PEERS)
 	@for p in guidellm aiperf; do test -x $(LOAD_PEERS)/$$p/bin/$$p || \
 	  { python3 -m venv $(LOAD_PEERS)/$$p && $(LOAD_PEERS)/$$p/bin/pip install -q $$p; }; done
@@ -144,7 +144,7 @@ bench-load: build ## compare load generators, each pinned to one processor, into
 	@test -d $(LOAD_PEERS)/tokenizer || $(LOAD_PEERS)/guidellm/bin/python bench/load/tokenizer.py $(LOAD_PEERS)/tokenizer
 	$(GO) build -o bin/load ./bench/load
 	./bin/load compare -realtime $(LOAD_PRIORITY) -guidellm $(LOAD_PEERS)/guidellm/bin/guidellm \
-	  -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf -vllm-rs $(LOAD_PEERS)/vllm-rs \
+	  -kvtune bin/kvtune -aiperf $(LOAD_PEERS)/aiperf/bin/aiperf -vllm-rs $(LOAD_PEERS)/vllm-rs \
 	  -tokenizer $(LOAD_PEERS)/tokenizer $(if $(wildcard $(VLLM_DIR)/bin/vllm),-vllm $(VLLM_DIR)/bin/vllm)
 
 # The parsers that CI fuzzes: what a server sends and says of itself, traces, and the files of an archive.

@@ -24,6 +24,7 @@ func client(args []string) error {
 	fs.IntVar(&spec.Concurrency, "concurrency", 0, "")
 	fs.IntVar(&spec.NumRequests, "requests", 1000, "")
 	fs.StringVar(&spec.OutputLen, "output", "100", "tokens")
+	named := fs.Bool("named", false, "a model name for each request, which the static server notes")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -38,8 +39,10 @@ func client(args []string) error {
 	if err != nil {
 		return err
 	}
-	for i := range w.Requests { // a name for each, where the server notes it
-		w.Requests[i].LoRA = fmt.Sprintf("r%d", i)
+	if *named {
+		for i := range w.Requests {
+			w.Requests[i].LoRA = fmt.Sprintf("r%d", i)
+		}
 	}
 	vllm.ReserveConnections(len(w.Requests))
 	run, err := load.Do(ctx, load.Options{Client: s.Client(vllm.ClientOptions{}), Workload: w})

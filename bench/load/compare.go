@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,7 +18,9 @@ import (
 	"syscall"
 	"time"
 
+	"kvtune/harness"
 	"kvtune/harness/telemetry"
+	"kvtune/harness/vllm"
 	"kvtune/harness/workload"
 )
 
@@ -26,21 +29,25 @@ const (
 	tokens      = 100
 	ttft, itl   = 50 * time.Millisecond, 20 * time.Millisecond
 	address     = "127.0.0.1:8765"
+	engineModel = "meta-llama/Llama-3.1-8B"
 	toolTimeout = 4 * time.Minute
 )
 
 // scenario is what all tools are asked for: a rate, or a number in flight.
 type scenario struct {
 	rate, concurrency, requests int
+	// engine has kvtune's embedded engine answer in place of the static server.
+	engine bool
 }
 
 // loads have 1,000 streams of 50 tokens/s open on average, the same at a fixed number in flight, and a number that all
-// tools keep up with on one processor.
+// tools keep up with on one processor; and few enough for the embedded engine to keep to its times.
 func loads() []*scenario {
 	return []*scenario{
 		{rate: 500, requests: 3000},
 		{concurrency: 1000, requests: 4000},
 		{concurrency: 100, requests: 1000},
+		{concurrency: 16, requests: 400, engine: true},
 	}
 }
 
@@ -48,12 +55,40 @@ func (l *scenario) String() string {
 	if l.rate > 0 {
 		return fmt.Sprintf("%d requests, Poisson at %d/s", l.requests, l.rate)
 	}
-	return fmt.Sprintf("%d requests, %d in flight", l.requests, l.concurrency)
+	s := fmt.Sprintf("%d requests, %d in flight", l.requests, l.concurrency)
+	if l.engine {
+		s += ", from the embedded engine (" + engineModel + " on an H200)"
+	}
+	return s
+}
+
+// model is what the server serves.
+func (l *scenario) model() string {
+	if l.engine {
+		return engineModel
+	}
+	return "static"
+}
+
+// server is the command that serves the load.
+func (c *comparison) server(l *scenario) []string {
+	if l.engine {
+		return []string{c.engine, "serve", "--quiet", "--listen", address, "--model", engineModel}
+	}
+	return c.static("-ttft", ttft.String(), "-itl", itl.String())
+}
+
+// static is the static server.
+func (c *comparison) static(flags ...string) []string {
+	return append([]string{c.self, "serve", "-listen", address, "-stamps", filepath.Join(c.dir, "stamps")}, flags...)
 }
 
 // flags are the load of kvtune's client.
 func (l *scenario) flags() []string {
 	flags := []string{"-requests", itoa(l.requests), "-output", itoa(tokens)}
+	if !l.engine {
+		flags = append(flags, "-named")
+	}
 	if l.rate > 0 {
 		return append(flags, "-rate", itoa(l.rate))
 	}
@@ -61,6 +96,8 @@ func (l *scenario) flags() []string {
 }
 
 type comparison struct {
+	self      string // this program
+	engine    string // the program kvtune
 	peers     []peer
 	tokenizer string
 	priority  int
@@ -70,10 +107,11 @@ type comparison struct {
 func compare(args []string) error {
 	fs := flag.NewFlagSet("compare", flag.ContinueOnError)
 	c := &comparison{}
-	vllm := fs.String("vllm", "", "the program vllm, for vllm bench serve")
+	python := fs.String("vllm", "", "the program vllm, for vllm bench serve")
 	rust := fs.String("vllm-rs", "", "the program vllm-rs of vLLM's wheel, for vllm-rs bench serve")
 	guide := fs.String("guidellm", "", "the program guidellm")
 	ai := fs.String("aiperf", "", "the program aiperf")
+	fs.StringVar(&c.engine, "kvtune", "bin/kvtune", "the program kvtune, for its embedded engine")
 	fs.StringVar(&c.tokenizer, "tokenizer", "", "a folder with a tokenizer for the others (tokenizer.py makes one)")
 	fs.IntVar(&c.priority, "realtime", 0, "real-time priority of server and clients, all the same (chrt -r); 0 is none")
 	out := fs.String("out", "bench/results/load", "")
@@ -84,12 +122,18 @@ func compare(args []string) error {
 		return fmt.Errorf("%d processor: one for the server and one for the client are needed", runtime.NumCPU())
 	}
 	c.peers = []peer{
-		{"vllm bench serve", *vllm, []string{*vllm, "--version"}, vllmBench, "vllm.json"},
+		{"vllm bench serve", *python, []string{*python, "--version"}, vllmBench, "vllm.json"},
 		{"vllm-rs bench serve", *rust, []string{*rust, "--version"}, vllmBench, "vllm.json"},
 		{"guidellm", *guide, []string{*guide, "--version"}, guidellm, "guidellm.json"},
 		{"aiperf", *ai, []string{*ai, "--version"}, aiperf, "aiperf/profile_export.jsonl"},
 	}
 	var err error
+	if c.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if c.engine, err = filepath.Abs(c.engine); err != nil {
+		return err
+	}
 	if c.dir, err = os.MkdirTemp("", "load"); err != nil {
 		return err
 	}
@@ -129,20 +173,44 @@ func (c *comparison) pinned(cpu int, argv ...string) *exec.Cmd {
 	return exec.Command("taskset", argv...)
 }
 
-// against runs a client against a server of its own and returns what the server noted. What the client used is that of
-// all its processes.
-func (c *comparison) against(serverFlags, argv []string) (stdout []byte, stamps []stamp, r row, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, nil, r, err
-	}
+// against runs a client against a server of its own. The row has what the server says of first tokens and what both
+// used: the client with all its processes. stamps is nil where the server is the embedded engine.
+func (c *comparison) against(server, client []string) (stdout []byte, stamps []stamp, r row, err error) {
 	file := filepath.Join(c.dir, "stamps")
-	server := c.pinned(0, append([]string{self, "serve", "-listen", address, "-stamps", file}, serverFlags...)...)
-	server.Stderr = os.Stderr
-	if err := server.Start(); err != nil {
+	_ = os.Remove(file) // of the server before
+	srv := c.pinned(0, server...)
+	srv.Stderr = os.Stderr
+	if err := srv.Start(); err != nil {
 		return nil, nil, r, err
 	}
-	time.Sleep(500 * time.Millisecond)
+	begin := time.Now()
+	stdout, used, mean, err := c.run(client)
+	took := time.Since(begin)
+	_ = srv.Process.Signal(syscall.SIGTERM)
+	if err = errors.Join(err, srv.Wait()); err != nil {
+		return stdout, nil, r, err
+	}
+	r.CPU = (used.UserTime() + used.SystemTime()).Seconds()
+	if u, ok := used.SysUsage().(*syscall.Rusage); ok {
+		r.PeakRSS = u.Maxrss << 10
+	}
+	r.ServerBusy = (srv.ProcessState.UserTime() + srv.ProcessState.SystemTime()).Seconds() / took.Seconds()
+	if stamps, err = readStamps(file); errors.Is(err, os.ErrNotExist) {
+		r.ServerMean = mean
+		return stdout, nil, r, nil
+	}
+	return stdout, stamps, r, err
+}
+
+// run runs a client once the server answers; mean is the server's own mean TTFT after it, nil where it has none.
+func (c *comparison) run(argv []string) (stdout []byte, used *os.ProcessState, mean *float64, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
+	defer cancel()
+	srv, err := connect(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer srv.Close()
 	cmd := c.pinned(1, argv...)
 	cmd.Dir = c.dir
 	var errs bytes.Buffer
@@ -152,18 +220,25 @@ func (c *comparison) against(serverFlags, argv []string) (stdout []byte, stamps 
 	timer.Stop()
 	if err != nil {
 		tail := errs.String()
-		err = fmt.Errorf("%w: %s", err, tail[max(0, len(tail)-500):])
+		return stdout, cmd.ProcessState, nil, fmt.Errorf("%w: %s", err, tail[max(0, len(tail)-500):])
 	}
-	_ = server.Process.Signal(syscall.SIGTERM)
-	if err = errors.Join(err, server.Wait()); err != nil {
-		return stdout, nil, r, err
+	counters, err := srv.Scrape(context.Background())
+	if n := counters[harness.HistogramTTFT+"_count"]; n > 0 {
+		m := counters[harness.HistogramTTFT+"_sum"] / n
+		mean = &m
 	}
-	r.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.PeakRSS = u.Maxrss << 10
+	return stdout, cmd.ProcessState, mean, err
+}
+
+// connect waits for the server to answer.
+func connect(ctx context.Context) (*vllm.Server, error) {
+	for {
+		s, err := vllm.Connect(ctx, "http://"+address, vllm.Options{})
+		if err == nil || ctx.Err() != nil {
+			return s, err
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	stamps, err = readStamps(file)
-	return stdout, stamps, r, err
 }
 
 // readStamps reads what [server.save] wrote.
@@ -186,15 +261,9 @@ func readStamps(file string) (stamps []stamp, err error) {
 	return stamps, in.Err()
 }
 
-var streams = []string{"-ttft", ttft.String(), "-itl", itl.String()}
-
-// client runs kvtune's generator. Its row has the errors request by request.
-func (c *comparison) client(serverFlags []string, l *scenario, flags ...string) (o outcome, r row, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return o, r, err
-	}
-	out, stamps, r, err := c.against(serverFlags, append([]string{self, "client"}, flags...))
+// client runs kvtune's generator. With the static server the row has the errors request by request.
+func (c *comparison) client(server []string, skip int, flags ...string) (o outcome, r row, err error) {
+	out, stamps, r, err := c.against(server, append([]string{c.self, "client", "-url", "http://" + address}, flags...))
 	if err != nil {
 		return o, r, err
 	}
@@ -207,33 +276,57 @@ func (c *comparison) client(serverFlags []string, l *scenario, flags ...string) 
 	}
 	var after, errs []float64
 	for _, f := range o.TTFT {
-		noted, ok := at[f.Model]
-		if !ok {
-			return o, r, fmt.Errorf("the server did not note request %s", f.Model)
+		after = append(after, f.After)
+		if noted, ok := at[f.Model]; ok {
+			errs = append(errs, f.After-noted)
 		}
-		after, errs = append(after, f.After), append(errs, f.After-noted)
 	}
 	r.OK, r.Rate, r.Lag99 = o.OK, float64(o.OK)/max(o.Duration, 1e-9), &o.Lag99
-	r.compare(after, stamps, l.concurrency)
-	p99 := quantile(errs[min(l.concurrency, len(errs)):], 0.99)
-	r.ByRequest = &p99
+	r.compare(after, stamps, skip)
+	switch {
+	case stamps == nil:
+	case len(errs) < len(after) || len(errs) <= skip:
+		return o, r, fmt.Errorf("the server noted %d of %d requests", len(errs), len(after))
+	default:
+		p99 := quantile(errs[skip:], 0.99)
+		r.ByRequest = &p99
+	}
 	return o, r, nil
 }
 
-// compare sets what a client and the server say of first tokens, without the first few of each, in order of time.
+// compare sets what a client and the server say of first tokens, without the first few of each, in order of time. The
+// embedded engine has no stamps: its mean is that of all requests, and so is the client's then.
 func (r *row) compare(after []float64, stamps []stamp, skip int) {
-	var noted []float64
-	for _, s := range stamps {
-		noted = append(noted, s.after.Seconds())
+	if stamps == nil {
+		skip = 0
 	}
-	if len(after) <= skip || len(noted) <= skip {
-		r.Note = fmt.Sprintf("%d first tokens at the client, %d at the server", len(after), len(noted))
+	if len(after) <= skip || stamps != nil && len(stamps) <= skip {
+		r.Note = fmt.Sprintf("%d first tokens at the client, %d at the server", len(after), len(stamps))
 		return
 	}
-	after, noted = after[skip:], noted[skip:]
-	c50, c99, s50, s99 := quantile(after, 0.5), quantile(after, 0.99), quantile(noted, 0.5), quantile(noted, 0.99)
-	e := c99 - s99
-	r.TTFT50, r.TTFT99, r.Server50, r.Server99, r.Error99 = &c50, &c99, &s50, &s99, &e
+	after = after[skip:]
+	c50, c99, mean := quantile(after, 0.5), quantile(after, 0.99), average(after)
+	r.TTFT50, r.TTFT99, r.TTFTMean = &c50, &c99, &mean
+	if stamps != nil {
+		var noted []float64
+		for _, s := range stamps[skip:] {
+			noted = append(noted, s.after.Seconds())
+		}
+		s50, s99, own := quantile(noted, 0.5), quantile(noted, 0.99), average(noted)
+		e := c99 - s99
+		r.Server50, r.Server99, r.ServerMean, r.Error99 = &s50, &s99, &own, &e
+	}
+	if r.ServerMean != nil {
+		e := mean - *r.ServerMean
+		r.ErrorMean = &e
+	}
+}
+
+func average(x []float64) (mean float64) {
+	for _, v := range x {
+		mean += v / float64(len(x))
+	}
+	return mean
 }
 
 // kvtune measures what is said of kvtune alone.
@@ -250,17 +343,18 @@ func (c *comparison) kvtune() (f figures, err error) {
 	f.ParseAllocs, _ = strconv.ParseFloat(string(m[2]), 64)
 	open := loads()[0]
 	for range 3 {
-		o, _, err := c.client([]string{"-ttft", "1ms", "-itl", "0s", "-batch", "16"}, &scenario{}, "-concurrency", "64",
+		o, _, err := c.client(c.static("-ttft", "1ms", "-itl", "0s", "-batch", "16"), 0, "-named", "-concurrency", "64",
 			"-requests", "256", "-output", "16000")
 		if err != nil {
 			return f, err
 		}
 		f.EndToEndRuns = append(f.EndToEndRuns, o.EventRate)
-		if o, _, err = c.client(streams, &scenario{}, "-rate", "1000", "-requests", "10000", "-output", "1"); err != nil {
+		o, _, err = c.client(c.server(open), 0, "-named", "-rate", "1000", "-requests", "10000", "-output", "1")
+		if err != nil {
 			return f, err
 		}
 		f.Lag99Runs = append(f.Lag99Runs, o.Lag99)
-		_, r, err := c.client(streams, open, open.flags()...)
+		_, r, err := c.client(c.server(open), 0, open.flags()...)
 		if err != nil {
 			return f, err
 		}
@@ -269,7 +363,7 @@ func (c *comparison) kvtune() (f figures, err error) {
 	f.EndToEnd, f.Lag99 = quantile(f.EndToEndRuns, 0.5), quantile(f.Lag99Runs, 0.5)
 	f.Error99 = quantile(f.Error99Runs, 0.5)
 	// All are open for some seconds: each takes 14 s, and the last is sent after 5.
-	o, _, err := c.client([]string{"-ttft", "5s", "-itl", "1s"}, &scenario{}, "-rate", "fixed:2000", "-requests", "10000",
+	o, _, err := c.client(c.static("-ttft", "5s", "-itl", "1s"), 0, "-named", "-rate", "fixed:2000", "-requests", "10000",
 		"-output", "10")
 	f.Streams10kRSS = o.PeakRSS
 	return f, err
@@ -277,7 +371,7 @@ func (c *comparison) kvtune() (f figures, err error) {
 
 // own is kvtune's row under a load.
 func (c *comparison) own(l *scenario) row {
-	_, r, err := c.client(streams, l, l.flags()...)
+	_, r, err := c.client(c.server(l), l.concurrency, l.flags()...)
 	if err != nil {
 		r.Note = err.Error()
 	}
@@ -293,7 +387,7 @@ func (c *comparison) other(p *peer, l *scenario) row {
 	}
 	path := filepath.Join(c.dir, p.result)
 	_ = os.Remove(path) // of the load before
-	_, stamps, r, err := c.against(streams, append([]string{p.program}, p.argv(l, c.dir, c.tokenizer)...))
+	_, stamps, r, err := c.against(c.server(l), append([]string{p.program}, p.argv(l, c.dir, c.tokenizer)...))
 	r.Tool, r.Version = p.tool, versionOf(p.version)
 	var records []workload.Record
 	if err == nil {

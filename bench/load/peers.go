@@ -25,7 +25,7 @@ func versionOf(argv []string) string {
 }
 
 func vllmBench(l *scenario, _, tokenizer string) []string {
-	argv := []string{"bench", "serve", "--backend", "openai", "--base-url", "http://" + address, "--model", "static",
+	argv := []string{"bench", "serve", "--backend", "openai", "--base-url", "http://" + address, "--model", l.model(),
 		"--tokenizer", tokenizer, "--dataset-name", "random", "--random-input-len", "16", "--random-output-len", itoa(tokens),
 		"--num-prompts", itoa(l.requests), "--ignore-eos", "--save-result", "--save-detailed", "--result-filename",
 		"vllm.json", "--disable-tqdm"}
@@ -40,7 +40,7 @@ func guidellm(l *scenario, _, tokenizer string) []string {
 	if l.rate == 0 {
 		profile = fmt.Sprintf("kind=concurrent,streams=%d", l.concurrency)
 	}
-	return []string{"run", "--backend", "kind=openai_http,target=http://" + address + ",model=static",
+	return []string{"run", "--backend", "kind=openai_http,target=http://" + address + ",model=" + l.model(),
 		"--profile", profile, "--constraint", fmt.Sprintf("kind=max_requests,count=%d", l.requests),
 		"--tokenizer", "kind=hf_auto,model=" + tokenizer, "--data",
 		fmt.Sprintf("kind=synthetic_text,prompt_tokens=16,output_tokens=%d", tokens),
@@ -48,7 +48,7 @@ func guidellm(l *scenario, _, tokenizer string) []string {
 }
 
 func aiperf(l *scenario, dir, tokenizer string) []string {
-	argv := []string{"profile", "-m", "static", "--url", "http://" + address, "--endpoint-type", "completions",
+	argv := []string{"profile", "-m", l.model(), "--url", "http://" + address, "--endpoint-type", "completions",
 		"--streaming", "--tokenizer", tokenizer, "--request-count", itoa(l.requests), "--isl", "16", "--osl", itoa(tokens),
 		"--extra-inputs", "ignore_eos:true", "--artifact-dir", filepath.Join(dir, "aiperf"), "--ui", "none"}
 	if l.rate > 0 {

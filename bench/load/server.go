@@ -114,7 +114,8 @@ func page(w io.Writer, path string) error {
 	default: // some ask for /tokenize, and go on without
 		status, text = "404 Not Found", `{"detail":"Not Found"}`
 	}
-	_, err := fmt.Fprintf(w, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", status, kind, len(text), text)
+	_, err := fmt.Fprintf(w, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", status, kind, len(text),
+		text)
 	return err
 }
 

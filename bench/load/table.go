@@ -33,18 +33,24 @@ type row struct {
 	Tool    string `json:"tool"`
 	Version string `json:"version,omitempty"`
 	// Note says why there are no figures.
-	Note      string   `json:"note,omitempty"`
-	OK        int      `json:"ok"`
-	Rate      float64  `json:"requests_per_s"`
-	TTFT50    *float64 `json:"ttft_p50_s"`
-	TTFT99    *float64 `json:"ttft_p99_s"`
-	Server50  *float64 `json:"server_ttft_p50_s"`
-	Server99  *float64 `json:"server_ttft_p99_s"`
-	Error99   *float64 `json:"ttft_error_p99_s"` // TTFT99 - Server99
-	ByRequest *float64 `json:"ttft_error_p99_by_request_s,omitempty"`
-	Lag99     *float64 `json:"send_lag_p99_s,omitempty"`
-	CPU       float64  `json:"cpu_s"`
-	PeakRSS   int64    `json:"peak_rss_bytes"` // of its largest process
+	Note     string   `json:"note,omitempty"`
+	OK       int      `json:"ok"`
+	Rate     float64  `json:"requests_per_s"`
+	TTFTMean *float64 `json:"ttft_mean_s"`
+	TTFT50   *float64 `json:"ttft_p50_s"`
+	TTFT99   *float64 `json:"ttft_p99_s"`
+	// The static server's own stamps; the embedded engine has a mean.
+	ServerMean *float64 `json:"server_ttft_mean_s"`
+	Server50   *float64 `json:"server_ttft_p50_s"`
+	Server99   *float64 `json:"server_ttft_p99_s"`
+	ErrorMean  *float64 `json:"ttft_error_mean_s"` // TTFTMean - ServerMean
+	Error99    *float64 `json:"ttft_error_p99_s"`  // TTFT99 - Server99
+	ByRequest  *float64 `json:"ttft_error_p99_by_request_s,omitempty"`
+	Lag99      *float64 `json:"send_lag_p99_s,omitempty"`
+	// ServerBusy is the share of its processor that the server used.
+	ServerBusy float64 `json:"server_busy"`
+	CPU        float64 `json:"cpu_s"`
+	PeakRSS    int64   `json:"peak_rss_bytes"` // of its largest process
 }
 
 // figures are medians of three runs, each of which is listed.
@@ -82,11 +88,13 @@ func (t *table) markdown() string {
 		t.Date, t.Host, t.Pinned)
 	fmt.Fprintf(&b, "Streams of %s, from a static server that notes when it writes each first token. TTFT is what each "+
 		"client noted of each request, from its send; the error is the client's p99 minus the server's own. With a number "+
-		"in flight, the first of each slot are left out on both sides: they are one burst of new connections.\n", t.Streams)
+		"in flight, the first of each slot are left out on both sides: they are one burst of new connections. The embedded "+
+		"engine has a mean of all requests only, and times of its own.\n", t.Streams)
 	for _, s := range t.Loads {
-		fmt.Fprintf(&b, "\n## %s\n\n| client | version | requests/s over the run | TTFT p50 / p99, ms "+
-			"| server's own p50 / p99, ms | error p99, ms | CPU, s | peak memory of the largest process, MiB |\n"+
-			"| --- | --- | --- | --- | --- | --- | --- | --- |\n", s.Load)
+		fmt.Fprintf(&b, "\n## %s\n\n| client | version | requests/s over the run | TTFT mean / p50 / p99, ms "+
+			"| server's own, ms | error of mean / p99, ms | server busy, %% | CPU, s "+
+			"| peak memory of the largest process, MiB |\n"+
+			"| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n", s.Load)
 		for _, r := range s.Tools {
 			b.WriteString(r.markdown())
 		}
@@ -114,7 +122,7 @@ func (t *table) markdown() string {
 
 func (r *row) markdown() string {
 	if r.Note != "" {
-		return fmt.Sprintf("| %s | %s | %.200s | | | | | |\n", r.Tool, r.Version, strings.Join(strings.Fields(r.Note), " "))
+		return fmt.Sprintf("| %s | %s | %.200s | | | | | | |\n", r.Tool, r.Version, strings.Join(strings.Fields(r.Note), " "))
 	}
 	ms := func(v *float64) string {
 		if v == nil {
@@ -122,6 +130,7 @@ func (r *row) markdown() string {
 		}
 		return strconv.FormatFloat(*v*1e3, 'f', 1, 64)
 	}
-	return fmt.Sprintf("| %s | %s | %.0f | %s / %s | %s / %s | %s | %.1f | %d |\n", r.Tool, r.Version, r.Rate,
-		ms(r.TTFT50), ms(r.TTFT99), ms(r.Server50), ms(r.Server99), ms(r.Error99), r.CPU, r.PeakRSS>>20)
+	return fmt.Sprintf("| %s | %s | %.0f | %s / %s / %s | %s / %s / %s | %s / %s | %.0f | %.1f | %d |\n", r.Tool,
+		r.Version, r.Rate, ms(r.TTFTMean), ms(r.TTFT50), ms(r.TTFT99), ms(r.ServerMean), ms(r.Server50), ms(r.Server99), ms(r.ErrorMean),
+		ms(r.Error99), r.ServerBusy*100, r.CPU, r.PeakRSS>>20)
 }
