@@ -24,7 +24,7 @@ func fitCommand() *cli.Command {
 			"   kvtune fit --profiling-results results --kernels bench/kernels_bench.json",
 		Flags: join(in(catInput,
 			&cli.StringSliceFlag{Name: "profiling-results", Usage: "result `FILE`, requests file or archive folder (repeat)"},
-			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps: `FILE` (CSV), or a launched server's folder (repeat)"},
+			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps without asynchronous scheduling: `FILE` (CSV), or a launched server's folder (repeat)"},
 			kernelsFlag(),
 			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json"},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200"},

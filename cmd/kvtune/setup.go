@@ -18,6 +18,7 @@ import (
 	"kvtune/harness/workflow"
 	"kvtune/planner"
 	"kvtune/planner/cost"
+	fitting "kvtune/planner/fit"
 	"kvtune/planner/spec"
 )
 
@@ -178,7 +179,9 @@ func isInputError(err error) bool {
 	var budget *workflow.BudgetError
 	var covered *planner.NotCoveredError
 	var other *archive.OtherWorkError
-	return errors.As(err, &other) || errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) || errors.As(err, &covered)
+	var log *fitting.AsyncLogError
+	return errors.As(err, &other) || errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) ||
+		errors.As(err, &covered) || errors.As(err, &log)
 }
 
 // shapes reads --model and --gpu.

@@ -26,7 +26,8 @@ var iteration = regexp.MustCompile(`Iteration\((\d+)\): (\d+) context requests, 
 
 // ParseSteps finds the engine steps in a server's log. T, Running, Waiting and Preemptions stay unknown, which are not in
 // it; Elapsed is how long the engine core waited for the step's result: the step's time without asynchronous scheduling,
-// less the engine's own work with it. Steps of idle data-parallel ranks ("dummy") are left out.
+// and with it, where the engine waits for the step before, nothing that a step's time could be told from. Steps of idle
+// data-parallel ranks ("dummy") are left out.
 func ParseSteps(r io.Reader) ([]harness.StepRecord, error) {
 	var steps []harness.StepRecord
 	lines := bufio.NewReaderSize(r, 1<<16)

@@ -93,7 +93,8 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 // ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
 // results of a folder, none twice), bare requests files - also what a killed process left of one -, the result files of
 // other load generators, and engine steps: a file of them, or the folder whose launched servers logged some. What has no
-// result beside it says nothing of its server, which is taken to have vLLM's defaults. Steps of runs whose requests share
+// result beside it says nothing of its server, which is taken to have vLLM's defaults, and where it is steps, synchronous
+// scheduling. Steps of runs whose requests share
 // prefixes and decode are left out: their KV usage counts the blocks of a prefix once.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
@@ -171,6 +172,8 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 			continue
 		}
 		err = bare(path, func(r io.Reader, run *fit.Run) (err error) {
+			off := false // unless the times say otherwise: nothing else in the file does
+			run.Args.AsyncScheduling = &off
 			run.Steps, _, err = archive.ReadSteps(r)
 			return err
 		})

@@ -153,6 +153,9 @@ func TestReadFit(t *testing.T) {
 		len(runs[0].Records) != 0 || runs[0].Args.MaxNumSeqs != 8 {
 		t.Errorf("steps of a folder: %+v, %v", runs, err)
 	}
+	if async := runs[0].Args.AsyncScheduling; async == nil || !*async { // a fit refuses them for it
+		t.Errorf("steps of a folder have not its server's settings: async_scheduling %v", async)
+	}
 	if _, err := workflow.ReadFit(nil, []string{dir}, model, device); err == nil || !strings.Contains(err.Error(), "no engine steps") {
 		t.Errorf("a folder without steps: %v", err)
 	}

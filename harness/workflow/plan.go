@@ -99,8 +99,13 @@ func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) 
 }
 
 // ForVersion makes the basis that of another vLLM version: its scheduler's rules, its flags, its defaults where the
-// settings in force are the old version's defaults. The error is of a setting without a legal value in that version.
+// settings in force are the old version's defaults. The error is of a version whose rules are not known, or of a setting
+// without a legal value in that version.
 func (b *Basis) ForVersion(version string) error {
+	if _, assumed := vllmflags.Release(version); assumed != "" {
+		return fmt.Errorf("expected a release from 0.%d to 0.%d, such as 0.%d.0: no other one's rules are known",
+			vllmflags.Oldest, vllmflags.Newest, vllmflags.Newest)
+	}
 	var own harness.EngineArgs
 	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: b.Server.Args.MaxModelLen}, b.Info.Version, b.Device)
 	for _, f := range vllmflags.Known(b.Info.Version, b.Device) {

@@ -8,6 +8,7 @@ package fit
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ type Run struct {
 	Name string
 	// Records are the requests, of every phase; those of several probes may share a timeline or start at zero each.
 	Records []workload.Record
-	// Steps are logged engine steps, if any, in order.
+	// Steps are engine steps, if any, in order. Those of a server's log (T below 0) must be of synchronous scheduling.
 	Steps []harness.StepRecord
 	// PromptsShare is set when requests share prefixes: a logged step then hides how much of a prompt was there, and only
 	// steps without prompts are used.
@@ -38,7 +39,8 @@ type Options struct {
 }
 
 // FromRuns fits a cost model to runs of one server: the prior corrected by every moment of the runs whose engine steps
-// are unambiguous. Runs with another block size than the first one's tell what attention takes at theirs. It fails when the runs show no such moment, and says what to measure.
+// are unambiguous. Runs with another block size than the first one's tell what attention takes at theirs. It fails when
+// the runs show no such moment, and says what to measure; and with a *AsyncLogError where logged steps are no steps' times.
 func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (*cost.Model, error) {
 	type sized struct {
 		size int
@@ -54,6 +56,9 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 			return nil, err
 		}
 		names = append(names, run.Name)
+		if err := synchronous(prior, run); err != nil {
+			return nil, err
+		}
 		o, t, err := observe(run)
 		if err != nil {
 			return nil, err
@@ -128,10 +133,55 @@ func timelines(records []workload.Record) [][]workload.Record {
 	return out
 }
 
+// An AsyncLogError is a log of engine steps under asynchronous scheduling: what it calls elapsed is how long the engine
+// waited for the step before, less what it did meanwhile, and not how long a step took.
+type AsyncLogError struct {
+	Run string
+	// Short of Steps took less than the device can; both are 0 where the settings say it.
+	Short, Steps int
+}
+
+func (e *AsyncLogError) Error() string {
+	how := "its server had asynchronous scheduling"
+	if e.Steps > 0 {
+		how = fmt.Sprintf("%d of its %d steps took less than the device can, as they seem to under asynchronous scheduling", e.Short, e.Steps)
+	}
+	return fmt.Sprintf("%s: %s: the log's elapsed time is that of the engine's loop then, not of a step; log a server with "+
+		"--no-async-scheduling, or fit from the times of its requests' tokens (--profiling-results)", e.Run, how)
+}
+
+// synchronous refuses a log of steps under asynchronous scheduling, which the settings say, or, where they are not known,
+// steps that are faster than the device can be: the loop does not wait for the first one after a pause.
+func synchronous(prior *cost.Model, run Run) error {
+	if !slices.ContainsFunc(run.Steps, func(s harness.StepRecord) bool { return s.T < 0 }) {
+		return nil // of a simulation
+	}
+	if async := run.Args.AsyncScheduling; async != nil && *async {
+		return &AsyncLogError{Run: run.Name}
+	}
+	if prior.Limits.Guess {
+		return nil
+	}
+	const share = 0.05
+	e := &AsyncLogError{Run: run.Name, Steps: len(run.Steps)}
+	for _, s := range run.Steps {
+		step := cost.Step{PrefillSeqs: s.ContextRequests, PrefillTokens: s.ContextTokens, MaxChunk: s.ContextTokens,
+			DecodeSeqs: s.GenerationRequests}
+		compute, memory := prior.Roofline(step)
+		if _, launch := prior.HostTime(step); s.Elapsed+launch < max(compute, memory) {
+			e.Short++
+		}
+	}
+	if float64(e.Short) > share*float64(e.Steps) {
+		return e
+	}
+	return nil
+}
+
 // idle is more than long enough for a device to cool down.
 const idle = 10 * time.Second
 
-// fromSteps reads logged steps. They carry no context lengths: those of decodes follow from the KV blocks in use before
+// fromSteps reads logged steps of synchronous scheduling. They carry no context lengths: those of decodes follow from the KV blocks in use before
 // the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
 // prefixes shared between running requests the KV usage counts them once and contexts come out too short.
 func fromSteps(run Run) []cost.Observation {

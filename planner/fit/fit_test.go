@@ -385,6 +385,46 @@ func TestFromSteps(t *testing.T) {
 	}
 }
 
+// A log of steps under asynchronous scheduling has no step's time: the settings say so, or steps that no device could do.
+func TestAsyncLogIsRefused(t *testing.T) {
+	prior := h200(t)
+	on, off := true, false
+	log := func(elapsed func(cost.Step) time.Duration) (rows []harness.StepRecord) {
+		for n := range 40 {
+			s := harness.StepRecord{T: -1, GenerationRequests: 1 + n%8, GenerationTokens: 1 + n%8, KVUsage: 0.004}
+			s.Elapsed = elapsed(cost.Step{DecodeSeqs: s.GenerationRequests, DecodeContext: 1000})
+			rows = append(rows, s)
+		}
+		return rows
+	}
+	asTaken := log(prior.StepTime)
+	lessOwnWork := log(func(s cost.Step) time.Duration { return prior.StepTime(s) / 2 })
+	inTime := log(func(s cost.Step) time.Duration { return prior.StepTime(s) })
+	for i := range inTime {
+		inTime[i].T = time.Duration(i) * 10 * ms
+	}
+	for _, tt := range []struct {
+		name  string
+		steps []harness.StepRecord
+		async *bool
+		want  string
+	}{
+		{"synchronous", asTaken, &off, ""},
+		{"settings not known", asTaken, nil, ""},
+		{"asynchronous", asTaken, &on, "its server had asynchronous scheduling"},
+		{"faster than the device", lessOwnWork, &off, "40 of its 40 steps took less than the device can"},
+		{"a simulation's steps have their own times", inTime, &on, ""},
+	} {
+		args := defaults
+		args.AsyncScheduling = tt.async
+		_, err := FromRuns(t.Context(), prior, []Run{{Name: "log", Steps: tt.steps, Args: args, NumGPUBlocks: 64001}}, Options{})
+		var refused *AsyncLogError
+		if tt.want == "" && err != nil || tt.want != "" && (!errors.As(err, &refused) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
 func TestFromRunsErrors(t *testing.T) {
 	prior := h200(t)
 	if _, err := FromRuns(t.Context(), prior, []Run{{Name: "x"}}, Options{}); err == nil ||
