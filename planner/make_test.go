@@ -324,8 +324,8 @@ func TestReadPlansRefuses(t *testing.T) {
 
 // A search over the budget halves the candidates, says so, stays near the budget and keeps the baseline.
 func TestHalving(t *testing.T) {
-	req := request(t, load(120, 0, 300, 40, 0, 32))
-	req.Options = Options{Requests: 120, Replicas: 2, Budget: 1_500, Axes: []Axis{
+	req := request(t, load(300, 0, 300, 40, 0, 32))
+	req.Options = Options{Requests: 300, Replicas: 2, Budget: 3_000, Axes: []Axis{
 		{"max_num_batched_tokens", doublings(512, 32768)}, {"max_num_seqs", doublings(8, 1024)},
 		{"gpu_memory_utilization", []string{"0.8", "0.95"}},
 	}}

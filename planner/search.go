@@ -128,6 +128,9 @@ func (p *planning) draw(n int, wider float64) error {
 		if err != nil {
 			return fmt.Errorf("workload: %w", err)
 		}
+		if i == 0 {
+			p.req.Options.Requests = telling(w, p.req.Options.Requests, w.InFlight())
+		}
 		whole := len(w.Requests)
 		w = first(w, p.req.Options.Requests)
 		if i == 0 {
@@ -146,22 +149,6 @@ func (p *planning) draw(n int, wider float64) error {
 		p.models = append(p.models, scaled{model.Sample(rng), math.Exp(spread * z), math.Exp(beyond * z)})
 	}
 	return nil
-}
-
-// first cuts a workload to its priming and warm-up requests and the first n measured ones.
-func first(w *workload.Workload, n int) *workload.Workload {
-	measured := 0
-	for i := range w.Requests {
-		if w.Requests[i].Phase == workload.Measured {
-			if measured == n {
-				cut := *w
-				cut.Requests = w.Requests[:i:i]
-				return &cut
-			}
-			measured++
-		}
-	}
-	return w
 }
 
 // candidates are all legal configurations over the axes. Those that the server cannot have are left out.
@@ -314,11 +301,12 @@ func (p *planning) each(ctx context.Context, n int, do func(context.Context, int
 	return cancelled
 }
 
-// fewest is the smallest part of the workload that candidates are compared on.
-const fewest = 24
+// overrun is how many budgets a search may cost before it compares candidates on parts that do not tell all.
+const overrun = 2.0
 
 // search evaluates the candidates on the whole workload where the budget allows; else it halves them on growing parts
-// of it. keep are never dropped.
+// of it, as far as there are parts that show what the whole does. keep, of which the first is the baseline, are never
+// dropped.
 func (p *planning) search(ctx context.Context, all []*candidate, keep []*candidate, s *Search) ([]*candidate, error) {
 	measured, weight := 0, 0
 	for i := range p.work[0].Requests {
@@ -328,24 +316,26 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 		}
 	}
 	s.Candidates, s.Requests = len(all), measured
-	// Candidates that share a simulation cost one: how many do shows on a small part of the requests.
-	simulations := len(all)
+	simulations, smallest, few := len(all), measured, false
 	if len(all)*weight > p.req.Options.Budget && measured > fewest {
-		n, err := p.evaluate(ctx, all, max(fewest, measured/16))
-		if err != nil {
+		var err error
+		if smallest, simulations, err = p.scale(ctx, keep[0], all); err != nil {
 			return nil, err
 		}
-		simulations = n
+		// What is worth some budgets, and no more.
+		if most := int(overrun * float64(p.req.Options.Budget) / float64(simulations*weight) * float64(measured)); smallest > most {
+			smallest, few = max(fewest, measured/16, most), true
+		}
 	}
 	rounds := 1
-	for cost := simulations * weight; cost > p.req.Options.Budget && measured>>rounds >= fewest; rounds++ {
+	for cost := simulations * weight; cost > p.req.Options.Budget && measured>>(rounds-1) > smallest; rounds++ {
 		// Round r of R has 1/2^r of the candidates on 2^(r-R+1) of the requests: every round costs the same.
 		cost = (rounds + 1) * simulations * (weight >> rounds)
 	}
 	s.Exhaustive = rounds == 1
 	left := all
 	for r := range rounds {
-		n := measured >> (rounds - 1 - r)
+		n := max(smallest, measured>>(rounds-1-r))
 		simulations, err := p.evaluate(ctx, left, n)
 		if err != nil {
 			return nil, err
@@ -370,11 +360,14 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	default:
 		s.Statement = fmt.Sprintf("successive halving, not exhaustive, so a better candidate may have been dropped: %s, the "+
 			"best %d on all %d", s.Statement, len(left), measured)
+		if few {
+			s.Statement += "; the first part holds fewer requests at once, or less of its conversations, than the whole"
+		}
 	}
 	return left, nil
 }
 
-// half keeps the better half of those that have every pinned value, at least one, and the baselines: the strategies take
+// half keeps the better half of those that have every pinned value, at smallest one, and the baselines: the strategies take
 // turns in naming their best.
 func (p *planning) half(all, keep []*candidate) []*candidate {
 	able := slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !p.obeys(c) })
