@@ -25,6 +25,10 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 	if err != nil {
 		return nil, err
 	}
+	return p.make(ctx)
+}
+
+func (p *planning) make(ctx context.Context) (*Plans, error) {
 	g, err := p.gather(ctx)
 	if err != nil {
 		return nil, err
@@ -361,6 +365,9 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 		plan.Why = p.why(s, c, base, plan)
 		plan.DefaultRegret = p.regret(s, c, keep)
 		out.Plans, chosen = append(out.Plans, *plan), append(chosen, c)
+	}
+	if p.cell {
+		return nil
 	}
 	return p.sensitivities(ctx, out.Search.Axes, out.Plans, chosen)
 }

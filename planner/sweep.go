@@ -133,7 +133,7 @@ func sweepCell(ctx context.Context, req SweepRequest, cell Cell) []SweepRow {
 	for i, s := range r.Strategies {
 		rows[i] = SweepRow{Cell: cell, Strategy: s}
 	}
-	plans, err := Make(ctx, r)
+	plans, err := planCell(ctx, r)
 	for i := range rows {
 		switch {
 		case err != nil:
@@ -145,6 +145,16 @@ func sweepCell(ctx context.Context, req SweepRequest, cell Cell) []SweepRow {
 		}
 	}
 	return rows
+}
+
+// planCell is Make without the sensitivities.
+func planCell(ctx context.Context, req Request) (*Plans, error) {
+	p, err := newPlanning(req)
+	if err != nil {
+		return nil, err
+	}
+	p.cell = true
+	return p.make(ctx)
 }
 
 // sweepMetrics are the predicted figures of a row.
