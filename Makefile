@@ -71,7 +71,7 @@ bench-gpu: cuda ## measure a GPU into bench/results/$(GPU), beside vLLM's kernel
 bench-h200: ## the same on an H200
 	$(MAKE) bench-gpu GPU=h200
 
-loop-h200: build ## profile, plan, verify a real vLLM on an H200 into bench/results/h200/loop (80 minutes, goes on)
+loop-h200: build ## profile, plan, verify a real vLLM on an H200 into bench/results/h200/loop (long; goes on)
 	./bench/loop.sh bin/kvtune bench/results/h200/loop
 
 CUDA_HEADERS := $(wildcard kernels/gpu/*.cuh)

@@ -63,7 +63,11 @@ func TestLoop(t *testing.T) {
 	if *loopFlag != "" {
 		loops = []string{*loopFlag}
 	}
+	if len(loops) == 0 {
+		t.Error("no loop is committed")
+	}
 	for _, loop := range loops {
+		read := 0
 		for _, name := range slices.Sorted(maps.Keys(owns)) {
 			dir := filepath.Join(loop, name)
 			if _, err := os.Stat(dir); err != nil {
@@ -75,10 +79,14 @@ func TestLoop(t *testing.T) {
 				t.Errorf("%s: %v", dir, err)
 				continue
 			}
+			read++
 			l.laws(t, dir)
 			var text strings.Builder
 			l.print(&text, name)
 			t.Logf("%s\n%s", dir, &text)
+		}
+		if read == 0 {
+			t.Errorf("%s holds no verified workload", loop)
 		}
 	}
 }

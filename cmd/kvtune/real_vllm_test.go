@@ -329,9 +329,9 @@ func (b *vllmBench) run(t *testing.T, seed string) *peerFigures {
 
 // asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the prefix
 // cache), agree within what runs of the same client differ by. The engine's own account is in between. The prompts are text
-// on both sides: while the tokenizer's thread has one, vLLM's front end takes those that arrived with it, and they join the
-// same step (the log of steps showed the same steps for both clients). Token ids go straight to the engine, now and then into
-// two steps in place of one, which gives a lower TTFT and a higher TPOT.
+// on both sides: those that arrive together then join the same step, it seems because vLLM's front end collects them
+// while the tokenizer's thread has one. Token ids go straight to the engine, now and then into two steps in place of one,
+// which gives a lower TTFT and a higher TPOT: another load.
 func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result, bench *vllmBench) {
 	run := func(who rune, seed int) *peerFigures {
 		if who == 'V' {

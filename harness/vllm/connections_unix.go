@@ -23,8 +23,8 @@ func MaxConnections() int {
 }
 
 // ReserveConnections makes room for n connections, or as many as may be open, in this process's table of open files. Else
-// Linux doubles the table as connections are opened, and each time waits for a grace period of all processors (10 ms and
-// more; fs/file.c, expand_fdtable): on one processor nothing is sent or read meanwhile.
+// Linux doubles the table as connections are opened, and each time waits for a grace period of all processors (fs/file.c,
+// expand_fdtable): on one processor nothing is sent or read meanwhile.
 func ReserveConnections(n int) {
 	if limit := MaxConnections(); limit > 0 {
 		n = min(n, limit)
