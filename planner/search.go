@@ -368,7 +368,7 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	return left, nil
 }
 
-// half keeps the better half of those that have every pinned value, at smallest one, and the baselines: the strategies take
+// half keeps the better half of those that have every pinned value, at least one, and the baselines: the strategies take
 // turns in naming their best.
 func (p *planning) half(all, keep []*candidate) []*candidate {
 	able := slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !p.obeys(c) })

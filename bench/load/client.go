@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -92,14 +91,6 @@ type outcome struct {
 type firstToken struct {
 	Model string  `json:"model"`
 	After float64 `json:"after_s"`
-}
-
-func quantile(x []float64, q float64) float64 {
-	if len(x) == 0 {
-		return 0
-	}
-	x = slices.Sorted(slices.Values(x))
-	return x[min(len(x)-1, int(q*float64(len(x))))]
 }
 
 // peakRSS is the most memory that this process has had resident, in bytes; 0 where /proc does not say.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"kvtune/harness"
+	"kvtune/harness/stats"
 	"kvtune/harness/telemetry"
 	"kvtune/harness/vllm"
 	"kvtune/harness/workload"
@@ -288,7 +289,7 @@ func (c *comparison) client(server []string, skip int, flags ...string) (o outco
 	case len(errs) < len(after) || len(errs) <= skip:
 		return o, r, fmt.Errorf("the server noted %d of %d requests", len(errs), len(after))
 	default:
-		p99 := quantile(errs[skip:], 0.99)
+		p99 := stats.New(errs[skip:]).Percentile(99)
 		r.ByRequest = &p99
 	}
 	return o, r, nil
@@ -304,15 +305,16 @@ func (r *row) compare(after []float64, stamps []stamp, skip int) {
 		r.Note = fmt.Sprintf("%d first tokens at the client, %d at the server", len(after), len(stamps))
 		return
 	}
-	after = after[skip:]
-	c50, c99, mean := quantile(after, 0.5), quantile(after, 0.99), average(after)
+	client := stats.New(after[skip:])
+	c50, c99, mean := client.Median(), client.Percentile(99), client.Mean()
 	r.TTFT50, r.TTFT99, r.TTFTMean = &c50, &c99, &mean
 	if stamps != nil {
 		var noted []float64
 		for _, s := range stamps[skip:] {
 			noted = append(noted, s.after.Seconds())
 		}
-		s50, s99, own := quantile(noted, 0.5), quantile(noted, 0.99), average(noted)
+		server := stats.New(noted)
+		s50, s99, own := server.Median(), server.Percentile(99), server.Mean()
 		e := c99 - s99
 		r.Server50, r.Server99, r.ServerMean, r.Error99 = &s50, &s99, &own, &e
 	}
@@ -320,13 +322,6 @@ func (r *row) compare(after []float64, stamps []stamp, skip int) {
 		e := mean - *r.ServerMean
 		r.ErrorMean = &e
 	}
-}
-
-func average(x []float64) (mean float64) {
-	for _, v := range x {
-		mean += v / float64(len(x))
-	}
-	return mean
 }
 
 // kvtune measures what is said of kvtune alone.
@@ -360,8 +355,8 @@ func (c *comparison) kvtune() (f figures, err error) {
 		}
 		f.Error99Runs = append(f.Error99Runs, *r.ByRequest)
 	}
-	f.EndToEnd, f.Lag99 = quantile(f.EndToEndRuns, 0.5), quantile(f.Lag99Runs, 0.5)
-	f.Error99 = quantile(f.Error99Runs, 0.5)
+	f.EndToEnd, f.Lag99 = stats.New(f.EndToEndRuns).Median(), stats.New(f.Lag99Runs).Median()
+	f.Error99 = stats.New(f.Error99Runs).Median()
 	// All are open for some seconds: each takes 14 s, and the last is sent after 5.
 	o, _, err := c.client(c.static("-ttft", "5s", "-itl", "1s"), 0, "-named", "-rate", "fixed:2000", "-requests", "10000",
 		"-output", "10")

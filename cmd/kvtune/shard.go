@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,7 +156,7 @@ func (s *setup) profileShard(c *cli.Context, configs []harness.Config, slos []ha
 	}
 	defer done()
 	s.Command = s.command(c)
-	folder, left, err := workflow.ShardConfigs(c.Path("output-dir"), shard, configs, s.Tool, c.Bool("resume"))
+	folder, err := workflow.ShardConfigs(c.Path("output-dir"), shard, configs, s.Tool, c.Bool("resume"))
 	if err != nil {
 		return usageError{fmt.Errorf("--output-dir: %w", err)}
 	}
@@ -167,7 +166,7 @@ func (s *setup) profileShard(c *cli.Context, configs []harness.Config, slos []ha
 	}
 	var runs []*profile.Output
 	for _, cfg := range own {
-		if !slices.ContainsFunc(left, func(l harness.Config) bool { return l.Name == cfg.Name }) {
+		if part, _ := folder.Part(cfg.Name); part.State == archive.Done {
 			s.screen.stage(cfg.Name + ": taken over from the interrupted run")
 			run, err := workflow.ReadRun(folder, cfg.Name)
 			if err != nil {

@@ -39,15 +39,10 @@ type Shard struct {
 // shardPattern are the folders of shards within the output folder that they have in common.
 const shardPattern = "shard-*-of-*"
 
-// ShardDir is the folder of a shard in the output folder that all shards have in common.
-func ShardDir(dir string, s harness.Shard) string {
-	return filepath.Join(dir, fmt.Sprintf("shard-%d-of-%d", s.Index, s.Count))
-}
-
 // CreateShard makes the folder of a shard in dir. What an earlier run of the shard left is removed, unless resume is set:
 // then it must be of the same work, and stays.
 func CreateShard(dir string, s Shard, resume bool) (*Folder, error) {
-	path := ShardDir(dir, s.Shard)
+	path := filepath.Join(dir, fmt.Sprintf("shard-%d-of-%d", s.Index, s.Count))
 	f, err := Create(path)
 	if err != nil {
 		return nil, err

@@ -72,7 +72,7 @@ func Merge(shards []ShardOutput) (*Output, error) {
 	for i := range shards {
 		logs[i] = shards[i].Log
 	}
-	out.log = AddHistograms(logs)
+	out.log = addHistograms(logs)
 	out.Result = mergeResults(shards, out, zero)
 	out.Result.Counters, out.Result.Histograms = watcher.Result.Counters, watcher.Result.Histograms
 	if out.Result.Config.SteadyState {
@@ -173,8 +173,8 @@ func sameServer(a, b harness.ServerInfo) error {
 	return nil
 }
 
-// AddHistograms adds interval logs: one interval per tag, in the order in which tags first appear, as long as the longest.
-func AddHistograms(logs [][]hist.Interval) []hist.Interval {
+// addHistograms adds interval logs: one interval per tag, in the order in which tags first appear, as long as the longest.
+func addHistograms(logs [][]hist.Interval) []hist.Interval {
 	var sum []hist.Interval
 	for _, log := range logs {
 		for _, iv := range log {

@@ -198,29 +198,18 @@ func ended(f *archive.Folder, part string) error {
 	return nil
 }
 
-// ShardConfigs makes the folder of a share of several configurations, each measured on a server of its own, and says which
-// of them are the shard's and not yet done.
-func ShardConfigs(dir string, s harness.Shard, configs []harness.Config, tool string, resume bool) (
-	*archive.Folder, []harness.Config, error) {
+// ShardConfigs makes the folder of a share of several configurations, each measured on a server of its own. What an
+// earlier run of the shard has done of them stands in its parts.
+func ShardConfigs(dir string, s harness.Shard, configs []harness.Config, tool string, resume bool) (*archive.Folder, error) {
 	stamp := archive.Shard{Shard: s, Kind: archive.ShardedConfigs, Tool: tool}
 	var err error
 	if stamp.Work, err = json.Marshal(map[string]any{"configs": configs}); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, cfg := range configs {
 		stamp.Parts = append(stamp.Parts, cfg.Name)
 	}
-	folder, err := archive.CreateShard(dir, stamp, resume)
-	if err != nil {
-		return nil, nil, err
-	}
-	var own []harness.Config
-	for k, cfg := range configs {
-		if part, _ := folder.Part(cfg.Name); s.Has(k) && part.State != archive.Done {
-			own = append(own, cfg)
-		}
-	}
-	return folder, own, nil
+	return archive.CreateShard(dir, stamp, resume)
 }
 
 // MergeConfigs copies what the shards measured into one folder, as one process would have written it, and reads it.

@@ -181,8 +181,8 @@ func synchronous(prior *cost.Model, run Run) error {
 // idle is more than long enough for a device to cool down.
 const idle = 10 * time.Second
 
-// fromSteps reads logged steps of synchronous scheduling. They carry no context lengths: those of decodes follow from the KV blocks in use before
-// the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
+// fromSteps reads logged steps of synchronous scheduling. They carry no context lengths: those of decodes follow from
+// the KV blocks in use before the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
 // prefixes shared between running requests the KV usage counts them once and contexts come out too short.
 func fromSteps(run Run) []cost.Observation {
 	var out []cost.Observation
