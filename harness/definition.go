@@ -1,5 +1,45 @@
 package harness
 
+import (
+	"math"
+	"strconv"
+	"strings"
+)
+
+// Words is a metric's name for people, with its statistic: "total throughput", "TTFT p99", "KV usage peak".
+func Words(metric, stat string) string {
+	switch metric {
+	case MetricMemoryDevice:
+		metric = "kv_memory"
+	case MetricMemoryHost:
+		metric = "host_memory"
+	}
+	words := strings.Fields(strings.ReplaceAll(metric, "_", " ") + " " + stat)
+	for i, w := range words {
+		switch w {
+		case "ttft", "itl", "tpot", "e2el", "kv":
+			words[i] = strings.ToUpper(w)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// Percent writes a share: one decimal below a tenth, none above; with a plus where signed and above 0.
+func Percent(share float64, signed bool) string {
+	decimals := 1
+	if math.Abs(share) >= 0.1 {
+		decimals = 0
+	}
+	text := strconv.FormatFloat(100*share, 'f', decimals, 64)
+	if strings.Trim(text, "-0.") == "" {
+		return strings.TrimPrefix(text, "-") + " %" // no sign before nothing
+	}
+	if signed && share > 0 {
+		text = "+" + text
+	}
+	return text + " %"
+}
+
 // Definition says what a metric is, in words for a footnote; "" for a metric that has none. Tables, page and help take
 // their words from here, so that a metric means the same everywhere.
 func Definition(metric string) string {

@@ -259,9 +259,9 @@ func (p *planning) verdict(out *Plans) string {
 		}
 		text = fmt.Sprintf("CHANGE %s (%s)", strings.Join(flags, " "), plan.Strategy)
 		if g := plan.Gain; g != nil {
-			text += fmt.Sprintf(": %s %+.1f %%", strings.TrimSpace(g.Metric+" "+g.Stat), 100*g.Change)
+			text += ": " + harness.Words(g.Metric, g.Stat) + " " + harness.Percent(g.Change, true)
 			if g.Low != nil && *g.Low != *g.High {
-				text += fmt.Sprintf(" (%+.1f to %+.1f %%)", 100**g.Low, 100**g.High)
+				text += " (" + harness.Percent(*g.Low, true) + " to " + harness.Percent(*g.High, true) + ")"
 			}
 			text += " better than " + string(p.strategy)
 		}

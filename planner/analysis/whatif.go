@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"kvtune/harness"
@@ -200,9 +199,9 @@ func (s *study) conclude(r *Report) {
 	}
 }
 
-// text is the change in words: "+38.0 % total_throughput".
+// text is the change in words: "+38 % total throughput".
 func (g *Gain) text() string {
-	return fmt.Sprintf("%+.1f %% %s", 100*g.Change, strings.TrimSpace(g.Metric+" "+g.Stat))
+	return harness.Percent(g.Change, true) + " " + harness.Words(g.Metric, g.Stat)
 }
 
 // try simulates a proposal's settings and recommends the best of them where it is surely worth a restart. A setting that

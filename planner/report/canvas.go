@@ -103,24 +103,21 @@ func drawHead(c draw.Canvas, in Input) vg.Length {
 	if title == "" {
 		title = "kvtune"
 	}
-	y := c.Max.Y
-	for _, t := range []struct {
-		text string
-		sty  text.Style
-	}{
-		{title, textStyle(19, true, palette.ink)},
-		{in.Verdict, textStyle(13, false, palette.ink)},
-	} {
-		t.sty.YAlign = draw.YTop
-		c.FillText(t.sty, vg.Point{X: c.Min.X, Y: y}, fit(t.text, t.sty, right-c.Min.X))
-		y -= 30
+	head, verdict := textStyle(19, true, palette.ink), textStyle(13, false, palette.ink)
+	head.YAlign, verdict.YAlign = draw.YTop, draw.YTop
+	c.FillText(head, vg.Point{X: c.Min.X, Y: c.Max.Y}, fit(title, head, right-c.Min.X))
+	height := vg.Length(30)
+	for _, line := range headLines(in.Verdict, verdict, right-c.Min.X) {
+		c.FillText(verdict, vg.Point{X: c.Min.X, Y: c.Max.Y - height}, line)
+		height += 20
 	}
+	height += 14
 	var names []string
 	for _, r := range in.Runs {
 		names = append(names, r.Result.Name)
 	}
-	drawLegend(draw.Crop(c, 0, 0, 0, -64), names)
-	return vg.Length(72 + legendLine*len(legendLines(names, c.Max.X-c.Min.X)))
+	drawLegend(draw.Crop(c, 0, 0, 0, -height), names)
+	return height + 8 + legendLine*vg.Length(len(legendLines(names, c.Max.X-c.Min.X)))
 }
 
 // legendText is the look of a legend.
@@ -214,8 +211,10 @@ func (p *panel) draw(c draw.Canvas) []draw.Canvas {
 		c.FillText(sty, vg.Point{X: c.Max.X, Y: c.Max.Y - 23}, panelStamp)
 		right -= sty.Width(panelStamp) + 10
 	}
-	c.FillText(title, vg.Point{X: c.Min.X, Y: c.Max.Y}, fit(text, title, c.Max.X-c.Min.X))
-	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 23}, fit(join(p.subject, p.says), says, right-c.Min.X))
+	text, title = squeezed(text, title, c.Max.X-c.Min.X)
+	c.FillText(title, vg.Point{X: c.Min.X, Y: c.Max.Y}, text)
+	text, says = squeezed(join(p.subject, p.says), says, right-c.Min.X)
+	c.FillText(says, vg.Point{X: c.Min.X, Y: c.Max.Y - 23}, text)
 	body := draw.Crop(c, 0, 0, 0, -head)
 	if p.missing != "" {
 		sty := textStyle(13, false, palette.faint)
@@ -262,6 +261,31 @@ func fit(s string, sty text.Style, width vg.Length) string {
 		s = clean(s, n-1)
 	}
 	return s
+}
+
+// headLines breaks a text at a space into two lines of a width; what is still too long is cut.
+func headLines(s string, sty text.Style, width vg.Length) []string {
+	s = clean(s, 400)
+	first, words := "", strings.Fields(s)
+	for len(words) > 0 && sty.Width(strings.TrimSpace(first+" "+words[0])) <= width {
+		first, words = strings.TrimSpace(first+" "+words[0]), words[1:]
+	}
+	switch {
+	case first == "":
+		return []string{fit(s, sty, width)}
+	case len(words) == 0:
+		return []string{first}
+	}
+	return []string{first, fit(strings.Join(words, " "), sty, width)}
+}
+
+// squeezed is a text in a style that lets it fit a width: smaller where a fifth less is enough, else cut.
+func squeezed(s string, sty text.Style, width vg.Length) (string, text.Style) {
+	s = clean(s, 400)
+	if w := sty.Width(s); w > width && 0.8*w <= width {
+		sty.Font.Size *= 0.99 * width / w
+	}
+	return fit(s, sty, width), sty
 }
 
 // newPlot is an empty plot in the report's look.

@@ -113,7 +113,7 @@ func differences(runs []Run) table {
 			a, okA := runs[0].Result.Metrics.Value(s.name, s.stat)
 			b, okB := runs[1].Result.Metrics.Value(s.name, s.stat)
 			if okA && okB && a != 0 {
-				cell.Text = percent(b/a-1, true)
+				cell.Text = harness.Percent(b/a-1, true)
 			}
 		}
 		t.Rows[i] = append(row, cell)

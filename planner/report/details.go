@@ -98,9 +98,9 @@ func BottleneckTable(w io.Writer, r *analysis.Report) error {
 
 // changeText is a change with its interval: "+38 % (+35 to +41 %)".
 func changeText(g analysis.Gain) string {
-	text := percent(g.Change, true)
+	text := harness.Percent(g.Change, true)
 	if g.Low != nil && g.High != nil && *g.High-*g.Low > 0.002 {
-		text += fmt.Sprintf(" (%s to %s)", strings.TrimSuffix(percent(*g.Low, true), " %"), percent(*g.High, true))
+		text += fmt.Sprintf(" (%s to %s)", strings.TrimSuffix(harness.Percent(*g.Low, true), " %"), harness.Percent(*g.High, true))
 	}
 	return text
 }
@@ -112,7 +112,7 @@ func stepText(r *analysis.Report) string {
 	var texts []string
 	for _, p := range parts {
 		if math.Abs(p.Share) >= 0.01 {
-			texts = append(texts, p.Name+" "+percent(p.Share, false))
+			texts = append(texts, p.Name+" "+harness.Percent(p.Share, false))
 		}
 	}
 	return strings.Join(texts, ", ")
@@ -178,14 +178,14 @@ func metricName(name, stat string) string {
 			return p.label
 		}
 	}
-	return strings.TrimSpace(name + " " + stat)
+	return harness.Words(name, stat)
 }
 
 func share(v *float64) string {
 	if v == nil {
 		return notObserved
 	}
-	return percent(*v, false)
+	return harness.Percent(*v, false)
 }
 
 // sweepRows is how many rows of a sweep a terminal gets.

@@ -86,21 +86,6 @@ func (s scale) interval(m harness.Metric) string {
 	return s.digits(*m.Low, half) + " to " + s.digits(*m.High, half)
 }
 
-// percent writes a share with sign where signed.
-func percent(share float64, signed bool) string {
-	text := strconv.FormatFloat(100*share, 'f', 1, 64)
-	if math.Abs(share) >= 0.1 {
-		text = strconv.FormatFloat(100*share, 'f', 0, 64)
-	}
-	if strings.Trim(text, "-0.") == "" {
-		text = strings.TrimPrefix(text, "-") // no minus before nothing
-	}
-	if signed && share > 0 {
-		text = "+" + text
-	}
-	return text + " %"
-}
-
 // grouped puts a comma at every thousand of a number from 10,000 up.
 func grouped(number string) string {
 	whole, fraction, _ := strings.Cut(number, ".")

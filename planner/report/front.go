@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 
 	"gonum.org/v1/plot"
@@ -156,7 +157,11 @@ func rangePanel(ps *planner.Plans) panel {
 	pad := (rates[len(rates)-1] - rates[0]) * 0.03
 	chart.X.Min, chart.X.Max, chart.Y.Min, chart.Y.Max = rates[0]-pad, rates[len(rates)-1]+pad, 0, top*1.15
 	w := ps.Range.Choices[worst]
-	p.title = fmt.Sprintf("%s is within %s of the best at every rate", w.Strategy, percent(w.WorstRegret, false))
+	where := "at every rate"
+	if slices.ContainsFunc(w.Points, func(pt planner.RatePoint) bool { return !pt.Met }) {
+		where = "where it meets the SLOs"
+	}
+	p.title = fmt.Sprintf("%s is within %s of the best %s", w.Strategy, harness.Percent(w.WorstRegret, false), where)
 	p.plots = []*plot.Plot{chart}
 	return p
 }
@@ -168,7 +173,7 @@ func rangeTexts(ps *planner.Plans, pt planner.RatePoint) (regret, winner string)
 	case !pt.Possible:
 		regret, winner = "-", "none meets the SLOs"
 	case pt.Regret != nil:
-		regret = percent(*pt.Regret, false)
+		regret = harness.Percent(*pt.Regret, false)
 	}
 	if len(pt.Winner) > 0 {
 		winner = changesText(pt.Winner)
@@ -179,12 +184,12 @@ func rangeTexts(ps *planner.Plans, pt planner.RatePoint) (regret, winner string)
 // rangeFact is how far a strategy's choice is from the best over the whole range, in a sentence.
 func rangeFact(ps *planner.Plans, c *planner.RateChoice) string {
 	text := fmt.Sprintf("%s from %.4g to %.4g request/s: worst regret %s (%s to %s) at %.4g request/s; %s ", c.Strategy,
-		ps.Range.Rates[0], ps.Range.Rates[len(ps.Range.Rates)-1], percent(c.WorstRegret, false), percent(c.Low, false),
-		percent(c.High, false), c.At, ps.Baseline.Strategy)
+		ps.Range.Rates[0], ps.Range.Rates[len(ps.Range.Rates)-1], harness.Percent(c.WorstRegret, false), harness.Percent(c.Low, false),
+		harness.Percent(c.High, false), c.At, ps.Baseline.Strategy)
 	if c.BaselineRegret == nil {
 		return text + "misses the SLOs"
 	}
-	return text + percent(*c.BaselineRegret, false)
+	return text + harness.Percent(*c.BaselineRegret, false)
 }
 
 // switchFact says between which rates the best settings change.

@@ -8,6 +8,7 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg/draw"
 
+	"kvtune/harness"
 	"kvtune/harness/stats"
 )
 
@@ -61,8 +62,8 @@ func rooflinePanel(in Input, runs []Run) panel {
 		}
 		row := []string{clean(r.Result.Name, 40), strconv.Itoa(len(xys)), notObserved, notObserved}
 		if len(xys) > 0 {
-			row[2] = percent(float64(runLeft)/float64(len(xys)), false)
-			row[3] = percent(stats.New(reached).Percentile(50), false)
+			row[2] = harness.Percent(float64(runLeft)/float64(len(xys)), false)
+			row[3] = harness.Percent(stats.New(reached).Percentile(50), false)
 			c := palette.series[i]
 			c.A = 120
 			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: draw.GlyphStyle{Color: c, Radius: 2.2, Shape: draw.BoxGlyph{}}})
@@ -78,7 +79,7 @@ func rooflinePanel(in Input, runs []Run) panel {
 	line(chart, ceiling, palette.ink, false)
 	logAxis(&chart.X, low, high)
 	logAxis(&chart.Y, bottom, flops*2)
-	memorySide := percent(float64(left)/float64(dots), false)
+	memorySide := harness.Percent(float64(left)/float64(dots), false)
 	p.title = memorySide + " of the steps are on the memory side"
 	if bandwidth != 1 {
 		p.says = fmt.Sprintf("%.3g TB/s, %.0f Tflop/s%s", bandwidth, flops, rebuilt)

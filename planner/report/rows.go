@@ -144,7 +144,7 @@ func bindsOf(a *analysis.Report) (binds, limit cell) {
 		share = b.Share
 	}
 	if share != nil && !binds.missing {
-		binds.text += " " + percent(*share, false)
+		binds.text += " " + harness.Percent(*share, false)
 	}
 	limit.text = a.Limit
 	if limit.text == "" {

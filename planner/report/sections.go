@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -238,7 +239,7 @@ func metricCells(m harness.Metric) []cellText {
 	if small == "" {
 		small = m.Note
 	}
-	name := cellText{Text: strings.TrimSpace(strings.ReplaceAll(m.Name, "_", " ") + " " + m.Stat), Words: true}
+	name := cellText{Text: harness.Words(m.Name, m.Stat), Words: true}
 	if d := harness.Definition(m.Name); d != "" {
 		name.Term, name.Note = m.Name, d
 	}
@@ -271,10 +272,10 @@ func gainCells(g analysis.Gain) []cellText {
 	s := scaleFor(g.Unit, g.Before, g.After)
 	interval := "-"
 	if g.Low != nil && g.High != nil {
-		interval = percent(*g.Low, true) + " to " + percent(*g.High, true)
+		interval = harness.Percent(*g.Low, true) + " to " + harness.Percent(*g.High, true)
 	}
-	return []cellText{{Text: strings.TrimSpace(strings.ReplaceAll(g.Metric, "_", " ") + " " + g.Stat), Words: true},
-		{Text: percent(g.Change, true), Value: number(g.Change)}, {Text: interval}, {Text: s.digits(g.Before, 0)},
+	return []cellText{{Text: harness.Words(g.Metric, g.Stat), Words: true},
+		{Text: harness.Percent(g.Change, true), Value: number(g.Change)}, {Text: interval}, {Text: s.digits(g.Before, 0)},
 		{Text: s.digits(g.After, 0)}, {Text: s.unit, Words: true}}
 }
 
@@ -408,10 +409,31 @@ func definitions() []term {
 		harness.MetricPartialBatches, harness.MetricQueueTime)
 	for i, name := range names {
 		if text := harness.Definition(name); text != "" && slices.Index(names, name) == i {
-			terms = append(terms, term{name, strings.ReplaceAll(name, "_", " "), text})
+			terms = append(terms, term{name, harness.Words(name, ""), text})
 		}
 	}
 	return terms
+}
+
+// settings are the settings of a server that are set: "max_num_seqs 256, block_size 16".
+func settings(args harness.EngineArgs) string {
+	data, err := json.Marshal(args)
+	if err != nil {
+		return ""
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	d.Token() // the brace
+	var parts []string
+	for d.More() {
+		name, _ := d.Token()
+		var value any
+		if d.Decode(&value) != nil {
+			break
+		}
+		parts = append(parts, fmt.Sprint(name, " ", value))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // factsOf are the circumstances of one run.
@@ -437,9 +459,7 @@ func factsOf(r Run) (facts [][2]string) {
 	add("max_model_len", whole(s.MaxModelLen))
 	add("block_size", whole(s.BlockSize))
 	add("KV blocks", whole(s.NumGPUBlocks))
-	if args, err := json.Marshal(s.Args); err == nil && string(args) != "{}" {
-		add("settings in force", string(args))
-	}
+	add("settings in force", settings(s.Args))
 	if !res.Conditions.Started.IsZero() {
 		add("started", res.Conditions.Started.UTC().Format("2006-01-02 15:04:05 UTC"))
 	}
@@ -454,7 +474,7 @@ func factsOf(r Run) (facts [][2]string) {
 		add("generator lag p99", seconds(*lag))
 	}
 	if cpu := res.Conditions.GeneratorCPU; cpu != nil {
-		add("generator CPU, busiest 5 s", percent(*cpu, false))
+		add("generator CPU, busiest 5 s", harness.Percent(*cpu, false))
 	}
 	add("generator-limited", res.Conditions.GeneratorLimited)
 	add("retries", whole(res.Conditions.Retries))

@@ -7,6 +7,8 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+
+	"kvtune/harness"
 )
 
 // stepTimePanels draw what a run's step time goes to; none where no cost model said it.
@@ -29,11 +31,11 @@ func stepTimePanels(r Run) []panel {
 		}
 		chart.Add(&plotter.Line{XYs: plotter.XYs{{X: 0, Y: y}, {X: 100 * part.Share, Y: y}},
 			LineStyle: draw.LineStyle{Color: palette.series[0], Width: 12}})
-		p.rows = append(p.rows, []string{part.Name, percent(part.Share, false), seconds(part.Seconds), part.Meaning})
+		p.rows = append(p.rows, []string{part.Name, harness.Percent(part.Share, false), seconds(part.Seconds), part.Meaning})
 	}
 	chart.Y.Min, chart.Y.Max, chart.Y.Tick.Marker = 0.4, float64(len(parts))+0.6, ticks
 	chart.X.Min, chart.X.Max = low, high
-	p.title = fmt.Sprintf("%s of the step time is %s", percent(parts[largest].Share, false), parts[largest].Name)
+	p.title = fmt.Sprintf("%s of the step time is %s", harness.Percent(parts[largest].Share, false), parts[largest].Name)
 	p.height, p.plots, p.still = vg.Length(22*len(parts)+100), []*plot.Plot{chart}, true
 	return []panel{p}
 }

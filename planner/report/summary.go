@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"kvtune/harness"
 	"kvtune/planner"
 )
 
@@ -97,7 +98,7 @@ func relative(from, to *planner.Plan, i int) string {
 	case a == z:
 		return "same"
 	}
-	return percent((z-a)/a, true)
+	return harness.Percent((z-a)/a, true)
 }
 
 // otherPlans writes the plans beside the chosen one, a line each with what they change and the command.

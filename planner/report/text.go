@@ -187,6 +187,9 @@ func planDetails(p *planner.Plan) []string {
 	for _, c := range p.SLOs {
 		ds = append(ds, "SLO "+sloText(c, p.Predicted))
 	}
+	for _, missed := range missedSLOs(p) {
+		ds = append(ds, "SLO "+missed)
+	}
 	if p.MaxRequestRate != nil {
 		held := "SLOs hold up to "
 		if len(p.SLOs) == 0 {
@@ -227,7 +230,7 @@ func sensitivityText(all []planner.Sensitivity) string {
 			matter = append(matter, to+" misses "+strings.Join(s.Misses, ", "))
 		case s.Change == nil:
 		case math.Abs(*s.Change) >= 0.001:
-			matter = append(matter, to+" "+percent(*s.Change, true))
+			matter = append(matter, to+" "+harness.Percent(*s.Change, true))
 		default:
 			rest = append(rest, to)
 		}
@@ -242,12 +245,17 @@ func sensitivityText(all []planner.Sensitivity) string {
 }
 
 func gainText(g analysis.Gain) string {
-	text := strings.TrimSpace(g.Metric+" "+g.Stat) + " " + percent(g.Change, true)
-	if g.Low != nil && g.High != nil {
-		text += " (" + percent(*g.Low, true) + " to " + percent(*g.High, true) + ")"
-	}
 	s := scaleFor(g.Unit, g.Before, g.After)
-	return text + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
+	return gainShare(g) + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
+}
+
+// gainShare is a gain as a share, with its interval: "total throughput +40 % (+35 % to +44 %)".
+func gainShare(g analysis.Gain) string {
+	text := harness.Words(g.Metric, g.Stat) + " " + harness.Percent(g.Change, true)
+	if g.Low != nil && g.High != nil {
+		text += " (" + harness.Percent(*g.Low, true) + " to " + harness.Percent(*g.High, true) + ")"
+	}
+	return text
 }
 
 func changesText(changes []planner.Change) string {
@@ -288,9 +296,26 @@ func sloText(c planner.SLOCheck, predicted harness.Metrics) string {
 	}
 	text += strings.TrimRight(", predicted "+s.digits(*c.Value, 0)+" "+s.unit, " ")
 	if c.Probability != nil {
-		text += fmt.Sprintf(", met in %s of the draws", percent(*c.Probability, false))
+		text += fmt.Sprintf(", met in %s of the draws", harness.Percent(*c.Probability, false))
 	}
 	return text
+}
+
+// missedSLOs are the objectives that a plan's measurement missed, whatever was predicted: "p99 itl <= 80ms: MISSED,
+// measured 80.7 ms". Those of a class of requests are not in a plan's metrics.
+func missedSLOs(p *planner.Plan) (missed []string) {
+	for _, c := range p.SLOs {
+		slo, err := harness.ParseSLO(c.SLO)
+		if err != nil || slo.Class != "" {
+			continue
+		}
+		if met, known := slo.Met(p.Measured); known && !met {
+			m := p.Measured.Get(slo.Metric, slo.Stat)
+			s := scaleFor(m.Unit, *m.Value)
+			missed = append(missed, fmt.Sprintf("%s: MISSED, measured %s %s", c.SLO, s.digits(*m.Value, 0), s.unit))
+		}
+	}
+	return missed
 }
 
 // PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad,
@@ -332,7 +357,7 @@ func comparisonsOf(p *planner.Plan, all bool) []comparison {
 			out.measured = s.number(*m)
 		}
 		if c.Error != nil {
-			out.err = percent(*c.Error, true)
+			out.err = harness.Percent(*c.Error, true)
 		}
 		if c.Inside != nil {
 			out.inside = "no"

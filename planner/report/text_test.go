@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -40,7 +41,7 @@ func fixed() Input {
 	}
 	yes := true
 	in := Input{
-		Verdict: "CHANGE max_num_seqs=64 (latency): e2el mean +12.0 % (+8.0 to +15.0 %) better than current",
+		Verdict: "CHANGE max_num_seqs=64 (latency): E2EL mean +12 % (+8.0 % to +15 %) better than current",
 		Runs:    []Run{run("low-latency", 1), run("high-throughput", 40), run("memory-efficient", 3), run("a name that is far too long", 1)},
 		Files:   []string{"out/report.html"}, Commands: []string{"kvtune workflow --output-dir out"},
 		Plans: &planner.Plans{
@@ -176,5 +177,63 @@ func TestShellLine(t *testing.T) {
 	got := ShellLine([]string{"vllm", "serve", "my model", "--x=1", "it's", "", "$HOME"})
 	if want := `vllm serve 'my model' --x=1 'it'\''s' '' '$HOME'`; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// What a measurement missed is said, also where it was predicted to be met; objectives of a class are not in a plan's
+// metrics.
+func TestMissedSLOs(t *testing.T) {
+	p := planner.Plan{Strategy: planner.Throughput, MeasuredOver: planner.Current,
+		SLOs: []planner.SLOCheck{{SLO: "p99 itl <= 80ms", Value: value(0.0704), Met: true}, {SLO: "p99 ttft <= 2000ms", Value: value(0.45), Met: true},
+			{SLO: "chat: p99 itl <= 1ms", Value: value(0.0001), Met: true}},
+		Measured: harness.Metrics{{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.0807)},
+			{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(1.37)}}}
+	const missed = "SLO p99 itl <= 80ms: MISSED, measured 80.7 ms"
+	if got := VerifiedVerdict(&p); got != "verified: "+missed {
+		t.Errorf("the verdict is %q", got)
+	}
+	if got := strings.Join(planDetails(&p), "\n"); !strings.Contains(got, missed) || strings.Count(got, "measured") != 1 {
+		t.Errorf("the details are\n%s", got)
+	}
+	p.Measured = nil
+	if got := missedSLOs(&p); len(got) != 0 {
+		t.Errorf("nothing was measured, but missed is %q", got)
+	}
+}
+
+// The chart of a range of rates says how far the worst choice is from each rate's own best, and where it has no say; its
+// table has every rate.
+func TestRangePanel(t *testing.T) {
+	change := []planner.Change{{Flag: "max_num_seqs", From: "256", To: "64", Modelled: true}}
+	ps := &planner.Plans{Baseline: planner.Plan{Strategy: planner.Current}, Range: &planner.RateRange{Rates: []float64{4, 8, 16},
+		Choices: []planner.RateChoice{
+			{Strategy: planner.Latency, WorstRegret: 0.02, Points: []planner.RatePoint{{Rate: 4, Regret: value(0), Met: true, Possible: true},
+				{Rate: 8, Regret: value(0.02), Met: true, Possible: true, Winner: change}, {Rate: 16, Regret: value(0.01), Met: true, Possible: true}}},
+			{Strategy: planner.Throughput, WorstRegret: 0.12, Points: []planner.RatePoint{{Rate: 4, Regret: value(0.12), Met: true, Possible: true},
+				{Rate: 8, Met: false, Possible: true}, {Rate: 16}}},
+		}}}
+	p := rangePanel(ps)
+	if p.title != "throughput is within 12 % of the best where it meets the SLOs" || !strings.Contains(p.says, "cross") {
+		t.Errorf("title %q, says %q", p.title, p.says)
+	}
+	var got []string
+	for _, row := range p.rows {
+		got = append(got, strings.Join(row, "|"))
+	}
+	want := []string{"latency|4|0.0 %|current", "latency|8|2.0 %|max_num_seqs 256 -> 64", "latency|16|1.0 %|current",
+		"throughput|4|12 %|current", "throughput|8|misses the SLOs|current", "throughput|16|-|none meets the SLOs"}
+	if !slices.Equal(got, want) {
+		t.Errorf("rows\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if svg, err := p.svg(nil); err != nil || !strings.Contains(svg, "arrival rate") {
+		t.Errorf("%v: %.80s", err, svg)
+	}
+	ps.Range.Choices = ps.Range.Choices[:1]
+	if p = rangePanel(ps); p.title != "latency is within 2.0 % of the best at every rate" || p.says != "" {
+		t.Errorf("title %q, says %q", p.title, p.says)
+	}
+	ps.Range.Choices = nil
+	if p = rangePanel(ps); p.missing == "" {
+		t.Error("a range without a choice is drawn")
 	}
 }

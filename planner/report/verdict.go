@@ -47,19 +47,22 @@ func VerifiedVerdict(p *planner.Plan) string {
 	for _, m := range planned {
 		for _, c := range p.Compared {
 			if c.Metric == m.name && c.Stat == m.stat && c.Error != nil && len(parts) < 4 {
-				parts = append(parts, fmt.Sprintf("%s off by %.1f %%", m.label, math.Abs(*c.Error)*100))
+				parts = append(parts, m.label+" off by "+harness.Percent(math.Abs(*c.Error), false))
 			}
 		}
 	}
 	if g := p.MeasuredGain; g != nil {
-		text := fmt.Sprintf("measured gain over %s %s", p.MeasuredOver, gainText(*g))
+		text := fmt.Sprintf("measured gain over %s %s", p.MeasuredOver, gainShare(*g))
 		if p.Gain != nil && p.Gain.Metric == g.Metric {
-			text += " (predicted " + percent(p.Gain.Change, true) + ")"
+			text += " (predicted " + harness.Percent(p.Gain.Change, true) + ")"
 		}
 		if p.GainVerdict != "" {
 			text += ": " + string(p.GainVerdict)
 		}
 		parts = append([]string{text}, parts...)
+	}
+	for _, missed := range missedSLOs(p) {
+		parts = append([]string{"SLO " + missed}, parts...)
 	}
 	if len(parts) == 0 {
 		return "verified: nothing could be compared"
