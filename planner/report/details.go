@@ -50,7 +50,11 @@ func CostTable(w io.Writer, m *cost.Model) error {
 func BottleneckTable(w io.Writer, r *analysis.Report) error {
 	b := bufio.NewWriter(w)
 	const kinds = 17
-	fmt.Fprintf(b, "%s  %6s  %s\n%s\n", pad("what binds", kinds), "share", "simulated, if it were lifted", strings.Repeat("-", width))
+	lifts := ""
+	if len(r.Counterfactuals) > 0 {
+		lifts = "  simulated, if it were lifted"
+	}
+	fmt.Fprintf(b, "%s  %6s%s\n%s\n", pad("what binds", kinds), "share", lifts, strings.Repeat("-", width))
 	for _, k := range r.Bottlenecks {
 		mark := "  "
 		if k.Binds {
@@ -134,7 +138,7 @@ func useText(b *bufio.Writer, use harness.Metrics) {
 		if m.Stat != "" {
 			cell += ", " + m.Stat
 		}
-		wrap(b, fmt.Sprintf("  %s  ", padLeft(cell, 12)), strings.Repeat(" ", 16), harness.Definition(m.Name))
+		wrap(b, fmt.Sprintf("  %s  ", padLeft(cell, 14)), strings.Repeat(" ", 18), harness.Definition(m.Name))
 	}
 }
 

@@ -107,6 +107,9 @@ func (in *Input) Warnings() []string {
 				res.Name, failed))
 		}
 		for _, w := range res.Warnings {
+			if res.Conditions.GeneratorLimited != "" && strings.HasPrefix(w, "generator-limited") {
+				continue // said above, louder
+			}
 			ws = append(ws, res.Name+": "+w)
 		}
 	}
