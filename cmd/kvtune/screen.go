@@ -49,6 +49,10 @@ func (s *screen) stage(title string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish()
+	s.begin(title)
+}
+
+func (s *screen) begin(title string) {
 	s.title, s.vital, s.said, s.began = title, [2]string{}, 0, time.Now()
 	if s.bars == nil {
 		fmt.Fprintf(s.w, "kvtune: %s\n", title)
@@ -62,6 +66,9 @@ func (s *screen) detail(text string) {
 	defer s.mu.Unlock()
 	if text == "" {
 		return
+	}
+	if s.title == "" { // what comes before the first stage is a server's start
+		s.begin("starting the server")
 	}
 	if s.bars != nil {
 		fmt.Fprintf(s.w, "\r\033[K%.*s", 100, s.title+": "+text)
@@ -129,7 +136,12 @@ func (s *screen) below(line int) mpb.BarFiller {
 func vitals(p profile.Progress) (client, server string) {
 	parts := []string{fmt.Sprintf("%.3g/s", p.Rate), fmt.Sprintf("%d in flight", max(0, p.Sent-p.Ended))}
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
-	ms := func(d time.Duration) string { return fmt.Sprintf("%.3g", d.Seconds()*1e3) }
+	ms := func(d time.Duration) string {
+		if v := d.Seconds() * 1e3; v < 1000 {
+			return fmt.Sprintf("%.3g", v)
+		}
+		return fmt.Sprint(d.Milliseconds())
+	}
 	if p.Failed > 0 {
 		add("%d FAILED", p.Failed)
 	}

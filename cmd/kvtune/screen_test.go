@@ -16,14 +16,28 @@ func TestVitals(t *testing.T) {
 		t.Errorf("at first: %q, %q", client, server)
 	}
 	p.Failed = 2
-	p.TTFT = profile.Spread{P50: 120 * time.Millisecond, P99: 340 * time.Millisecond}
+	p.TTFT = profile.Spread{P50: 120 * time.Millisecond, P99: 6850 * time.Millisecond}
 	p.ITL = profile.Spread{P50: 8 * time.Millisecond, P99: 12500 * time.Microsecond}
 	p.Lag.P99 = 100 * time.Microsecond
 	p.Server = &vllm.Now{Running: 29, Waiting: 3, KVUsage: 0.45, OutputRate: 1800}
-	const wantClient = "12.5/s, 32 in flight, 2 FAILED, TTFT 120/340 ms, ITL 8/12.5 ms (p50/p99), lag 0.1 ms"
+	const wantClient = "12.5/s, 32 in flight, 2 FAILED, TTFT 120/6850 ms, ITL 8/12.5 ms (p50/p99), lag 0.1 ms"
 	const wantServer = "1800 token/s, KV 45 %, 3 waiting"
 	if client, server := vitals(p); client != wantClient || server != wantServer {
 		t.Errorf("%q, %q; want %q, %q", client, server, wantClient, wantServer)
+	}
+}
+
+// What a server says as it starts, before any stage, has a title and the time since then.
+func TestDetailFirst(t *testing.T) {
+	var b strings.Builder
+	s := newScreen(&b)
+	s.detail("which version is it?")
+	s.began = s.began.Add(-31 * time.Second)
+	s.detail("loading weights")
+	s.detail("warming up")
+	s.close()
+	if want := "kvtune: starting the server\nkvtune: starting the server, 31s: loading weights\n"; b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
 	}
 }
 

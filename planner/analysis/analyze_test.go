@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
 	"kvtune/planner/sim"
@@ -212,6 +213,22 @@ func TestRecommendations(t *testing.T) {
 }
 
 // What binds is what gains most when it is lifted.
+// A setting that vLLM replaces on the device is not recommended, whatever its simulation gains: asynchronous scheduling on
+// a CPU.
+func TestRecommendationsOfDevice(t *testing.T) {
+	off := false
+	args := settings(func(a *harness.EngineArgs) { a.AsyncScheduling = &off })
+	for _, cpu := range []bool{false, true} {
+		in := simulate(t, prior(t), args, closed(requests(40, 1, 0, 64, 64, 0), 2))
+		in.Draws, in.Device = 2, vllmflags.Device{CPU: cpu, Memory: 64 << 30}
+		r := Analyze(t.Context(), in)
+		found := slices.ContainsFunc(r.Recommendations, func(rec Recommendation) bool { return rec.Flag == "async_scheduling" })
+		if found == cpu {
+			t.Errorf("CPU %v: asynchronous scheduling recommended: %v; %v", cpu, found, r.Notes)
+		}
+	}
+}
+
 func TestCounterfactuals(t *testing.T) {
 	model := prior(t)
 	for _, c := range planted[:7] {

@@ -11,6 +11,7 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/stats"
+	"kvtune/harness/vllmflags"
 	"kvtune/planner/cost"
 	"kvtune/planner/sim"
 )
@@ -210,6 +211,10 @@ func (s *study) try(ctx context.Context, r *Report, p proposal, models []*cost.M
 	name, stat := s.goal()
 	var best *Recommendation
 	for _, args := range p.settings {
+		legal, _, err := vllmflags.Legalize(args, s.version(), s.device())
+		if err != nil || vllmflags.Get(legal, p.flag) != vllmflags.Get(args, p.flag) {
+			continue // vLLM would not run it on this device
+		}
 		var refused *refusedError
 		after, err := s.simulate(ctx, models[:1], trial{args: args})
 		if errors.As(err, &refused) {

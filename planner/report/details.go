@@ -214,7 +214,7 @@ func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
 		shown++
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d", r.C, r.M, r.B, r.BlockSize)
 		if r.Plan == nil {
-			fmt.Fprintf(t, "\t\t\t\t%s\n", clean(r.Why, 60))
+			fmt.Fprintf(t, "\t%s\n", clean(r.Why, 70)) // the last cell of its line: no column becomes wider
 			continue
 		}
 		for _, c := range []int{0, 1, 3} {
@@ -229,7 +229,7 @@ func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
 		if len(r.Plan.Changed) > 0 {
 			change = changesText(r.Plan.Changed)
 		}
-		fmt.Fprintf(t, "\t%s\n", clean(change, 80))
+		fmt.Fprintf(t, "\t%s\n", clean(change, 36))
 	}
 	if err := t.Flush(); err != nil {
 		return err
