@@ -126,8 +126,12 @@ func kernelTable(w *bufio.Writer, b *harness.Bench) {
 		fmt.Fprintln(w)
 	}
 	line(kernelHead[:])
-	for _, row := range kernelRows(b) {
+	rows := kernelRows(b)
+	for _, row := range rows {
 		line(row)
+	}
+	if slices.ContainsFunc(rows, func(row []string) bool { return strings.HasSuffix(row[len(row)-1], "~") }) {
+		fmt.Fprintln(w, "(~ not significant)")
 	}
 }
 

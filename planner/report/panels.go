@@ -26,7 +26,11 @@ func panelsOf(in Input) []panel {
 	} else {
 		ps = append(ps, throughputPerRun(runs))
 	}
-	return stamped(append(ps, usagePanel(runs), rooflinePanel(in, runs)), in.simulated())
+	last := rooflinePanel(in, runs)
+	if last.missing != "" { // there is always something to see instead
+		last = arrivalPanel(runs)
+	}
+	return stamped(append(ps, usagePanel(runs), last), in.simulated())
 }
 
 // pagePanels are the charts of the page about its runs: the picture's, and those that need room.
