@@ -37,6 +37,13 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		}
 		return doubts
 	}
+	if seen.Restarts > 0 {
+		add("the server was started anew during the run (%d times): its counters are those since then", seen.Restarts)
+	}
+	if n := len(seen.Back); n > 0 {
+		add("the server contradicts itself: %d of its counters went back, %s among them; what moved is known since then only", n,
+			seen.Back[0])
+	}
 	for _, m := range [...]string{harness.MetricTTFTFromSend, harness.MetricITL} {
 		if client, engine, ok := bothSides(m, run.Records, seen); ok && client-engine > max(minGap, engine/10) {
 			add("%s is %.1f ms at the client and %.1f ms by the server's own account (means of all requests): the rest is the "+

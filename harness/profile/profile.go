@@ -108,7 +108,10 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 	}
 	salt := opt.salt()
 	opt.steps() // what was logged before is not ours
-	run, seen, series, err := opt.send(ctx, salt, writer)
+	clientOpt := opt.Client
+	clientOpt.Salt = salt
+	client := opt.Server.Client(clientOpt)
+	run, seen, series, err := opt.send(ctx, client, writer)
 	if run == nil {
 		return nil, err
 	}
@@ -120,6 +123,7 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 		}
 	}
 	out := &Output{Result: opt.result(run, seen, series, salt), Records: run.Records, Series: series}
+	out.Result.Warnings = append(out.Result.Warnings, client.Doubts()...)
 	if warmup != "" {
 		out.Result.Warnings = append(out.Result.Warnings, warmup)
 	}
@@ -167,7 +171,7 @@ func (opt *Options) steps() ([]harness.StepRecord, error) {
 }
 
 // send sends the workload under watch. Its error is the writer's, or load.Do's with a nil run.
-func (opt *Options) send(ctx context.Context, salt string, writer *archive.RequestWriter) (
+func (opt *Options) send(ctx context.Context, client *vllm.Client, writer *archive.RequestWriter) (
 	*load.Run, vllm.Watched, []harness.Sample, error) {
 	info := opt.Server.Info()
 	started := time.Now()
@@ -181,11 +185,9 @@ func (opt *Options) send(ctx context.Context, salt string, writer *archive.Reque
 		view = newLive(opt.OnProgress, watch, len(opt.Workload.Requests))
 		onProgress = view.progress
 	}
-	client := opt.Client
-	client.Salt = salt
 	vllm.ReserveConnections(len(opt.Workload.Requests))
 	run, err := load.Do(ctx, load.Options{
-		Client:            opt.Server.Client(client),
+		Client:            client,
 		FirstTokenTimeout: opt.Limits.FirstToken, IdleTimeout: opt.Limits.BetweenTokens, RequestTimeout: opt.Limits.Request,
 		Retries: opt.Limits.Retries, MaxInFlight: vllm.MaxConnections(),
 		Workload: opt.Workload, HashBlock: info.BlockSize, StartAt: opt.StartAt, OnProgress: onProgress,

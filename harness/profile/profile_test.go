@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -202,6 +203,21 @@ func complete(t *testing.T, url string, prompt string) {
 	}
 }
 
+// rewriter puts something else into what a server writes.
+type rewriter struct {
+	http.ResponseWriter
+	pattern *regexp.Regexp
+	by      string
+}
+
+func (w rewriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w rewriter) Write(p []byte) (int, error) {
+	w.Header().Del("Content-Length")
+	_, err := w.ResponseWriter.Write(w.pattern.ReplaceAll(p, []byte(w.by)))
+	return len(p), err
+}
+
 func TestRunWarns(t *testing.T) {
 	off := false
 	tests := []struct {
@@ -248,6 +264,28 @@ func TestRunWarns(t *testing.T) {
 				},
 			}}},
 			want: []string{late + ": requests were sent up to "},
+		},
+		{
+			name: "the server's answers contradict themselves",
+			wrap: func(h http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					h.ServeHTTP(rewriter{w, regexp.MustCompile(`"completion_tokens":\d+`), `"completion_tokens":7777`}, r)
+				})
+			},
+			want: []string{"16 of 16 answers have another number of completion tokens in their usage"},
+		},
+		{
+			name: "the server's counters go back",
+			wrap: func(h http.Handler) http.Handler {
+				var reads atomic.Int64
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/metrics" && reads.Add(1) <= 2 {
+						w = rewriter{w, regexp.MustCompile(`(?m)^(vllm:request_success_total\{.*\}) .*$`), "$1 1e9"}
+					}
+					h.ServeHTTP(w, r)
+				})
+			},
+			want: []string{"1 of its counters went back, vllm:request_success_total among them"},
 		},
 		{
 			name: "the metrics end early",

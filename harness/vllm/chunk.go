@@ -26,6 +26,9 @@ type chunk struct {
 	err     []byte // the value of "error" when it is not null, as it stands
 	object  []byte
 	message []byte
+
+	id      []byte
+	created int // Unix seconds, -1 when the event does not say
 }
 
 var errNotJSON = errors.New("not a JSON object")
@@ -34,7 +37,7 @@ var errNotJSON = errors.New("not a JSON object")
 // skipping needs: everything that encoding/json accepts is read, and with the same meaning (keys in exact case, the
 // last of equal keys counts), as long as nesting stays below 100 levels.
 func (c *chunk) parse(data []byte) error {
-	*c = chunk{tokens: -1, cached: -1}
+	*c = chunk{tokens: -1, cached: -1, created: -1}
 	s := jsonScanner{b: data}
 	s.object(func(key []byte) {
 		switch string(key) {
@@ -50,6 +53,13 @@ func (c *chunk) parse(data []byte) error {
 			c.object = s.text()
 		case "message":
 			c.message = s.text()
+		case "id":
+			c.id = s.text()
+		case "created":
+			c.created = -1
+			if n, ok := s.count(); ok {
+				c.created = n
+			}
 		default:
 			s.skip()
 		}

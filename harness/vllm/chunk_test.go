@@ -28,7 +28,7 @@ func decoded(data []byte) chunk {
 	parse := func(raw json.RawMessage, into any) bool {
 		return raw != nil && string(raw) != "null" && json.Unmarshal(raw, into) == nil
 	}
-	c := chunk{tokens: -1, cached: -1}
+	c := chunk{tokens: -1, cached: -1, created: -1}
 	inside := func(raw json.RawMessage) []byte {
 		if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '"' {
 			return nil
@@ -78,13 +78,14 @@ func decoded(data []byte) chunk {
 		c.err = e
 	}
 	c.object, c.message = inside(top["object"]), inside(top["message"])
+	c.id, c.created = inside(top["id"]), count(top["created"])
 	return c
 }
 
 // said is what a chunk says, to be compared.
 func said(c *chunk) string {
-	return fmt.Sprintf("choices %v text %v tokens %d finish %q usage %v %d %d %d error %q object %q message %q", c.choices,
-		c.hasText, c.tokens, c.finish, c.usage, c.prompt, c.completion, c.cached, c.err, c.object, c.message)
+	return fmt.Sprintf("choices %v text %v tokens %d finish %q usage %v %d %d %d error %q object %q message %q id %q created %d", c.choices,
+		c.hasText, c.tokens, c.finish, c.usage, c.prompt, c.completion, c.cached, c.err, c.object, c.message, c.id, c.created)
 }
 
 // plain reports whether no object has a key twice, and no key an escape: there the scan does not follow encoding/json.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"net/http"
 	"net/http/httptrace"
@@ -60,6 +61,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	outputs map[uint64]*output
+	ledger  ledger
 }
 
 // output is what a request generated, once it has ended.
@@ -78,13 +80,17 @@ func (s *Server) Client(opt ClientOptions) *Client {
 	if opt.API == Chat {
 		opt.Text = true
 	}
-	c := &Client{s: s, opt: opt, outputs: map[uint64]*output{}}
+	c := &Client{s: s, opt: opt, outputs: map[uint64]*output{}, ledger: ledger{seed: maphash.MakeSeed(), ids: map[uint64]bool{}}}
 	if opt.Text {
 		c.words = wordList()
 	}
 	c.scanners.New = func() any { return new(eventScanner) }
 	return c
 }
+
+// maxSurplus is how many tokens more than twice those that were asked for end a stream, whose record would grow without
+// end.
+const maxSurplus = 64
 
 // ErrStreamCut says that a stream ended before the server said that it was finished.
 var ErrStreamCut = errors.New("stream cut off")
@@ -146,14 +152,18 @@ func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sen
 		e.Wait = retryAfter(resp.Header.Get("Retry-After"))
 		return load.Reply{Connect: connect}, c.s.hideKey(e)
 	}
+	if err := encoded(resp); err != nil {
+		return load.Reply{Connect: connect}, err
+	}
 	st := stream{event: event, asked: r.OutputTokens, chat: c.opt.API == Chat}
 	if r.OutputID != 0 {
 		st.out = new(output)
 	}
 	events := c.scanners.Get().(*eventScanner)
-	events.reset(resp.Body, time.Now, maxEvent)
+	events.reset(resp.Body, time.Now, eventLimit(r))
 	err = st.read(events)
 	st.reply.Connect = connect
+	c.audit(r, &st, err == nil)
 	events.r = nil
 	c.scanners.Put(events)
 	if st.out != nil {
@@ -186,6 +196,11 @@ type stream struct {
 	got    int // tokens so far, as counted
 	usage  int // tokens so far, by the server's running usage
 	chunk  chunk
+
+	id      []byte // the first event's
+	created int    // the latest that an event gave
+	strange bool   // an event had another id than the first
+	back    bool   // an event was created before one that came earlier
 }
 
 // read consumes the stream to its end, so that the connection can be used again.
@@ -248,6 +263,7 @@ func (st *stream) take(data []byte, at time.Time) error {
 		e.InStream = true
 		return e
 	}
+	st.compare(ch)
 	tokens := 0
 	if ch.choices {
 		switch finish := string(ch.finish); {
@@ -280,6 +296,9 @@ func (st *stream) take(data []byte, at time.Time) error {
 	if tokens > 0 {
 		st.got += tokens
 		st.event(at, tokens)
+	}
+	if st.got > 2*st.asked+maxSurplus {
+		return fmt.Errorf("the server does not end the stream: %d tokens came, %d were asked for (max_tokens)", st.got, st.asked)
 	}
 	return nil
 }

@@ -273,7 +273,7 @@ func BenchmarkStream(b *testing.B) {
 	for b.Loop() {
 		body.Reset(text)
 		events.reset(&body, time.Now, maxEvent)
-		st := stream{event: func(time.Time, int) {}}
+		st := stream{event: func(time.Time, int) {}, asked: 1001}
 		if err := st.read(&events); err != nil {
 			b.Fatal(err)
 		}

@@ -49,6 +49,16 @@ func (c Counters) restarted(before Counters) bool {
 	return c[startTime] != before[startTime] && c[startTime] != 0 && before[startTime] != 0
 }
 
+// fell are the cumulative ones that are lower than before.
+func (c Counters) fell(before Counters) (names []string) {
+	for name, now := range c {
+		if cumulative(name) && now < before[name] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 func cumulative(name string) bool {
 	return strings.HasSuffix(name, "_total") || strings.HasSuffix(name, "_sum") || strings.HasSuffix(name, "_count")
 }

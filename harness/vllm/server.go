@@ -108,6 +108,9 @@ func (s *Server) get(ctx context.Context, path string) (body []byte, header http
 		return nil, nil, at, cause(ctx, err)
 	}
 	defer resp.Body.Close()
+	if err := encoded(resp); err != nil {
+		return nil, nil, at, err
+	}
 	body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	at = time.Now()
 	switch {
@@ -119,6 +122,14 @@ func (s *Server) get(ctx context.Context, path string) (body []byte, header http
 		return nil, nil, at, s.hideKey(parseAPIError(resp.StatusCode, body))
 	}
 	return body, resp.Header, at, nil
+}
+
+// encoded refuses an answer in a content coding: none is asked for, and what a few bytes may unpack to has no bound.
+func encoded(resp *http.Response) error {
+	if c := resp.Header.Get("Content-Encoding"); c != "" && c != "identity" {
+		return fmt.Errorf("the answer is in the content coding %.40q, which was not asked for: look at the gateway before the server", c)
+	}
+	return nil
 }
 
 // identify fills s.info.

@@ -6,21 +6,28 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"kvtune/harness/workload"
 )
 
 const (
 	// A read from the network begins with minRead bytes, a dozen events, and may become maxRead where reads fill it: every
 	// stream in flight has such a buffer.
 	minRead, maxRead = 4 << 10, 64 << 10
-	// maxEvent bounds one event. The largest honest one is a stream's first, which repeats the prompt's token ids:
-	// 8 bytes each, so this holds prompts of four million tokens.
-	maxEvent = 32 << 20
+	// maxEvent bounds one event, and eventBase with eventToken what one may have for the tokens of its request: a stream's
+	// first repeats the prompt's token ids, 8 bytes each, and one that a slow reader gets late may hold the whole output.
+	maxEvent, eventBase, eventToken = 32 << 20, 1 << 20, 64
 	// maxKept bounds what a scanner that is used again keeps of the memory that long events took.
 	maxKept = 64 << 10
 )
 
 // errEventTooBig is returned for an event above the scanner's limit: the peer does not speak this protocol.
 var errEventTooBig = errors.New("streamed event too large")
+
+// eventLimit bounds an event of a request's stream, so that many hostile streams at once take little memory.
+func eventLimit(r *workload.Request) int {
+	return min(maxEvent, eventBase+eventToken*(r.PromptTokens()+r.OutputTokens))
+}
 
 // eventScanner cuts a server-sent event stream into events (WHATWG HTML, section 9.2.6): lines end in LF, CRLF or CR,
 // comments and fields other than data are ignored, several data lines are joined by LF, a blank line ends the event.

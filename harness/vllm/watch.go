@@ -2,6 +2,7 @@ package vllm
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,10 @@ type Watched struct {
 	// end, After is older than the end of the run.
 	Missed int
 	Err    error
+	// Restarts counts readings that another process answered than the one before; Back are the counters that fell while
+	// it was the same one, sorted.
+	Restarts int
+	Back     []string
 }
 
 // Watcher reads a server's metrics on a fixed beat.
@@ -162,6 +167,11 @@ func (w *Watcher) read(ctx context.Context) {
 		w.seen.Before, w.before = c, r.histograms
 	}
 	w.seen.After = c
+	if c.restarted(w.last.counters) {
+		w.seen.Restarts++
+	} else {
+		w.seen.Back = slices.Compact(slices.Sorted(slices.Values(append(w.seen.Back, c.fell(w.last.counters)...))))
+	}
 	w.mu.Lock()
 	w.preLast, w.last = w.last, r
 	w.mu.Unlock()
