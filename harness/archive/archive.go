@@ -261,9 +261,22 @@ func (f *Folder) added(file string) error {
 	return f.saveManifest()
 }
 
+// checkName refuses what would be a file elsewhere: names come from configurations and from files of others.
+func checkName(file string) error {
+	if file != filepath.Base(file) || !filepath.IsLocal(file) || strings.ContainsFunc(file, func(r rune) bool {
+		return r < ' ' || r == 0x7f || r == '\\'
+	}) {
+		return fmt.Errorf("%q cannot be a file of an output folder: expected a name without a folder and control characters", file)
+	}
+	return nil
+}
+
 // WriteFile writes a file of any kind atomically: write gets a temporary file, which takes the name when all went well
 // and is removed when not. A file of that name is replaced.
 func (f *Folder) WriteFile(file string, write func(io.Writer) error) error {
+	if err := checkName(file); err != nil {
+		return err
+	}
 	if err := WriteFile(f.Path(file), write); err != nil {
 		return err
 	}

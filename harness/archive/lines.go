@@ -167,6 +167,9 @@ type RequestWriter struct {
 
 // Requests opens `<name>_requests.jsonl.zst` for streaming. It has [PartialSuffix] until it is closed.
 func (f *Folder) Requests(name string) (*RequestWriter, error) {
+	if err := checkName(name + RequestsSuffix); err != nil {
+		return nil, err
+	}
 	path := f.Path(name + RequestsSuffix)
 	file, err := os.Create(path + PartialSuffix)
 	if err != nil {
