@@ -35,6 +35,12 @@ func TestMain(m *testing.M) {
 	case os.Getenv(playServer) != "":
 		fmt.Println(launchedServer(os.Args[1:]))
 		os.Exit(1)
+	case os.Getenv(playLaunching) != "":
+		if err := launchingWorkflow(os.Getenv(playLaunching)); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case os.Getenv(playWorkflow) != "":
 		if err := killedWorkflow(os.Getenv(playWorkflow)); err != nil {
 			fmt.Println(err)
