@@ -3,6 +3,7 @@ package vllm
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // TestMain lets the test binary play the server: with the variable set it is one.
@@ -24,8 +27,23 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv("KVTUNE_FAKE_SERVER"); mode != "" {
 		fakeServer(mode)
 	}
-	os.Exit(m.Run())
+	if url := os.Getenv(playStreams); url != "" {
+		n, _ := strconv.Atoi(os.Getenv(playCount))
+		got, err := streamMany(url, n)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(got); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
 }
+
+// underFire lets the tests of damage go their whole way (make test-fire).
+var underFire = os.Getenv("KVTUNE_FIRE") != ""
 
 // fakeServer serves /health at --port, or fails as mode says. It never returns.
 func fakeServer(mode string) {
@@ -369,6 +387,36 @@ func TestServerDiesWithItsParent(t *testing.T) {
 		if _, err := os.Stat(mark); (err == nil) != (stop != "") {
 			t.Errorf("stop command %q: %v", stop, err)
 		}
+	}
+}
+
+// No shell reads a model's name, a flag or the command that stops a server: each is one word of an argument vector. The
+// guard, which is a shell script, takes them as its arguments.
+func TestLaunchWordsStayWords(t *testing.T) {
+	dir := t.TempDir()
+	mark := filepath.Join(dir, "pwned")
+	for _, evil := range []string{"m; touch " + mark, "$(touch " + mark + ")", "`touch " + mark + "`", "m\ntouch " + mark, "m' && touch " + mark + " '",
+		`m" | touch ` + mark + ` "`} {
+		stopped := filepath.Join(t.TempDir(), "stopped "+filepath.Base(evil))
+		p, err := launchFake(t, "serve", LaunchOptions{Model: evil, Args: []string{"--served-model-name", evil}, Extra: []string{"--seed=" + evil},
+			StopCommand: []string{"touch", stopped, filepath.Join(dir, "x"+filepath.Base(evil))}, Grace: time.Second})
+		if err != nil {
+			t.Fatalf("%q: %v", evil, err)
+		}
+		said := strings.Join(p.LogTail(50), "\n")
+		if !slices.Contains(p.Argv(), evil) || !strings.Contains(said, "starting with "+evil+" --served-model-name "+evil) ||
+			!strings.Contains(said, "--seed="+evil) {
+			t.Errorf("%q became %q, of which came: %s", evil, p.Argv(), said)
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(stopped); err != nil {
+			t.Errorf("%q: the stop command had other words: %v", evil, err)
+		}
+	}
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("a word was run by a shell")
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"kvtune/harness"
 	"kvtune/harness/archive"
 	"kvtune/harness/vllmflags"
@@ -48,7 +50,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m) // no goroutine outlives the tests
 }
 
 // Values of max_num_seqs with which a launched server fails.

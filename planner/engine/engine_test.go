@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -575,6 +576,51 @@ func TestCapacityDecidesTheBlocks(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Connections beyond the limit wait until one of those before them is closed.
+func TestConnectionLimit(t *testing.T) {
+	opt := options(t)
+	opt.MaxNumQueuedReqs = 1
+	e, err := New(opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	url, err := e.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const limit, more = 1 + spareConnections, 20
+	conns := make([]net.Conn, limit+more)
+	answered := make(chan error, limit+more)
+	for i := range conns {
+		if conns[i], err = net.Dial("tcp", strings.TrimPrefix(url, "http://")); err != nil {
+			t.Fatal(err)
+		}
+		defer conns[i].Close()
+		fmt.Fprint(conns[i], "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+		go func() {
+			_, err := conns[i].Read(make([]byte, 1))
+			answered <- err
+		}()
+	}
+	for range limit {
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("more than %d connections are served: %v", limit, err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	for range more {
+		<-answered
+	}
 }
 
 func TestBodyLimit(t *testing.T) {
