@@ -22,7 +22,7 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels test-report ranking cuda test-cuda bench-gpu bench-h200 \
+.PHONY: help build run test accuracy test-kernels test-fire test-report ranking cuda test-cuda bench-gpu bench-h200 \
   loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
 
 help: ## list the targets
@@ -47,6 +47,10 @@ accuracy: tools ## what the planner predicts against recorded runs of real serve
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
 	$(GO) test $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
+
+test-fire: tools ## kill -9, full disks, damaged archives, 10,000 streams: "Under fire" of the README (4 minutes)
+	KVTUNE_FIRE=1 $(GO) test -count=1 -p 1 -run 'KilledAtRandom|DiskFull|Mutations|ManyStreams' \
+	  ./harness/archive ./harness/vllm ./harness/workflow ./cmd/kvtune
 
 test-report: tools ## pages in headless Chromium: console, network, sorting, keyboard, contrast, size
 	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -182,6 +183,45 @@ func TestReadmeNamesWhatExists(t *testing.T) {
 	}
 	if len(blocks["go"]) != 1 || !strings.Contains(strings.ReplaceAll(string(example), "\n\t", "\n"), blocks["go"][0]) {
 		t.Error("the Go code is not that of Example in harness/workflow")
+	}
+}
+
+// Every test that the README names exists, and every row of "Under fire" names one.
+func TestReadmeNamesTests(t *testing.T) {
+	text, _ := readme(t)
+	exists := map[string]bool{}
+	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t `).FindAllStringSubmatch(string(data), -1) {
+			exists[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile("`(Test\\w+)`")
+	for _, m := range name.FindAllStringSubmatch(text, -1) {
+		if !exists[m[1]] {
+			t.Errorf("there is no %s", m[1])
+		}
+	}
+	_, section, _ := strings.Cut(text, "\n## Under fire\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := 0
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(line, " | "); len(cells) == 3 && !strings.HasPrefix(line, "| what is done") && !strings.HasPrefix(line, "| ---") {
+			rows++
+			if !name.MatchString(cells[2]) {
+				t.Errorf("no test: %s", line)
+			}
+		}
+	}
+	if rows < 10 {
+		t.Errorf("%d rows under fire", rows)
 	}
 }
 

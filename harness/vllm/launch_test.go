@@ -399,7 +399,7 @@ func TestLaunchWordsStayWords(t *testing.T) {
 		`m" | touch ` + mark + ` "`} {
 		stopped := filepath.Join(t.TempDir(), "stopped "+filepath.Base(evil))
 		p, err := launchFake(t, "serve", LaunchOptions{Model: evil, Args: []string{"--served-model-name", evil}, Extra: []string{"--seed=" + evil},
-			StopCommand: []string{"touch", stopped, filepath.Join(dir, "x"+filepath.Base(evil))}, Grace: time.Second})
+			StopCommand: []string{"touch", stopped, filepath.Join(dir, "x"+filepath.Base(evil))}, Grace: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatalf("%q: %v", evil, err)
 		}

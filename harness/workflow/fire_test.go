@@ -157,8 +157,6 @@ func TestKilledAtRandom(t *testing.T) {
 	t.Logf("%d kills, %d workflows", kills, wholes)
 }
 
-func errorsIsNotExist(err error) bool { return err != nil && os.IsNotExist(err) }
-
 // checkOnce checks that a workflow's folder is complete, and that every request is in it once.
 func checkOnce(t *testing.T, dir string) {
 	t.Helper()
