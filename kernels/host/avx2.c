@@ -9,7 +9,7 @@
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
 #define LANES 8
 #define COLUMNS 2
-#define QUERIES 2
+#define ACCUMULATORS 8
 
 typedef float vec __attribute__((vector_size(32)));
 typedef int32_t ivec __attribute__((vector_size(32)));
@@ -25,6 +25,8 @@ INLINE vec load_fp8(const uint8_t *from) {
 	ivec b = (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
 	return (vec)(b << 20 & (int32_t)0x87f00000) * 0x1p120f;
 }
+
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
 
 INLINE void sum4(float *to, vec a, vec b, vec c, vec d) {
 	__m256 s = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));

@@ -6,7 +6,7 @@
 
 #define LANES 16
 #define COLUMNS 4
-#define QUERIES 4
+#define ACCUMULATORS 16
 
 typedef float vec __attribute__((vector_size(64)));
 typedef int32_t ivec __attribute__((vector_size(64)));
@@ -22,6 +22,8 @@ INLINE vec load_fp8(const uint8_t *from) {
 	ivec b = (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
 	return (vec)(b << 20 & (int32_t)0x87f00000) * 0x1p120f;
 }
+
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 
 INLINE __m256 fold(vec v) {
 	__m512 s = (__m512)v;

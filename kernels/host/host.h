@@ -15,6 +15,9 @@ enum { DECODE, PREFILL, APPEND, GATHER, MOVE_BLOCKS, QUANTIZE, COPY, READ };
 // Attention works on tiles of this many tokens.
 enum { DECODE_TILE = 32, PREFILL_TILE = 64 };
 
+// What decode keeps of a head's softmax takes at most so many bytes.
+enum { DECODE_STATE = 128 };
+
 // Rows (query x head of one group) that one item of prefill has at most.
 enum { PREFILL_ROWS = 64 };
 

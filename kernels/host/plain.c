@@ -7,7 +7,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 4
 #define COLUMNS 2
-#define QUERIES 2
+#define ACCUMULATORS 8
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(16)));
@@ -30,6 +30,11 @@ INLINE vec load_fp16(const uint8_t *from) {
 INLINE vec load_fp8(const uint8_t *from) {
 	ivec b = {(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
 	return (vec)(b << 20 & (int32_t)0x87f00000) * 0x1p120f;
+}
+
+INLINE vec larger(vec a, vec b) {
+	ivec mask = a > b;
+	return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
 }
 
 INLINE void sum4(float *to, vec a, vec b, vec c, vec d) {

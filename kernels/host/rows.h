@@ -91,19 +91,29 @@ static inline void unpack(const struct host_case *c, int64_t block, int first, i
 	}
 }
 
+// unpack_rows makes rows of n tokens of a sequence in an x-packed cache, from token from on: the keys in buffer, the
+// values behind tile keys. tile is a multiple of 16, and from one of tile.
+static inline void unpack_rows(const struct host_case *c, int sequence, int from, int n, int head, uint8_t *buffer,
+                               int tile) {
+	const int32_t *blocks = c->table + c->table_start[sequence];
+	int mask = (1 << c->block_shift) - 1;
+	int64_t row = row_bytes(c);
+	for (int i = 0; i < n;) {
+		int first = (from + i) & mask, run = mask + 1 - first < n - i ? mask + 1 - first : n - i;
+		unpack(c, blocks[(from + i) >> c->block_shift], first, run, head, buffer + i * row, buffer + (tile + i) * row);
+		i += run;
+	}
+}
+
 // find_rows points keys and values at the rows of n tokens of a sequence, from token from on. x-packed rows are made in
-// buffer, which has space for 2 x tile rows; tile is a multiple of 16, and from one of tile.
+// buffer, as by unpack_rows.
 static inline void find_rows(const struct host_case *c, int sequence, int from, int n, int head, int tile,
                              uint8_t *buffer, const uint8_t **keys, const uint8_t **values) {
 	const int32_t *blocks = c->table + c->table_start[sequence];
 	int mask = (1 << c->block_shift) - 1;
 	int64_t row = row_bytes(c);
 	if (c->layout == XPACKED) {
-		for (int i = 0; i < n;) {
-			int first = (from + i) & mask, run = mask + 1 - first < n - i ? mask + 1 - first : n - i;
-			unpack(c, blocks[(from + i) >> c->block_shift], first, run, head, buffer + i * row, buffer + (tile + i) * row);
-			i += run;
-		}
+		unpack_rows(c, sequence, from, n, head, buffer, tile);
 		for (int i = 0; i < n; i++) {
 			keys[i] = buffer + i * row;
 			values[i] = buffer + (tile + i) * row;

@@ -39,7 +39,7 @@ int64_t host_scratch(const struct host_case *c, const struct variant *v) {
 		return v->prefill_scratch;
 	int64_t tile = 2 * DECODE_TILE * row_bytes(c);
 	if (c->op == DECODE)
-		return tile + (int64_t)c->heads * c->head_size * sizeof(float);
+		return tile + c->heads * (c->head_size * sizeof(float) + DECODE_STATE);
 	int64_t token = (int64_t)c->kv_heads * c->head_size, chunk = (int64_t)8 << c->block_shift;
 	int64_t most = tile > 2 * token ? tile : 2 * token;
 	return most > chunk ? most : chunk;

@@ -5,9 +5,10 @@
 //   TARGET      the attribute of a function for the instruction set
 //   LANES       how many float32 a vector has
 //   COLUMNS     vectors in a row of the register block of multiply; the block has 4 rows
-//   QUERIES     query heads that the scores of decode are computed for at once
+//   ACCUMULATORS   vectors that decode adds scores up in: a third to a half of the registers, a multiple of 4, at most 16
 //   vec, ivec   vectors of LANES float and int32_t
 //   load_bf16, load_fp16, load_fp8   LANES numbers as float32
+//   larger      the larger of each lane
 //   sum4        the sums of four vectors
 //   to_bytes    stores the low bytes of LANES int32_t
 //   copy_line   copies 64 bytes between multiples of 64
@@ -42,8 +43,6 @@ INLINE vec number(int dtype, const uint8_t *row, int i) {
 
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
-INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
-
 // power is 2^x for x <= 0, and 2^-126 below -126. The rest after rounding is within half, where the series up to the
 // sixth power is off by 1.3e-7 at most.
 INLINE vec power(vec x) {
@@ -60,13 +59,6 @@ INLINE vec power(vec x) {
 	return p * (vec)(((ivec)whole - 0x4b400000 + 127) << 23);
 }
 
-INLINE float max_of(vec v) {
-	float most = v[0];
-	for (int i = 1; i < LANES; i++)
-		most = v[i] > most ? v[i] : most;
-	return most;
-}
-
 INLINE float sum_of(vec v) {
 	float s[4];
 	sum4(s, v, v, v, v);
@@ -79,29 +71,6 @@ INLINE float score_factor(const struct host_case *c) {
 	return (float)M_LOG2E / sqrtf((float)c->head_size) * c->key_scale;
 }
 
-// softmax turns n products (a multiple of LANES) into probabilities relative to the new maximum, and brings the running
-// total and sums of the row up to it.
-INLINE void softmax(int head_size, int n, float factor, float *scores, float *most, float *total, float *sums) {
-	vec m = load(scores);
-	for (int t = LANES; t < n; t += LANES)
-		m = larger(m, load(scores + t));
-	float now = max_of(m) * factor;
-	if (now > *most) {
-		float shrink = power(splat(*most - now))[0];
-		for (int i = 0; i < head_size; i += LANES)
-			store(sums + i, load(sums + i) * shrink);
-		*total *= shrink;
-		*most = now;
-	}
-	vec s = splat(0);
-	for (int t = 0; t < n; t += LANES) {
-		vec p = power(load(scores + t) * factor - *most);
-		store(scores + t, p);
-		s += p;
-	}
-	*total += sum_of(s);
-}
-
 // query_row is where a row of queries is: query x heads + head.
 INLINE const uint8_t *query_row(const struct host_case *c, int64_t row) { return c->query + row * c->head_size * 2; }
 
@@ -111,146 +80,7 @@ INLINE void read_queries(const struct host_case *c, int64_t row, int rows, float
 		store(to + i * LANES, number(c->query_dtype, query_row(c, row), i));
 }
 
-// decode_scores multiplies the queries of some heads with n keys (a multiple of 4).
-INLINE void decode_scores(int dtype, int head_size, int heads, const float *q, int n,
-                          const uint8_t *const *keys, const uint8_t *const *next, float *scores) {
-	for (int t = 0; t < n; t += 4) {
-		vec a[QUERIES][4] = {};
-		for (int i = 0; i < head_size / LANES; i++) {
-			vec k[4];
-			for (int j = 0; j < 4; j++)
-				k[j] = number(dtype, keys[t + j], i);
-			for (int h = 0; h < heads; h++)
-				for (int j = 0; j < 4; j++)
-					a[h][j] += load(q + h * head_size + i * LANES) * k[j];
-		}
-		for (int h = 0; h < heads; h++)
-			sum4(scores + h * DECODE_TILE + t, a[h][0], a[h][1], a[h][2], a[h][3]);
-		for (int j = 0; next && j < 4; j++)
-			prefetch_row(next[t + j], head_size * number_bytes(dtype));
-	}
-}
-
-// decode_values adds n values, weighed with the probabilities of some heads, to the sums of these.
-INLINE void decode_values(int dtype, int head_size, int heads, const float *scores, int n,
-                          const uint8_t *const *values, const uint8_t *const *next, float *sums) {
-	for (int first = 0; first < head_size / LANES; first += 4) {
-		vec a[QUERIES][4];
-		for (int h = 0; h < heads; h++)
-			for (int i = 0; i < 4; i++)
-				a[h][i] = load(sums + h * head_size + (first + i) * LANES);
-		for (int t = 0; t < n; t++) {
-			vec v[4];
-			for (int i = 0; i < 4; i++)
-				v[i] = number(dtype, values[t], first + i);
-			for (int h = 0; h < heads; h++)
-				for (int i = 0; i < 4; i++)
-					a[h][i] += scores[h * DECODE_TILE + t] * v[i];
-			if (next && first == 0)
-				prefetch_row(next[t], head_size * number_bytes(dtype));
-		}
-		for (int h = 0; h < heads; h++)
-			for (int i = 0; i < 4; i++)
-				store(sums + h * head_size + (first + i) * LANES, a[h][i]);
-	}
-}
-
-// The rows of one tile of tokens in one KV head.
-struct rows {
-	const uint8_t *keys[DECODE_TILE], *values[DECODE_TILE];
-};
-
-// decode_heads is the part of decode_tile before the softmax, or with values the part after it, for some heads of a
-// group from head first on.
-INLINE void decode_heads(int dtype, int head_size, int heads, int first, int values, const float *q,
-                         const uint8_t *coded, int n, const struct rows *at, const struct rows *next, float *scores,
-                         float *sums) {
-	const uint8_t *const *fetch = first || !next ? NULL : values ? next->values : next->keys;
-	scores += first * DECODE_TILE;
-	sums += first * head_size;
-#ifdef DOT
-	if (dtype != FP16) {
-		if (values)
-			dot_values(dtype, head_size, heads, scores, n, at->values, fetch, sums);
-		else
-			dot_scores(dtype, head_size, heads, coded + first * head_size * 2, n, at->keys, fetch, scores);
-		return;
-	}
-#else
-	(void)coded;
-#endif
-	if (values)
-		decode_values(dtype, head_size, heads, scores, n, at->values, fetch, sums);
-	else
-		decode_scores(dtype, head_size, heads, q + first * head_size, n, at->keys, fetch, scores);
-}
-
-// decode_tile attends from the query heads of a group, given as float32 and as coded, to n tokens, and adds to the
-// group's sums, maxima and totals. While it works through a tile it fetches next, unless that is NULL.
-INLINE void decode_tile(int dtype, int head_size, int group, float factor, const float *q, const uint8_t *coded, int n,
-                        struct rows *at, const struct rows *next, float *sums, float *most_total) {
-	float scores[8 * DECODE_TILE] __attribute__((aligned(64)));
-	int whole = (n + LANES - 1) / LANES * LANES;
-	for (int t = n; t < whole; t++) // any row will do: its score is set below, its probability is 0
-		at->keys[t] = at->keys[0], at->values[t] = at->values[0];
-	int sets = group / QUERIES * QUERIES; // heads that are done QUERIES at once
-	for (int h = 0; h < sets; h += QUERIES)
-		decode_heads(dtype, head_size, QUERIES, h, 0, q, coded, whole, at, next, scores, sums);
-	for (int h = sets; h < group; h++)
-		decode_heads(dtype, head_size, 1, h, 0, q, coded, whole, at, next, scores, sums);
-	for (int h = 0; h < group; h++) {
-		for (int t = n; t < whole; t++)
-			scores[h * DECODE_TILE + t] = lowest;
-		softmax(head_size, whole, factor, scores + h * DECODE_TILE, most_total + 2 * h, most_total + 2 * h + 1,
-		        sums + h * head_size);
-	}
-	for (int h = 0; h < sets; h += QUERIES)
-		decode_heads(dtype, head_size, QUERIES, h, 1, q, coded, whole, at, next, scores, sums);
-	for (int h = sets; h < group; h++)
-		decode_heads(dtype, head_size, 1, h, 1, q, coded, whole, at, next, scores, sums);
-}
-
-// upcoming points at what to fetch while a tile is worked on in one head: a part of the tile from token from on, in the
-// order of memory. In NHD, where the heads of a token lie together, that is some tokens in all heads.
-INLINE void upcoming(const struct host_case *c, const struct item *w, int from, int head, struct rows *next) {
-	const int32_t *blocks = c->table + c->table_start[w->sequence];
-	int mask = (1 << c->block_shift) - 1;
-	for (int i = 0; i < DECODE_TILE; i++) {
-		int row = head * DECODE_TILE + i, token = from + (c->layout == NHD ? row / c->kv_heads : i);
-		token = token < w->to ? token : w->to - 1;
-		int64_t at = row_offset(c, blocks[token >> c->block_shift], token & mask,
-		                        c->layout == NHD ? row % c->kv_heads : head);
-		next->keys[i] = c->key + at;
-		next->values[i] = c->value + at;
-	}
-}
-
-// decode_item attends from one sequence's query to a range of its tokens in all KV heads. Heads are in the inner loop,
-// so that the cache is read block by block whatever its layout.
-INLINE void decode_item(int dtype, int head_size, const struct host_case *c, const struct item *w, float *partial,
-                        uint8_t *scratch) {
-	int group = c->heads / c->kv_heads;
-	int64_t first = (int64_t)w->sequence * c->heads;
-	float *q = (float *)scratch, *sums = partial, *most_total = partial + c->heads * head_size;
-	uint8_t *buffer = scratch + (int64_t)c->heads * head_size * sizeof(float);
-	read_queries(c, first, c->heads, q);
-	memset(sums, 0, c->heads * head_size * sizeof *sums);
-	for (int h = 0; h < c->heads; h++)
-		most_total[2 * h] = lowest, most_total[2 * h + 1] = 0;
-	struct rows at, next;
-	for (int from = w->from; from < w->to; from += DECODE_TILE) {
-		int n = w->to - from < DECODE_TILE ? w->to - from : DECODE_TILE;
-		for (int head = 0; head < c->kv_heads; head++) {
-			int more = from + DECODE_TILE < w->to;
-			find_rows(c, w->sequence, from, n, head, DECODE_TILE, buffer, at.keys, at.values);
-			if (more)
-				upcoming(c, w, from + DECODE_TILE, head, &next);
-			int64_t row = (int64_t)head * group;
-			decode_tile(dtype, head_size, group, score_factor(c), q + row * head_size, query_row(c, first + row), n, &at,
-			            more ? &next : NULL, sums + row * head_size, most_total + row * 2);
-		}
-	}
-}
+#include "decode.h"
 
 // multiply adds a (rows, inner) times b (inner, columns) to to (rows, columns), all with rows one behind the other. rows
 // is a multiple of 4, columns of 64.
@@ -281,7 +111,7 @@ struct prefill {
 	float keys[128 * PREFILL_TILE]; // transposed: (head size, tokens)
 	float values[PREFILL_TILE * 128];
 	float scores[PREFILL_ROWS * PREFILL_TILE];
-	float most_total[PREFILL_ROWS * 2];
+	struct running running[PREFILL_ROWS];
 	const uint8_t *key_rows[PREFILL_TILE], *value_rows[PREFILL_TILE];
 	uint8_t buffer[2 * PREFILL_TILE * 256];
 };
@@ -309,7 +139,7 @@ INLINE void prefill_item(int dtype, int head_size, const struct host_case *c, co
 		read_queries(c, (first + query) * c->heads + w->kv_head * group, group,
 		             s->queries + (query - w->from) * group * head_size);
 	for (int r = 0; r < rows; r++)
-		s->most_total[2 * r] = lowest, s->most_total[2 * r + 1] = 0;
+		s->running[r] = (struct running){splat(lowest), splat(0)};
 	for (int from = 0; from < tokens; from += PREFILL_TILE) {
 		int n = tokens - from < PREFILL_TILE ? tokens - from : PREFILL_TILE;
 		find_rows(c, w->sequence, from, n, w->kv_head, PREFILL_TILE, s->buffer, s->key_rows, s->value_rows);
@@ -320,14 +150,15 @@ INLINE void prefill_item(int dtype, int head_size, const struct host_case *c, co
 			int seen = context + w->from + r / group + 1 - from;
 			for (int t = seen < 0 ? 0 : seen; t < PREFILL_TILE; t++)
 				s->scores[r * PREFILL_TILE + t] = lowest;
-			softmax(head_size, PREFILL_TILE, score_factor(c), s->scores + r * PREFILL_TILE, s->most_total + 2 * r,
-			        s->most_total + 2 * r + 1, s->sums + r * head_size);
+			vec shrink = softmax(1, PREFILL_TILE, score_factor(c), 1, s->scores + r * PREFILL_TILE, s->running + r);
+			for (int i = 0; i < head_size; i += LANES)
+				store(s->sums + r * head_size + i, load(s->sums + r * head_size + i) * shrink);
 		}
 		multiply(padded, PREFILL_TILE, head_size, s->scores, s->values, s->sums);
 	}
 	for (int r = 0; r < rows; r++) {
 		int64_t query = first + w->from + r / group, head = w->kv_head * group + r % group;
-		float factor = c->value_scale / s->most_total[2 * r + 1];
+		float factor = c->value_scale / sum_of(s->running[r].total);
 		for (int i = 0; i < head_size; i += LANES)
 			store(c->out + (query * c->heads + head) * head_size + i, load(s->sums + r * head_size + i) * factor);
 	}
@@ -345,7 +176,11 @@ INLINE void prefill_item(int dtype, int head_size, const struct host_case *c, co
 	}
 
 TARGET static void decode(const struct host_case *c, const struct item *w, float *partial, uint8_t *scratch) {
-#define CALL(dtype, head_size) decode_item(dtype, head_size, c, w, partial, scratch)
+#define CALL(dtype, head_size)                                                                             \
+	decode_item(dtype, head_size,                                                                          \
+	            (decode_function *const[5]){NULL, decode_##dtype##_##head_size##_1, decode_##dtype##_##head_size##_2, \
+	                                        NULL, decode_##dtype##_##head_size##_4},                           \
+	            c, w, partial, scratch)
 	FOR_EACH_SHAPE(CALL)
 #undef CALL
 }
