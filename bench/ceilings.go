@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -63,13 +64,16 @@ func (r *runner) ceiling(ctx context.Context, of ceiling) (seconds *float64, uni
 		c := Base(of.op, false)
 		c.Batch = 16
 		c.Context = max(1, int(r.Ceiling/c.Shape().BytesPerToken())/c.Batch)
-		result, err := r.time(ctx, c, true)
+		result, err := r.time(ctx, r.Limits, c, true)
+		if errors.Is(err, kernels.ErrUnsupported) {
+			return nil, 0, nil
+		}
 		if err != nil {
 			return nil, 0, err
 		}
 		return &result.Median, float64(c.Bytes()), nil
 	}
-	k, units, err := r.Backend.Peak(of.peak)
+	k, units, err := r.Limits.Peak(of.peak)
 	if err != nil || k == nil {
 		return nil, 0, err
 	}

@@ -8,7 +8,7 @@
 # has vLLM (PYTHON, python3 by default) its kernels are timed too. OUT is replaced part by part:
 #
 #   first, second   two whole runs of gpu.cases, in processes of their own: archives
-#   peer.json       vLLM's kernels on the same cases
+#   peer            vLLM's kernels on the cases that they have: an archive
 #   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
 #   env.txt compare.txt targets.txt gpu.cases
 #
@@ -38,7 +38,11 @@ for run in first second; do
 done
 if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
   step peers
-  ${PYTHON:-python3} "$here/peer.py" "$out/first/kernels_bench.json" "$out/peer.json"
+  rm -rf "${out:?}/peer"
+  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend vllm --python "${PYTHON:-python3}" --cases gpu.cases \
+    --no-ceilings --rounds 1 --time 800ms --output-dir peer 2>peer.log >peer.txt) || { tail -3 "$out/peer.log" >&2; exit 1; }
+  mv "$out/peer.txt" "$out/peer/kernels.txt"
+  rm "$out/peer.log"
 fi
 step compare
 (cd "$out" && "$bin/kvtune-cuda" compare --threshold 0.02 first second >compare.txt) || [ $? -eq 3 ]

@@ -39,7 +39,18 @@ func readRecord(dir string) (*record, error) {
 			return nil, err
 		}
 	}
-	text, err := os.ReadFile(filepath.Join(dir, "peer.json"))
+	peer, _, err := archive.ReadBench(filepath.Join(dir, "peer"))
+	if err == nil {
+		r.peer.Peer, r.peer.Median = peer.Device, map[string]float64{}
+		for _, c := range peer.Cases {
+			r.peer.Median[c.Case] = c.Median
+		}
+		return r, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "peer.json")) // of a record from before the peer was a backend
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}

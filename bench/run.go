@@ -24,7 +24,9 @@ type Options struct {
 	// Backend runs the cases, on Device (a processor or GPU by name).
 	Backend kernels.Backend
 	Device  string
-	Cases   []kernels.Case
+	// Limits measures the ceilings; nil is Backend.
+	Limits kernels.Backend
+	Cases  []kernels.Case
 	// Ceiling is how many bytes are read and copied for the ceilings, several times the caches: 256 MiB for 0.
 	Ceiling int64
 	// NoCeilings leaves the ceilings out, where only times matter.
@@ -51,7 +53,8 @@ type Outcome struct {
 }
 
 // Run checks every case against the reference, measures the machine's ceilings, times all cases, and compares each with
-// the fastest of its group: the cases that differ in layout and block size only.
+// the fastest of its group: the cases that differ in layout and block size only. Cases that the backend does not have
+// are left out, with a warning; it is an error if that are all.
 //
 // When the context ends, what was timed is returned as a partial outcome without an error; when a case fails after
 // others were timed, with the error.
@@ -61,6 +64,9 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	if o.Rounds == 0 {
 		o.Rounds = 2
+	}
+	if o.Limits == nil {
+		o.Limits = o.Backend
 	}
 	if o.Ceiling == 0 {
 		o.Ceiling = 256 << 20
@@ -73,7 +79,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 		r.limits = ceilings(o.Cases)
 		r.steps += len(r.limits)
 	}
-	out := &Outcome{cases: o.Cases, Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name,
+	out := &Outcome{Bench: &harness.Bench{Schema: harness.BenchSchema, Name: o.Name,
 		Origin:  harness.OriginMeasured,
 		Backend: o.Backend.Name(), Device: o.Device, Cold: o.Cold, Rounds: o.Rounds, Cases: []harness.BenchCase{}}}
 	b := out.Bench
@@ -85,17 +91,33 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	for _, finding := range environment.Unfit {
 		b.Warnings = append(b.Warnings, finding.What)
 	}
-	for i, c := range o.Cases {
+	var missing []error
+	for _, c := range o.Cases {
 		r.tell("checking " + c.Name())
-		if err := r.check(Small(c)); err != nil {
+		err := r.check(Small(c))
+		if errors.Is(err, kernels.ErrUnsupported) {
+			missing = append(missing, err)
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		b.Cases = append(b.Cases, harness.BenchCase{Case: c.Name(), Axes: axesOf(c), Bytes: c.Bytes(), Flops: c.Flops(),
-			Checked: fmt.Sprintf("%s, and %d places of the case", Small(o.Cases[i]).Name(), spots)})
+			Checked: fmt.Sprintf("%s, and %d places of the case", Small(c).Name(), spots)})
+		out.cases = append(out.cases, c)
 	}
+	if len(out.cases) == 0 {
+		return nil, fmt.Errorf("no case can be run: %w", missing[0])
+	}
+	if len(missing) > 0 {
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%d of %d cases are left out, the first: %v", len(missing), len(o.Cases),
+			missing[0]))
+	}
+	o.Cases = out.cases
+	r.steps -= (1 + o.Rounds) * len(missing)
 	err = r.ceilings(ctx, b)
 	timed := make([][]*timing.Result, len(o.Cases))
 	for round := 0; round < o.Rounds && err == nil && ctx.Err() == nil; round++ {
@@ -105,7 +127,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 			}
 			r.tell("timing " + o.Cases[at].Name())
 			var one *timing.Result
-			if one, err = r.time(ctx, o.Cases[at], round == 0); err != nil {
+			if one, err = r.time(ctx, r.Backend, o.Cases[at], round == 0); err != nil {
 				break
 			}
 			out.Series = append(out.Series, r.states(one)...)
@@ -164,12 +186,12 @@ func (r *runner) states(of *timing.Result) (samples []harness.Sample) {
 }
 
 // time loads a case and measures it; with check set it first looks at places of what one launch leaves.
-func (r *runner) time(ctx context.Context, c kernels.Case, check bool) (*timing.Result, error) {
+func (r *runner) time(ctx context.Context, on kernels.Backend, c kernels.Case, check bool) (*timing.Result, error) {
 	in, err := kernels.NewInputs(c)
 	if err != nil {
 		return nil, err
 	}
-	k, err := r.Backend.Load(in)
+	k, err := on.Load(in)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ type Bench struct {
 	// Partial is set when the run ended early; Why says how.
 	Partial bool   `json:"partial,omitempty"`
 	Why     string `json:"why,omitempty"`
-	// Backend is what ran the kernels ("host", "gpu"), Device the processor or GPU it ran on.
+	// Backend is what ran the kernels ("host", "gpu", "vllm"), Device the processor or GPU it ran on.
 	Backend string `json:"backend"`
 	Device  string `json:"device"`
 	// Cold: the data of a launch is not in a cache when it begins.

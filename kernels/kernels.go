@@ -1,17 +1,23 @@
 // Package kernels is the vocabulary of the kernel benchmarks: an operation on a paged KV cache as a [Case], its
 // [Inputs], what it must leave behind, and the [Backend] that runs it. The backends are kernels/ref (float64, the
-// truth), kernels/host (C with SIMD) and kernels/gpu (CUDA).
+// truth), kernels/host (C with SIMD), kernels/gpu (CUDA) and kernels/vllm (a server's own kernels).
 //
 // A backend loads the inputs of a case once and runs it many times; whoever times it calls [Kernel.Run], and [Check]
 // compares what it left with the truth.
 package kernels
 
+import "errors"
+
+// ErrUnsupported is wrapped by what [Backend.Load] returns for a case that the backend's kernels do not include.
+var ErrUnsupported = errors.New("the backend does not have it")
+
 // Backend runs cases on one kind of machine.
 type Backend interface {
-	// Name is the backend's name: "ref", "host", "gpu".
+	// Name is the backend's name: "ref", "host", "gpu", "vllm".
 	Name() string
 	// Load prepares a case: it copies the inputs to where the kernel reads them and poisons its outputs. It fails
-	// where the backend cannot run the case. The inputs are only read, and not used after Load has returned.
+	// where the backend cannot run the case (see [ErrUnsupported]). The inputs are only read, and not used after Load has
+	// returned.
 	Load(in *Inputs) (Kernel, error)
 	// Peak prepares what the machine does at most; one run of the kernel is so many units of it. The kernel is nil where
 	// the backend has no such thing.

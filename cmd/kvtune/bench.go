@@ -31,7 +31,9 @@ func benchCommand() *cli.Command {
 				Usage: "`name=value,value` (repeat; default block_size=1,2,4,8,16,32,64,128,256)"},
 			&cli.PathFlag{Name: "cases", Usage: "a `file` with an operation and its axes on every line, instead of --op " +
 				"and --axis"},
-			oneOf([]string{"auto", "cuda", "host"}, &cli.StringFlag{Name: "backend", Usage: "`where` the kernels run", Value: "auto"}),
+			oneOf([]string{"auto", "cuda", "host", "vllm"}, &cli.StringFlag{Name: "backend", Value: "auto",
+				Usage: "`where` the kernels run; vllm: those that a vLLM server runs (FlashAttention, reshape_and_cache_flash)"}),
+			&cli.PathFlag{Name: "python", Usage: "for --backend vllm: a `program` that imports vllm", Value: "python3"},
 		), in("Timing",
 			&cli.BoolFlag{Name: "cold", Usage: "the data of a launch is in no cache when it begins (default)"},
 			&cli.BoolFlag{Name: "warm", Usage: "launches find in the caches what fits"},
@@ -75,7 +77,13 @@ func benchAction(c *cli.Context) error {
 		return usageError{err}
 	}
 	cold := !c.Bool("warm")
-	machine, err := bench.Open(c.String("backend"), cold)
+	open := func() (*bench.Machine, error) { return bench.Open(c.String("backend"), cold) }
+	if c.String("backend") == "vllm" {
+		open = func() (*bench.Machine, error) { return bench.OpenVLLM(c.Path("python"), cold) }
+	} else if c.IsSet("python") {
+		return usagef("--python is for --backend vllm")
+	}
+	machine, err := open()
 	if errors.Is(err, cuda.ErrUnavailable) {
 		return usageError{fmt.Errorf("%w; --backend host measures the processor", err)}
 	}
@@ -90,8 +98,8 @@ func benchAction(c *cli.Context) error {
 	scr := newScreen(c.App.ErrWriter)
 	defer scr.close()
 	o := bench.Options{
-		Name: c.String("name"), Backend: machine.Backend, Device: machine.Device, Ceiling: machine.Ceiling, Cases: list,
-		NoCeilings: c.Bool("no-ceilings"), Cold: cold, Rounds: c.Int("rounds"),
+		Name: c.String("name"), Backend: machine.Backend, Limits: machine.Limits, Device: machine.Device,
+		Ceiling: machine.Ceiling, Cases: list, NoCeilings: c.Bool("no-ceilings"), Cold: cold, Rounds: c.Int("rounds"),
 		Timing: timing.Options{MaxTime: c.Duration("time"), Precision: c.Float64("precision"), Probe: machine.Probe},
 		Progress: func(done, of int, what string) {
 			scr.stage(fmt.Sprintf("%d/%d %s", done+1, of, what))
