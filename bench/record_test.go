@@ -39,16 +39,16 @@ func readRecord(dir string) (*record, error) {
 			return nil, err
 		}
 	}
-	peer, _, err := archive.ReadBench(filepath.Join(dir, "peer"))
-	if err == nil {
+	if _, err := os.Stat(filepath.Join(dir, "peer")); err == nil {
+		peer, _, err := archive.ReadBench(filepath.Join(dir, "peer"))
+		if err != nil {
+			return nil, err
+		}
 		r.peer.Peer, r.peer.Median = peer.Device, map[string]float64{}
 		for _, c := range peer.Cases {
 			r.peer.Median[c.Case] = c.Median
 		}
 		return r, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "peer.json")) // of a record from before the peer was a backend
 	if errors.Is(err, fs.ErrNotExist) {

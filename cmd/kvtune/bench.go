@@ -79,6 +79,9 @@ func benchAction(c *cli.Context) error {
 	cold := !c.Bool("warm")
 	open := func() (*bench.Machine, error) { return bench.Open(c.String("backend"), cold) }
 	if c.String("backend") == "vllm" {
+		if !shard.Whole() { // a shard has every case of its share
+			return usagef("--shard is not for --backend vllm, which leaves out cases that vLLM's kernels do not take")
+		}
 		open = func() (*bench.Machine, error) { return bench.OpenVLLM(c.Path("python"), cold) }
 	} else if c.IsSet("python") {
 		return usagef("--python is for --backend vllm")
