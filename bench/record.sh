@@ -40,7 +40,8 @@ if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
   step peers
   rm -rf "${out:?}/peer"
   (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend vllm --python "${PYTHON:-python3}" --cases gpu.cases \
-    --no-ceilings --rounds 1 --time 800ms --output-dir peer 2>peer.log >peer.txt) || { tail -3 "$out/peer.log" >&2; exit 1; }
+    --no-ceilings --rounds 1 --time 800ms --output-dir peer 2>peer.log >peer.txt) ||
+    { tail -3 "$out/peer.log" >&2; exit 1; }
   mv "$out/peer.txt" "$out/peer/kernels.txt"
   rm "$out/peer.log"
 fi
