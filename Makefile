@@ -22,8 +22,8 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build run test accuracy test-kernels test-fire test-report ranking cuda test-cuda bench-gpu bench-h200 \
-  loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
+.PHONY: help build dist run test accuracy test-kernels test-fire test-kubernetes test-report ranking cuda test-cuda \
+  bench-gpu bench-h200 loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,16 @@ test-report: tools ## pages in headless Chromium: console, network, sorting, key
 	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { echo "test-report needs Chromium: apt-get install chromium (or set CHROMIUM to the program)"; exit 1; }
 	$(GO) test -tags chromium -count=1 -run 'InBrowser|OfManyRequests' ./planner/report
+
+dist: tools ## programs for linux amd64 and arm64, checked, with checksums, into bin/dist (wants a compiler for arm64)
+	GO=$(GO) ./cmd/kvtune/deploy/dist.sh bin/dist
+
+# The published schemas come with the validator; nothing of them is kept here.
+test-kubernetes: ## check cmd/kvtune/deploy/kubernetes against Kubernetes' published schema (installs a validator)
+	@test -x $(CACHE)/kubernetes/bin/kubernetes-validate || { python3 -m venv $(CACHE)/kubernetes && \
+	  $(CACHE)/kubernetes/bin/pip install -q kubernetes-validate==1.37.0; }
+	for v in 1.29.0 1.33.0 1.37.0; do \
+	  $(CACHE)/kubernetes/bin/kubernetes-validate --strict -k $$v cmd/kvtune/deploy/kubernetes/*.yaml || exit 1; done
 
 ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
 	$(GO) test -count=1 -timeout 20m -run 'TestRanking$$' -v ./planner -args -ranking-draws 100
