@@ -22,8 +22,8 @@ CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefi
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
-.PHONY: help build dist run test accuracy test-kernels test-fire test-kubernetes test-report ranking cuda test-cuda \
-  bench-gpu bench-h200 loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
+.PHONY: help build dist run test accuracy test-kernels test-fire test-kubernetes test-slurm test-report ranking cuda \
+  test-cuda bench-gpu bench-h200 loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,10 @@ test-kubernetes: ## check cmd/kvtune/deploy/kubernetes against Kubernetes' publi
 	  $(CACHE)/kubernetes/bin/pip install -q kubernetes-validate==1.37.0; }
 	for v in 1.29.0 1.33.0 1.37.0; do \
 	  $(CACHE)/kubernetes/bin/kubernetes-validate --strict -k $$v cmd/kvtune/deploy/kubernetes/*.yaml || exit 1; done
+
+# On one node, this machine; what is missing is named.
+test-slurm: build ## the sbatch examples of cmd/kvtune/deploy/slurm on a real Slurm, started for it (half a minute)
+	./cmd/kvtune/deploy/slurm/test.sh bin/kvtune
 
 ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
 	$(GO) test -count=1 -timeout 20m -run 'TestRanking$$' -v ./planner -args -ranking-draws 100

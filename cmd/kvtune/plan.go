@@ -156,13 +156,18 @@ func plan(c *cli.Context) error {
 	if !shard.Whole() {
 		work := workflow.SweepWork{Basis: basis, Options: opt, Grid: grid, PlansFile: c.Path("output-file"), SweepFile: c.Path("sweep-file"),
 			Tool: "kvtune " + version()}
-		folder, err := work.Shard(c.Context, shard, c.Bool("resume"), scr.count)
+		folder, taken, err := work.Shard(c.Context, shard, c.Bool("resume"), scr.count)
 		if err != nil {
 			return err
 		}
 		scr.close()
-		fmt.Fprintf(c.App.Writer, "shard %v of a sweep: %d of %d cells, in %s; kvtune merge %s makes the table of all of them\n", shard,
-			shard.Share(len(folder.Shard().Parts)), len(folder.Shard().Parts), folder.Dir(), filepath.Dir(folder.Dir()))
+		cells := len(folder.Shard().Parts)
+		fmt.Fprintf(c.App.Writer, "shard %v of a sweep: %d of %d cells", shard, shard.Share(cells), cells)
+		if taken > 0 {
+			fmt.Fprintf(c.App.Writer, " (%d taken over from the interrupted run)", taken)
+		}
+		fmt.Fprintf(c.App.Writer, ", in %s; kvtune merge %s makes the table of all of them\n", folder.Dir(),
+			filepath.Dir(folder.Dir()))
 		return nil
 	}
 	plans, err := basis.Plan(c.Context, opt)

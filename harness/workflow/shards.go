@@ -47,36 +47,37 @@ type sweepFiles struct {
 }
 
 // Shard makes one share, in a folder of its own, and returns the folder. With resume it goes on where an earlier run of
-// the shard ended. onCell is told how many cells are done of how many; it may be nil.
+// the shard ended; taken is how many cells that one had done. onCell is told how many cells are done of how many; it may
+// be nil.
 func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool, onCell func(done, total int)) (
-	_ *archive.Folder, err error) {
+	_ *archive.Folder, taken int, err error) {
 	b := w.Basis
 	req, notes, err := b.sweepRequest(w.Options, w.Grid)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	work, err := json.Marshal(map[string]any{
 		"config": b.Config, "server": b.Info, "settings": b.Server.Args, "num_gpu_blocks": b.Server.NumGPUBlocks, "cost": b.Server.Cost,
 		"notes": b.Notes, "options": w.Options, "grid": w.Grid, "files": sweepFiles{filepath.Base(w.PlansFile), filepath.Base(w.SweepFile)},
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var parts []string
 	for _, c := range req.Cells() {
 		parts = append(parts, fmt.Sprintf("C=%d/M=%d/B=%d/block_size=%d", c.C, c.M, c.B, c.BlockSize))
 	}
 	if len(parts) < shard.Count {
-		return nil, &harness.FieldError{Field: "shard", Value: shard, Allowed: fmt.Sprintf("at most %d shards, one for each cell", len(parts))}
+		return nil, 0, &harness.FieldError{Field: "shard", Value: shard, Allowed: fmt.Sprintf("at most %d shards, one for each cell", len(parts))}
 	}
 	folder, err := archive.CreateShard(filepath.Dir(w.SweepFile), archive.Shard{
 		Shard: shard, Kind: archive.ShardedSweep, Tool: w.Tool, Work: work, Parts: parts,
 	}, resume)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := folder.SetPart("sweep", archive.Running); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	done := map[int]bool{}
 	rows, err := folder.OpenRows(rowsFile, func(line []byte) error {
@@ -87,31 +88,31 @@ func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool,
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	if part, _ := folder.Part("plans"); shard.Index == 0 && part.State != archive.Done {
 		plans, err := b.Plan(ctx, w.Options)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		plans.Notes = append(plans.Notes, notes...)
 		if err := errors.Join(folder.WriteJSON(filepath.Base(w.PlansFile), plans), folder.SetPart("plans", archive.Done)); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	before := len(done)
+	taken = len(done)
 	req.Only = func(k int) bool { return shard.Has(k) && !done[k] }
 	req.OnCell = func(k int, made []planner.SweepRow, n, total int) error {
 		if onCell != nil {
-			onCell(before+n, before+total)
+			onCell(taken+n, taken+total)
 		}
 		return rows.Append(sweepCell{k, made})
 	}
 	if _, err := planner.Sweep(ctx, req); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return folder, folder.SetPart("sweep", archive.Done)
+	return folder, taken, folder.SetPart("sweep", archive.Done)
 }
 
 func readCell(line []byte, parts []string) (sweepCell, error) {

@@ -49,18 +49,18 @@ func TestSweepShardGoesOn(t *testing.T) {
 	}
 	smooth, broken := t.TempDir(), t.TempDir()
 	for i := range 2 {
-		if _, err := work(smooth).Shard(t.Context(), harness.Shard{Index: i, Count: 2}, false, nil); err != nil {
+		if _, _, err := work(smooth).Shard(t.Context(), harness.Shard{Index: i, Count: 2}, false, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	want := merged(smooth)
 
-	if _, err := work(broken).Shard(t.Context(), harness.Shard{Index: 0, Count: 2}, false, nil); err != nil {
+	if _, _, err := work(broken).Shard(t.Context(), harness.Shard{Index: 0, Count: 2}, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, die := context.WithCancel(t.Context())
 	second := harness.Shard{Index: 1, Count: 2}
-	if _, err := work(broken).Shard(ctx, second, false, func(done, total int) {
+	if _, _, err := work(broken).Shard(ctx, second, false, func(done, total int) {
 		if done == 2 {
 			die()
 		}
@@ -84,16 +84,17 @@ func TestSweepShardGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	var seen []int
-	if _, err := work(broken).Shard(t.Context(), second, true, func(done, total int) {
+	_, taken, err := work(broken).Shard(t.Context(), second, true, func(done, total int) {
 		if total != 3 {
 			t.Errorf("%d of %d cells", done, total)
 		}
 		seen = append(seen, done)
-	}); err != nil {
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(seen) != 2 || seen[0] != 2 || seen[1] != 3 {
-		t.Errorf("cells done anew: %v, want the second and the third", seen)
+	if taken != 1 || len(seen) != 2 || seen[0] != 2 || seen[1] != 3 {
+		t.Errorf("%d cells taken over, done anew: %v, want the second and the third", taken, seen)
 	}
 	for file, got := range merged(broken) {
 		if !bytes.Equal(got, want[file]) {
@@ -101,10 +102,10 @@ func TestSweepShardGoesOn(t *testing.T) {
 		}
 	}
 	// Nothing is left to do.
-	if _, err := work(broken).Shard(t.Context(), second, true, func(done, total int) { t.Error("a cell was done again") }); err != nil {
+	if _, _, err := work(broken).Shard(t.Context(), second, true, func(done, total int) { t.Error("a cell was done again") }); err != nil {
 		t.Error(err)
 	}
-	if _, err := work(broken).Shard(t.Context(), harness.Shard{Index: 0, Count: 7}, false, nil); err == nil ||
+	if _, _, err := work(broken).Shard(t.Context(), harness.Shard{Index: 0, Count: 7}, false, nil); err == nil ||
 		!strings.Contains(err.Error(), "at most 6 shards") {
 		t.Errorf("seven shards of six cells: %v", err)
 	}
