@@ -119,15 +119,23 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	o.Cases = out.cases
 	r.steps -= (1 + o.Rounds) * len(missing)
 	err = r.ceilings(ctx, b)
-	timed := make([][]*timing.Result, len(o.Cases))
+	timed, left := make([][]*timing.Result, len(o.Cases)), make([]error, len(o.Cases))
 	for round := 0; round < o.Rounds && err == nil && ctx.Err() == nil; round++ {
 		for at := range o.Cases {
 			if round%2 == 1 {
 				at = len(o.Cases) - 1 - at
 			}
 			r.tell("timing " + o.Cases[at].Name())
-			var one *timing.Result
-			if one, err = r.time(ctx, r.Backend, o.Cases[at], round == 0); err != nil {
+			if left[at] != nil {
+				continue
+			}
+			one, failed := r.time(ctx, r.Backend, o.Cases[at], round == 0)
+			if errors.Is(failed, kernels.ErrUnsupported) { // its small form was taken: too large
+				left[at] = failed
+				b.Warnings = append(b.Warnings, "left out: "+failed.Error())
+				continue
+			}
+			if err = failed; err != nil {
 				break
 			}
 			out.Series = append(out.Series, r.states(one)...)
@@ -143,6 +151,8 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 		b.Partial, b.Why, err = true, "interrupted", nil
 	case err != nil && len(out.Samples) == 0:
 		return nil, err
+	case len(out.Samples) == 0:
+		return nil, fmt.Errorf("no case can be timed: %w", errors.Join(left...))
 	case err != nil:
 		b.Partial, b.Why = true, err.Error()
 	}
@@ -229,7 +239,7 @@ func (out *Outcome) conclude(timed [][]*timing.Result) {
 	rows, cases := b.Cases[:0], out.cases[:0:0]
 	for i, results := range timed {
 		if len(results) == 0 {
-			continue // the run ended before
+			continue // left out, or the run ended before
 		}
 		row := b.Cases[i]
 		fill(&row, results, values[row.Case])

@@ -28,6 +28,7 @@ import (
 type fake struct {
 	wrong  bool // outputs are not the reference's
 	loaded func()
+	room   int64 // bytes of a case at most, if not 0
 }
 
 func (fake) Name() string { return "fake" }
@@ -42,6 +43,9 @@ func (fake) Peak(p kernels.Peak) (kernels.Kernel, float64, error) {
 func (f fake) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	if f.loaded != nil {
 		f.loaded()
+	}
+	if f.room > 0 && in.Case.Bytes() > f.room {
+		return nil, fmt.Errorf("case %s: %w: too large", in.Case.Name(), kernels.ErrUnsupported)
 	}
 	truth := 100e-6
 	if in.Case.BlockSize == 1 {
@@ -202,6 +206,24 @@ func TestWrongKernelIsNotTimed(t *testing.T) {
 	_, err := Run(t.Context(), Options{Backend: fake{wrong: true}, Cases: cases(t, []string{"decode"})})
 	if err == nil || !strings.Contains(err.Error(), "against the reference") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestTooLarge: a case whose timed form the backend does not hold is left out and named; the others are timed.
+func TestTooLarge(t *testing.T) {
+	list := cases(t, []string{"decode"}, "context=512,4096", "batch=1")
+	out := run(t, Options{Backend: fake{room: list[0].Bytes()}, Cases: list})
+	if len(out.Bench.Cases) != 1 || out.Bench.Cases[0].Case != list[0].Name() || out.Bench.Partial {
+		t.Errorf("%d cases: %+v", len(out.Bench.Cases), out.Bench.Cases)
+	}
+	if !slices.ContainsFunc(out.Bench.Warnings, func(w string) bool {
+		return strings.Contains(w, "left out: case "+list[1].Name())
+	}) {
+		t.Errorf("warnings %q", out.Bench.Warnings)
+	}
+	if _, err := Run(t.Context(), Options{Backend: fake{room: list[0].Bytes()}, Cases: list[1:], Ceiling: 40 << 20,
+		Timing: timing.Options{WarmUp: -1}}); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("nothing was timed, and the error is %v", err)
 	}
 }
 

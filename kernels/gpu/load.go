@@ -351,6 +351,10 @@ func (l *loader) alloc(bytes int64, from func(int64) (*cuda.Memory, error)) *cud
 	m := &cuda.Memory{}
 	l.do(func() error {
 		got, err := from(bytes)
+		if e := (*cuda.Error)(nil); errors.As(err, &e) && e.Name == "CUDA_ERROR_OUT_OF_MEMORY" {
+			err = fmt.Errorf("%w: memory does not hold the copies of the case that launches take in turn, to find none in "+
+				"the L2 cache: fewer blocks, or --warm: %w", kernels.ErrUnsupported, err)
+		}
 		if err == nil {
 			m = got
 			l.k.memory = append(l.k.memory, m)

@@ -42,7 +42,11 @@ class Server:
                       "device": torch.cuda.get_device_name(0), "attention": f"FlashAttention {self.version}"}
 
     def load(self, request, arrays):
-        kernel = Kernel(self, request, arrays)
+        try:
+            kernel = Kernel(self, request, arrays)
+        except Unsupported:
+            self.torch.cuda.empty_cache()
+            raise
         self.kernels[request["kernel"]] = kernel
         return {"turn": len(kernel.launches)}, {}
 
@@ -105,9 +109,12 @@ class Kernel:
             self.launches, self.outputs = makers[self.case["op"]](request, count)
             self.launches[-1]()  # a page size that the kernel does not take is said here
             self.torch.cuda.synchronize()
+        except self.torch.OutOfMemoryError as error:
+            raise Unsupported(f"the GPU's memory does not hold {count} copies of the case that launches take in turn, to "
+                              "find none in the L2 cache: fewer blocks, or --warm") from error
         except RuntimeError as error:
             text = str(error).splitlines()[0]
-            if isinstance(error, self.torch.OutOfMemoryError) or "CUDA" in text:
+            if "CUDA" in text:
                 raise
             raise Unsupported(text) from error
         self.arrays = {}

@@ -38,6 +38,8 @@ type Backend struct {
 	// VLLM and Torch are the versions of the packages, Device the GPU, Attention what decode and prefill are.
 	VLLM, Torch, Device, Attention string
 
+	python   string
+	warm     bool
 	process  *exec.Cmd
 	requests io.WriteCloser
 	replies  *bufio.Reader
@@ -49,31 +51,39 @@ type Backend struct {
 // Open starts python, which must import vllm, and waits until it has found a GPU. warm lets every launch work on the same
 // memory; otherwise launches take copies of the data in turn that are together at least four times the L2 cache.
 func Open(python string, warm bool) (*Backend, error) {
-	b := &Backend{process: exec.Command(python, "-c", program), errors: &tail{}}
+	b := &Backend{python: python, warm: warm}
+	if err := b.start(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Backend) start() error {
+	b.process, b.errors, b.broken = exec.Command(b.python, "-c", program), &tail{}, nil
 	b.process.Stderr = b.errors
 	ownGroup(b.process) // an interrupt from the terminal is this process's to answer
 	requests, err := b.process.StdinPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	replies, err := b.process.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	b.requests, b.replies = requests, bufio.NewReaderSize(replies, 1<<20)
 	if err := b.process.Start(); err != nil {
-		return nil, fmt.Errorf("start %s for vLLM's kernels: %w: --python names a Python that imports vllm", python, err)
+		return fmt.Errorf("start %s for vLLM's kernels: %w: --python names a Python that imports vllm", b.python, err)
 	}
-	r, _, err := b.ask(request{Do: "open", Protocol: protocol, Warm: warm}, nil)
+	r, _, err := b.ask(request{Do: "open", Protocol: protocol, Warm: b.warm}, nil)
 	if err == nil && r.Protocol != protocol {
 		err = fmt.Errorf("the helper speaks protocol %d, expected %d", r.Protocol, protocol)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("vLLM's kernels: %w: %s must import torch and vllm and find a GPU; --python "+
-			"names another Python", err, python), b.Close())
+		return errors.Join(fmt.Errorf("vLLM's kernels: %w: %s must import torch and vllm and find a GPU; --python "+
+			"names another Python", err, b.python), b.Close())
 	}
 	b.VLLM, b.Torch, b.Device, b.Attention = r.VLLM, r.Torch, r.Device, r.Attention
-	return b, nil
+	return nil
 }
 
 // request is what this process asks for; its bytes follow.
@@ -216,7 +226,9 @@ func (b *Backend) Close() error {
 }
 
 // Load hands the inputs to the helper. The error wraps [kernels.ErrUnsupported] where vLLM's kernels do not take the
-// case: operations beside decode, prefill and append, x-packed, fp8, block sizes that the kernel refuses.
+// case: operations beside decode, prefill and append, x-packed, fp8, block sizes that the kernel refuses, copies that the
+// device's memory does not hold; and where they end the process, as FlashAttention does when its library has no image for
+// a dtype. Then kernels that were loaded before are lost, and a new helper is there for the next case.
 //
 // FlashAttention multiplies what lies in unused slots of a block by a probability of 0, which leaves NaN where it finds
 // NaN; the helper puts 0 there, since a server's cache holds numbers.
@@ -242,7 +254,16 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 			data["query"], data["table"] = in.Query, littleEndian(square(in.Table))
 		}
 	}
+	started := b.broken == nil
 	answer, _, err := b.ask(r, data)
+	if err != nil && started && b.broken != nil {
+		err = fmt.Errorf("%w: %w", kernels.ErrUnsupported, err)
+		b.Close()
+		if again := b.start(); again != nil {
+			b.broken = again
+			return nil, fmt.Errorf("case %s: %w", c.Name(), again)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("case %s: %w", c.Name(), err)
 	}

@@ -67,6 +67,10 @@ func serve(how string) {
 				kernel[r.Kernel] = map[string][]byte{"attention": attention(&r, data)}
 			}
 			answer["turn"] = 3
+			if r.Case.DType == "fp16" {
+				fmt.Fprint(os.Stderr, "device kernel image is invalid\n")
+				os.Exit(1)
+			}
 			if r.Case.BlockSize < 16 {
 				answer = map[string]any{"unsupported": true, "error": "page size must be a multiple of 16"}
 			}
@@ -253,6 +257,19 @@ func TestWhatVLLMDoesNotHave(t *testing.T) {
 	}
 	if _, err := b.Load(inputs(t, small(kernels.OpDecode))); err != nil {
 		t.Errorf("after a case that it does not take: %v", err)
+	}
+	c = small(kernels.OpDecode) // one that ends the process
+	c.DType = layout.FP16
+	if _, err := b.Load(inputs(t, c)); !errors.Is(err, kernels.ErrUnsupported) ||
+		!strings.Contains(err.Error(), "it wrote: device kernel image is invalid") {
+		t.Errorf("the error is %v", err)
+	}
+	k, err := b.Load(inputs(t, small(kernels.OpDecode)))
+	if err != nil {
+		t.Fatalf("after a case that ended the process: %v", err)
+	}
+	if err := errors.Join(k.Run(1), k.Close()); err != nil {
+		t.Error(err)
 	}
 }
 
