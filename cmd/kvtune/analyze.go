@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -81,7 +82,11 @@ func analyze(c *cli.Context) error {
 	basis.File = file
 	run := report.Run{Result: runs[0].Result, Records: runs[0].Records, Steps: runs[0].Steps, Series: runs[0].Series}
 	run.Analysis = basis.Analyze(c.Context, &run)
-	if err := archive.WriteJSON(file, run.Analysis); err != nil {
+	write := archive.WriteJSON
+	if filepath.Dir(file) == filepath.Clean(s.Folder.Dir()) {
+		write = func(file string, v any) error { return s.Folder.WriteJSON(filepath.Base(file), v) }
+	}
+	if err := write(file, run.Analysis); err != nil {
 		return err
 	}
 	input := report.Input{Title: run.Result.Name, Verdict: run.Analysis.Verdict, Runs: []report.Run{run}, Cost: basis.Server.Cost}

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -122,12 +122,11 @@ func planOf(plans *planner.Plans, strategy planner.Strategy) (*planner.Plan, err
 }
 
 func readPlans(path string) (*planner.Plans, error) {
-	f, err := os.Open(path)
+	data, err := archive.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	plans, err := planner.ReadPlans(f)
+	plans, err := planner.ReadPlans(bytes.NewReader(data))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -9,6 +9,7 @@
 package archive
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,6 +68,10 @@ type Manifest struct {
 	Files []string `json:"files"`
 	// Shard is set where the folder holds one share of a divided work.
 	Shard *Shard `json:"shard,omitempty"`
+	// Sums say by name what the files were when they were written. Those that grow over several runs are not among them.
+	Sums map[string]Sum `json:"sums,omitempty"`
+	// SHA256, in hexadecimal, is the sum of what stands before it in the file. It is the last entry.
+	SHA256 string `json:"sha256,omitempty"`
 }
 
 // Folder is an archive. Its methods may be called concurrently.
@@ -90,7 +95,7 @@ func Create(dir string) (*Folder, error) {
 	f := &Folder{dir: dir, manifest: Manifest{Schema: ManifestSchema}}
 	path := f.Path(ManifestName)
 	if _, err := os.Stat(path); err == nil {
-		if err := ReadJSON(path, ManifestSchema, &f.manifest); err != nil {
+		if err := readManifest(path, &f.manifest); err != nil {
 			return nil, err
 		}
 		f.manifest.Schema = ManifestSchema
@@ -126,7 +131,7 @@ func Open(path string) (*Folder, error) {
 	bare := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err == nil:
-		err = ReadJSON(manifest, ManifestSchema, &f.manifest)
+		err = readManifest(manifest, &f.manifest)
 	case bare:
 		f.manifest.Schema = ManifestSchema
 		f.manifest.Files, err = archiveFiles(f.dir)
@@ -247,17 +252,44 @@ func (f *Folder) saveManifest() error {
 	if m.Files == nil {
 		m.Files = []string{}
 	}
-	return WriteFile(f.Path(ManifestName), jsonWriter(m))
+	m.SHA256 = ""
+	var text bytes.Buffer
+	if err := jsonWriter(m)(&text); err != nil {
+		return err
+	}
+	_, err := writeFile(f.Path(ManifestName), func(w io.Writer) error {
+		_, err := w.Write(sealed(text.Bytes()))
+		return err
+	})
+	return err
 }
 
-// added records a file in the manifest, once.
-func (f *Folder) added(file string) error {
+// replace puts a file in its place by put and records it in the manifest. At every moment a sum there is that of the file
+// which has the name: a crash leaves none that does not fit.
+func (f *Folder) replace(file string, put func() (*Sum, error)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if slices.Contains(f.manifest.Files, file) {
+	if _, ok := f.manifest.Sums[file]; ok {
+		delete(f.manifest.Sums, file)
+		if err := f.saveManifest(); err != nil {
+			return err
+		}
+	}
+	sum, err := put()
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(f.manifest.Files, file) {
+		f.manifest.Files = append(f.manifest.Files, file)
+	} else if sum == nil {
 		return nil
 	}
-	f.manifest.Files = append(f.manifest.Files, file)
+	if sum != nil {
+		if f.manifest.Sums == nil {
+			f.manifest.Sums = map[string]Sum{}
+		}
+		f.manifest.Sums[file] = *sum
+	}
 	return f.saveManifest()
 }
 
@@ -277,10 +309,10 @@ func (f *Folder) WriteFile(file string, write func(io.Writer) error) error {
 	if err := checkName(file); err != nil {
 		return err
 	}
-	if err := WriteFile(f.Path(file), write); err != nil {
-		return err
-	}
-	return f.added(file)
+	return f.replace(file, func() (*Sum, error) {
+		sum, err := writeFile(f.Path(file), write)
+		return &sum, err
+	})
 }
 
 // WriteJSON writes v as indented JSON, atomically. v holds its schema under the key "schema".
@@ -300,15 +332,30 @@ func jsonWriter(v any) func(io.Writer) error {
 	}
 }
 
-// WriteFile writes path atomically, by way of a temporary file beside it.
-func WriteFile(path string, write func(io.Writer) error) (err error) {
+// WriteFile writes path atomically, by way of a temporary file beside it. A file of a folder stays one of it: its manifest
+// gets the new sum.
+func WriteFile(path string, write func(io.Writer) error) error {
+	if sum, err := sumBeside(path); err != nil {
+		return err
+	} else if sum != nil {
+		f, err := Open(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		return f.WriteFile(filepath.Base(path), write)
+	}
+	_, err := writeFile(path, write)
+	return err
+}
+
+func writeFile(path string, write func(io.Writer) error) (sum Sum, err error) {
 	dir, base := filepath.Split(path)
 	if dir == "" {
 		dir = "."
 	}
 	tmp, err := os.CreateTemp(dir, "."+base+".tmp*")
 	if err != nil {
-		return diskError("write", path, err)
+		return sum, diskError("write", path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -317,14 +364,15 @@ func WriteFile(path string, write func(io.Writer) error) (err error) {
 			err = diskError("write", path, err)
 		}
 	}()
-	if err := write(tmp); err != nil {
-		return err
+	got := newSumming()
+	if err := write(io.MultiWriter(tmp, got)); err != nil {
+		return sum, err
 	}
 	// CreateTemp makes files private; the result is one that colleagues may read.
 	if err := tmp.Chmod(0o644); err != nil {
-		return err
+		return sum, err
 	}
-	return finish(tmp, path)
+	return got.sum(), finish(tmp, path)
 }
 
 // finish syncs a file, closes it and gives it its name.

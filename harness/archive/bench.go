@@ -49,7 +49,7 @@ func (f *Folder) WriteBench(b *harness.Bench, samples []harness.BenchSample) err
 }
 
 // ReadBench reads a kernel benchmark and its samples: a `_bench.json` file, any other file of the same part, or a
-// folder that holds exactly one. Samples that are not there are empty.
+// folder that holds exactly one. Samples that are not there are empty; a file of them that was cut short is a warning.
 func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 	f, err := Open(path)
 	if err != nil {
@@ -64,9 +64,12 @@ func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 	if err := ReadJSON(f.Path(names[0]+BenchSuffix), harness.BenchSchema, b); err != nil {
 		return nil, nil, err
 	}
-	samples, _, err := readFile(f.Path(names[0]+SamplesSuffix), readSamples)
+	samples, partial, err := Read(f.Path(names[0]+SamplesSuffix), readSamples)
 	if errors.Is(err, fs.ErrNotExist) { // the medians alone are enough for most readers
 		return b, nil, nil
+	}
+	if partial {
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%s was cut short: only %d samples are left", names[0]+SamplesSuffix, len(samples)))
 	}
 	return b, samples, err
 }

@@ -14,7 +14,7 @@ import (
 // ReadJSON reads a versioned JSON file into v. schema is the one that the caller understands, e.g. "kvtune.result/1":
 // another kind or a newer major version is refused, unknown fields are ignored.
 func ReadJSON(path, schema string, v any) error {
-	data, err := os.ReadFile(path)
+	data, err := ReadFile(path)
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,9 @@ func decompressed(r io.Reader) (plain io.Reader, close func(), err error) {
 }
 
 // readLines calls each for every line of a compressed or plain file, without its end. whole says whether the line's end
-// was there. partial is set when the file ends in the middle.
+// was there. partial is set when the file ends in the middle, a compressed one also when its last line has no end. A line
+// counts once the next bytes were read without an error: a damaged frame's checksum is looked at after its lines have come
+// out.
 func readLines(r io.Reader, each func(number int, line []byte, whole bool) error) (partial bool, err error) {
 	plain, close, err := decompressed(r)
 	if err == io.ErrUnexpectedEOF {
@@ -85,7 +87,13 @@ func readLines(r io.Reader, each func(number int, line []byte, whole bool) error
 	}
 	defer close()
 	lines := bufio.NewReaderSize(plain, 1<<16)
-	var line []byte
+	var line, last []byte // last is the one before, not yet told
+	tell := func(number int, whole bool) error {
+		if len(bytes.TrimSpace(last)) == 0 {
+			return nil
+		}
+		return each(number, bytes.TrimRight(last, "\r\n"), whole)
+	}
 	for number := 1; ; {
 		piece, err := lines.ReadSlice('\n')
 		line = append(line, piece...)
@@ -98,18 +106,18 @@ func readLines(r io.Reader, each func(number int, line []byte, whole bool) error
 		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 			return false, err
 		}
-		if len(bytes.TrimSpace(line)) > 0 {
-			if e := each(number, bytes.TrimRight(line, "\r\n"), err == nil); e != nil {
-				if err == nil {
-					return false, e
-				}
+		if e := tell(number-1, true); e != nil {
+			return false, e
+		}
+		last, line = line, last[:0]
+		if err != nil {
+			if tell(number, false) != nil {
 				return true, nil // the last line, cut
 			}
+			_, isPlain := plain.(*bufio.Reader)
+			return err == io.ErrUnexpectedEOF || !isPlain && len(last) > 0, nil
 		}
-		if err != nil {
-			return err == io.ErrUnexpectedEOF, nil
-		}
-		line, number = line[:0], number+1
+		number++
 	}
 }
 
@@ -135,10 +143,7 @@ func (f *Folder) ReadRequests(name string) (records []workload.Record, partial b
 		return nil, false, err
 	}
 	defer file.Close()
-	records, partial, err = ReadRequests(file)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", file.Name(), err)
-	}
+	records, partial, err = readChecked(file, ReadRequests)
 	return records, partial || left, err
 }
 
@@ -153,8 +158,10 @@ func (f *Folder) openOrPartial(name string) (file *os.File, left bool, err error
 	return file, false, err
 }
 
-// RequestWriter appends request lines while a run goes on. Every line is on its way to the disk when Append returns: a
-// killed process loses no record that was appended, and a reader gets every whole one. Safe for concurrent use.
+// RequestWriter appends request lines while a run goes on. Every line is a zstd frame with a checksum, on its way to the
+// disk when Append returns: a killed process loses no record that was appended, and a reader gets every whole one and
+// nothing else. The end of a line begins the next frame, the last one is written by Close: a file that lacks frames lacks
+// it. Safe for concurrent use.
 type RequestWriter struct {
 	folder *Folder
 	name   string
@@ -162,6 +169,7 @@ type RequestWriter struct {
 	mu   sync.Mutex
 	file *os.File
 	z    *zstd.Encoder
+	sum  *summing
 	err  error // the first failure; nothing is written after it
 }
 
@@ -170,17 +178,16 @@ func (f *Folder) Requests(name string) (*RequestWriter, error) {
 	if err := checkName(name + RequestsSuffix); err != nil {
 		return nil, err
 	}
+	z, err := lineCompressor()
+	if err != nil {
+		return nil, err
+	}
 	path := f.Path(name + RequestsSuffix)
 	file, err := os.Create(path + PartialSuffix)
 	if err != nil {
 		return nil, diskError("write", path, err)
 	}
-	z, err := compressor(file)
-	if err != nil {
-		file.Close()
-		return nil, err
-	}
-	return &RequestWriter{folder: f, name: name + RequestsSuffix, file: file, z: z}, nil
+	return &RequestWriter{folder: f, name: name + RequestsSuffix, file: file, z: z, sum: newSumming()}, nil
 }
 
 // Append writes one record.
@@ -191,13 +198,19 @@ func (w *RequestWriter) Append(rec workload.Record) error {
 	if w.err != nil {
 		return w.err
 	}
-	if err == nil {
-		_, err = w.z.Write(append(line, '\n'))
-	}
-	if err == nil {
-		err = w.z.Flush() // ends a block; later lines still compress against earlier ones
-	}
 	if err != nil {
+		w.err = fmt.Errorf("write %s: %w", w.file.Name(), err)
+		return w.err
+	}
+	if w.sum.bytes > 0 {
+		line = append([]byte{'\n'}, line...)
+	}
+	return w.write(line)
+}
+
+// write writes text as a frame; w.mu is held.
+func (w *RequestWriter) write(text []byte) error {
+	if _, err := io.MultiWriter(w.file, w.sum).Write(w.z.EncodeAll(text, nil)); err != nil {
 		w.err = diskError("write", w.file.Name(), err)
 	}
 	return w.err
@@ -209,9 +222,7 @@ func (w *RequestWriter) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err == nil {
-		if err := w.z.Close(); err != nil {
-			w.err = diskError("write", w.file.Name(), err)
-		}
+		w.write([]byte{'\n'})
 	}
 	if w.err != nil {
 		w.file.Close()
@@ -219,10 +230,13 @@ func (w *RequestWriter) Close() error {
 	}
 	w.err = errors.New("requests file is closed")
 	path := w.folder.Path(w.name)
-	if err := finish(w.file, path); err != nil {
-		return diskError("write", path, err)
-	}
-	return w.folder.added(w.name)
+	return w.folder.replace(w.name, func() (*Sum, error) {
+		sum := w.sum.sum()
+		if err := finish(w.file, path); err != nil {
+			return nil, diskError("write", path, err)
+		}
+		return &sum, nil
+	})
 }
 
 // WriteRequests writes `<name>_requests.jsonl.zst` at once.
@@ -298,7 +312,7 @@ func nanoseconds(seconds float64) time.Duration { return time.Duration(math.Roun
 
 // ReadSeries reads the series of a part.
 func (f *Folder) ReadSeries(name string) (series []harness.Sample, partial bool, err error) {
-	return readFile(f.Path(name+SeriesSuffix), ReadSeries)
+	return Read(f.Path(name+SeriesSuffix), ReadSeries)
 }
 
 // WriteHistograms writes `<name>_latency.hlog.zst`; start and intervals as in [hist.WriteLog].
@@ -323,19 +337,17 @@ func ReadHistograms(r io.Reader) (intervals []hist.Interval, partial bool, err e
 
 // ReadHistograms reads the histogram log of a part.
 func (f *Folder) ReadHistograms(name string) (intervals []hist.Interval, partial bool, err error) {
-	return readFile(f.Path(name+LatencySuffix), ReadHistograms)
+	return Read(f.Path(name+LatencySuffix), ReadHistograms)
 }
 
-// readFile opens a file for a reader and names it in the error.
-func readFile[T any](path string, read func(io.Reader) ([]T, bool, error)) ([]T, bool, error) {
+// Read reads a file to its end by one of this package's readers ([ReadSteps], ...), names it in errors and checks it against
+// the manifest beside it, where there is one that lists it: what was cut short is partial, what was changed otherwise a
+// [DamagedError].
+func Read[T any](path string, read func(io.Reader) ([]T, bool, error)) ([]T, bool, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, false, err
 	}
 	defer file.Close()
-	all, partial, err := read(file)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", path, err)
-	}
-	return all, partial, err
+	return readChecked(file, read)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 
 	"github.com/klauspost/compress/zstd"
@@ -18,33 +17,35 @@ type Rows struct {
 	z    *zstd.Encoder
 }
 
+// lineCompressor makes a frame of a line (EncodeAll), with a checksum.
+func lineCompressor() (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+}
+
 // OpenRows opens a file of rows to go on with it: each is called for every whole line that is there. A line that is cut or
 // damaged and what follows it are removed, as is a line that each refuses.
 func (f *Folder) OpenRows(file string, each func(line []byte) error) (*Rows, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	z, err := lineCompressor()
 	if err != nil {
 		return nil, err
 	}
-	// Of a damaged frame the checksum may be looked at after its line has come out: the last line before an error is not
-	// taken.
-	var lines [][]byte
-	_, err = f.readRows(file, func(line []byte) error {
-		lines = append(lines, append([]byte(nil), line...))
-		return nil
-	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && len(lines) > 0 {
-		lines = lines[:len(lines)-1]
+	if err := checkName(file); err != nil {
+		return nil, err
 	}
-	err = f.WriteFile(file, func(w io.Writer) error {
-		for _, line := range lines {
-			if each(line) != nil {
-				return nil
-			}
-			if _, err := w.Write(z.EncodeAll(append(line, '\n'), nil)); err != nil {
-				return err
-			}
+	var whole []byte
+	_, _ = f.readRows(file, func(line []byte) error { // up to the first that is not whole
+		err := each(line)
+		if err == nil {
+			whole = z.EncodeAll(append(line, '\n'), whole)
 		}
-		return nil
+		return err
+	})
+	err = f.replace(file, func() (*Sum, error) {
+		_, err := writeFile(f.Path(file), func(w io.Writer) error {
+			_, err := w.Write(whole)
+			return err
+		})
+		return nil, err
 	})
 	if err != nil {
 		return nil, err

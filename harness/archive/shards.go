@@ -60,7 +60,7 @@ func CreateShard(dir string, s Shard, resume bool) (*Folder, error) {
 			return nil, err
 		}
 	}
-	f.manifest.Files, f.manifest.Parts, f.manifest.Shard = nil, nil, &s
+	f.manifest = Manifest{Schema: ManifestSchema, Shard: &s}
 	return f, f.saveManifest()
 }
 
@@ -154,7 +154,7 @@ func (e *OtherWorkError) Error() string { return e.Difference }
 
 // sameWork refuses shards that are not of one work (*OtherWorkError).
 func sameWork(a, b *Shard) error {
-	differs := func(what, a, b string) error {
+	other := func(what, a, b string) error {
 		return &OtherWorkError{fmt.Sprintf("%s is %s in one and %s in the other", what, a, b)}
 	}
 	for _, x := range []struct{ what, a, b string }{
@@ -162,7 +162,7 @@ func sameWork(a, b *Shard) error {
 		{"the version of kvtune", a.Tool, b.Tool},
 	} {
 		if x.a != x.b {
-			return differs(x.what, x.a, x.b)
+			return other(x.what, x.a, x.b)
 		}
 	}
 	var left, right any
@@ -177,7 +177,7 @@ func sameWork(a, b *Shard) error {
 		}
 	}
 	if where, l, r, differ := difference("", left, right); differ {
-		return differs(where, l, r)
+		return other(where, l, r)
 	}
 	if !slices.Equal(a.Parts, b.Parts) {
 		return &OtherWorkError{"their parts are not the same"}
@@ -248,6 +248,9 @@ func (f *Folder) Take(from *Folder, parts ...string) error {
 		})
 		if err != nil {
 			return err
+		}
+		if want, ok := from.manifest.Sums[file]; ok && f.manifest.Sums[file] != want {
+			return differs(from.Path(file), f.manifest.Sums[file], want)
 		}
 	}
 	for _, p := range from.Parts() {

@@ -143,5 +143,5 @@ func parseStep(cells []string, at *[len(stepColumns)]int) (harness.StepRecord, e
 
 // ReadSteps reads the steps of a part.
 func (f *Folder) ReadSteps(name string) (steps []harness.StepRecord, partial bool, err error) {
-	return readFile(f.Path(name+StepsSuffix), ReadSteps)
+	return Read(f.Path(name+StepsSuffix), ReadSteps)
 }

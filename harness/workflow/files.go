@@ -98,18 +98,14 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 // prefixes and decode are left out: their KV usage counts the blocks of a prefix once.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
-	bare := func(path string, read func(io.Reader, *fit.Run) error) error {
+	bare := func(path string, read func(*fit.Run) error) error {
 		basis, err := OnPaper(harness.Config{}, model, gpu, nil)
 		if err != nil {
 			return err
 		}
 		run := fit.Run{Name: filepath.Base(path), Args: basis.Server.Args, NumGPUBlocks: basis.Server.NumGPUBlocks}
-		f, err := os.Open(path)
-		if err != nil {
+		if err := read(&run); err != nil {
 			return err
-		}
-		if err = errors.Join(read(f, &run), f.Close()); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
 		}
 		runs = append(runs, run)
 		return nil
@@ -118,8 +114,8 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 	for _, path := range results {
 		name, isRequests := strings.CutSuffix(strings.TrimSuffix(path, archive.PartialSuffix), archive.RequestsSuffix)
 		if isRequests && !exists(name+archive.ResultSuffix) {
-			err := bare(path, func(r io.Reader, run *fit.Run) (err error) {
-				run.Records, _, err = archive.ReadRequests(r)
+			err := bare(path, func(run *fit.Run) (err error) {
+				run.Records, _, err = archive.Read(path, archive.ReadRequests)
 				return err
 			})
 			if err != nil {
@@ -130,7 +126,7 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 		foreign, err := readForeign(path)
 		if err == nil {
 			for _, run := range foreign {
-				err := bare(path, func(_ io.Reader, r *fit.Run) error {
+				err := bare(path, func(r *fit.Run) error {
 					r.Records = run.Records
 					return nil
 				})
@@ -171,10 +167,10 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 			runs = append(runs, logged...)
 			continue
 		}
-		err = bare(path, func(r io.Reader, run *fit.Run) (err error) {
+		err = bare(path, func(run *fit.Run) (err error) {
 			off := false // unless the times say otherwise: nothing else in the file does
 			run.Args.AsyncScheduling = &off
-			run.Steps, _, err = archive.ReadSteps(r)
+			run.Steps, _, err = archive.Read(path, archive.ReadSteps)
 			return err
 		})
 		if err != nil {

@@ -1,11 +1,11 @@
 package workflow
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -122,10 +122,9 @@ func readReportRun(folder *archive.Folder, name string) (*report.Run, error) {
 
 // readPlansAndCost reads what a workflow or verify left beside the runs.
 func readPlansAndCost(folder *archive.Folder, in *report.Input) error {
-	f, err := os.Open(folder.Path(PlansFile))
+	data, err := archive.ReadFile(folder.Path(PlansFile))
 	if err == nil {
-		in.Plans, err = planner.ReadPlans(f)
-		err = errors.Join(err, f.Close())
+		in.Plans, err = planner.ReadPlans(bytes.NewReader(data))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
