@@ -1,7 +1,8 @@
 # Two commands to know: `make run` (the whole loop against the embedded engine) and `make test`.
-GO    ?= go
-CC    ?= cc
-CACHE := $(CURDIR)/.cache
+GO       ?= go
+CC       ?= cc
+CACHE    := $(CURDIR)/.cache
+CUDA_DIR := $(CACHE)/cuda
 
 # go-nvml's header marks much of itself as deprecated; its warnings are not ours to mend.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
@@ -9,21 +10,19 @@ export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 # Real vLLM on the CPU, for test-vllm. Installed once, into a folder that git ignores.
 VLLM_DIR := $(CACHE)/vllm
 
-# CUDA: a compiler, and what the C compiler needs to build against the headers of CUDA 11.8, 12 and 13 (cuda/compat).
-# NVCC may be any of them; sm_90a wants 12 or newer. CUDA_INCLUDE is a folder with cuda.h, where the C compiler does not
-# find it by itself.
+# CUDA: a compiler for the kernels, of CUDA 11.8, 12 or 13; sm_90a wants 12 or newer. Nothing else of it is needed to
+# build, and the driver is found when the program runs.
 NVCC         ?= nvcc
 NVCC_FLAGS   ?=
-CUDA_INCLUDE ?=
 CUDA_MAJOR    = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
 CUDA_ARCHES  ?= 80 90 $(if $(filter 11,$(CUDA_MAJOR)),,90a)
 CUDA_PTX     ?= 90
 CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefill90)
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
-CUDA_ENV     := CGO_CFLAGS="-I$(CURDIR)/cuda/compat $(CUDA_INCLUDE:%=-I%) -O2 -g -Wno-deprecated-declarations"
 
 .PHONY: help build dist run test accuracy test-kernels test-fire test-kubernetes test-slurm test-report ranking cuda \
-  test-cuda bench-gpu bench-h200 loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean tools
+  images test-cuda bench-gpu bench-h200 loop-h200 lint test-vllm record-vllm bench-load fuzz fuzz-parsers golden clean \
+  tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +57,8 @@ test-report: tools ## pages in headless Chromium: console, network, sorting, key
 	$(GO) test -tags chromium -count=1 -run 'InBrowser|OfManyRequests' ./planner/report
 
 dist: tools ## programs for linux amd64 and arm64, checked, with checksums, into bin/dist (wants a compiler for arm64)
+	@command -v $(NVCC) >/dev/null || ./cuda/install-cuda.sh $(CUDA_DIR)
+	$(MAKE) --no-print-directory NVCC="$$(command -v $(NVCC) || echo $(CUDA_DIR)/bin/nvcc)" images
 	GO=$(GO) ./cmd/kvtune/deploy/dist.sh bin/dist
 
 # The published schemas come with the validator; nothing of them is kept here.
@@ -74,16 +75,18 @@ test-slurm: build ## the sbatch examples of cmd/kvtune/deploy/slurm on a real Sl
 ranking: tools ## the planner's choice against an exhaustive run on 100 hidden devices (about 5 minutes)
 	$(GO) test -count=1 -timeout 20m -run 'TestRanking$$' -v ./planner -args -ranking-draws 100
 
-cuda: tools $(CUDA_IMAGES) ## compile the GPU kernels, vet, link and test with the tag cuda, build bin/kvtune-cuda
-	$(CUDA_ENV) $(GO) vet -tags cuda ./...
-	$(CUDA_ENV) $(GO) test -tags cuda ./cuda ./kernels/gpu
-	$(CUDA_ENV) $(GO) build -tags cuda -o bin/kvtune-cuda ./cmd/kvtune
+images: $(CUDA_IMAGES)
+
+cuda: tools images ## compile the GPU kernels, vet, link and test with the tag cuda, build bin/kvtune-cuda
+	$(GO) vet -tags cuda ./...
+	$(GO) test -tags cuda ./cuda ./kernels/gpu
+	$(GO) build -tags cuda -o bin/kvtune-cuda ./cmd/kvtune
 
 # On a machine with the GPU, a Go toolchain and a CUDA compiler. bench/record.sh alone needs the programs only.
 GPU ?= h200
 bench-gpu: cuda ## measure a GPU into bench/results/$(GPU), beside vLLM's kernels where PYTHON has them (5 minutes)
-	$(CUDA_ENV) $(GO) test -tags cuda -c -o bin/gpu.test ./kernels/gpu
-	$(CUDA_ENV) $(GO) test -tags cuda -c -o bin/bench.test ./bench
+	$(GO) test -tags cuda -c -o bin/gpu.test ./kernels/gpu
+	$(GO) test -tags cuda -c -o bin/bench.test ./bench
 	./bench/record.sh bin bench/results/$(GPU)
 
 bench-h200: ## the same on an H200
@@ -105,8 +108,8 @@ kernels/gpu/image/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 %/prefill90.fatbin: override CUDA_PTX :=
 
 # What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they
-# compile, and the program is built with the headers of three CUDA versions and run where no device is.
-CUDA_DIR     := $(CACHE)/cuda
+# compile, the driver's functions are held against the headers of three CUDA versions, and the program is run where no
+# device is.
 CUDA_CHECKS   = $(CUDA_SOURCES:%=$(CUDA_DIR)/images/%.fatbin)
 CUDA_TESTED  := ./cuda ./kernels/gpu ./bench
 $(CUDA_DIR)/images/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
@@ -114,15 +117,14 @@ $(CUDA_DIR)/images/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 	$(COMPILE_CUDA)
 
 test-cuda: tools ## compile the kernels and test the tag cuda without a GPU (installs a CUDA compiler; about 4 minutes)
-	@ldconfig -p | grep -q libcuda.so || \
-	  { echo "a driver library is missing: an NVIDIA driver, or Debian's libcuda1 (contrib, non-free)"; exit 1; }
 	./cuda/install-cuda.sh $(CUDA_DIR)
 	$(MAKE) --no-print-directory NVCC=$(CUDA_DIR)/bin/nvcc NVCC_FLAGS=-DONLY_HEAD_SIZE_128 CUDA_ARCHES="90 90a" \
 	  $(CUDA_CHECKS)
 	for cuda in 11 12 13; do \
-	  export CGO_CFLAGS="-I$(CURDIR)/cuda/compat -I$(CUDA_DIR)/include/$$cuda -O2 -Wno-deprecated-declarations"; \
-	  $(GO) vet -tags cuda $(CUDA_TESTED) && $(GO) build -tags cuda -o $(CUDA_DIR)/kvtune-cuda ./cmd/kvtune && \
-	  $(GO) test -tags cuda ./cuda ./kernels/gpu || exit 1; done
+	  $(CC) -fsyntax-only -Wall -Werror -DKV_CUDA_H -I$(CUDA_DIR)/include/$$cuda cuda/driver.c || exit 1; done
+	$(GO) vet -tags cuda $(CUDA_TESTED)
+	$(GO) test -tags cuda ./cuda ./kernels/gpu
+	$(GO) build -tags cuda -o $(CUDA_DIR)/kvtune-cuda ./cmd/kvtune
 	$(CUDA_DIR)/kvtune-cuda bench --axis block_size=16 --axis batch=1 --axis context=64 --rounds 1 --time 20ms \
 	  --no-ceilings --output-dir $(CUDA_DIR)/out | grep -e 'host backend' -e 'measured, gpu'
 

@@ -1,7 +1,6 @@
 // Package cuda is the only CUDA code in C that the program has: devices, streams, memory, modules from an image, and
 // the loop that enqueues and times a whole series of launches in one C call, so that neither cgo nor Go's scheduler is
-// within a timed interval. It stands on gorgonia.org/cu and adds what that lacks: pinned memory, function attributes,
-// graphs.
+// within a timed interval. The driver is found when the program runs, and none of CUDA is needed to build.
 //
 // It is built with the tag cuda. Without the tag, without a driver and without a device, [Open] and [Devices] return
 // [ErrUnavailable], and there is nothing else to call. Every other failure is an [Error].

@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// TestUnavailable holds in every build: without the tag, and with it on a machine that has a driver library and no
-// device, where gorgonia.org/cu alone would have ended the program before main.
+// TestUnavailable holds in every build: without the tag, and with it on a machine without a driver or without a device.
 func TestUnavailable(t *testing.T) {
 	list, err := Devices()
 	if err == nil {

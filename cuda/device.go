@@ -2,46 +2,49 @@
 
 package cuda
 
-// #cgo CFLAGS: -I${SRCDIR}/compat -Wno-deprecated-declarations
-// #cgo LDFLAGS: -lcuda
+// #cgo LDFLAGS: -ldl -lpthread
 // #include "driver.h"
 import "C"
 
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"runtime"
-	"unsafe"
-
-	"gorgonia.org/cu"
 )
 
 // Device is an open GPU with its primary context and one stream, on which everything happens in order. It is used by
 // one goroutine at a time; that goroutine need not be locked to a thread.
 type Device struct {
 	Info    Info
-	device  cu.Device
-	context cu.CUContext
-	stream  cu.Stream
-	events  []cu.Event // grown by the longest series
+	device  C.CUdevice
+	context C.CUcontext
+	stream  C.CUstream
+	events  []C.CUevent // grown by the longest series
 }
 
 // Devices describes the devices that can be used.
 func Devices() ([]Info, error) {
-	if code := C.kv_initialize(); code != C.CUDA_SUCCESS {
+	if why := C.kv_load(); why != nil {
+		return nil, fmt.Errorf("%w: no driver: %s", ErrUnavailable, C.GoString(why))
+	}
+	if code := C.cuInit(0); code != C.CUDA_SUCCESS {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, failure("cuInit", code))
 	}
-	n, err := cu.NumDevices()
-	if err != nil {
-		return nil, check("cuDeviceGetCount", err)
+	var n C.int
+	if err := failure("cuDeviceGetCount", C.cuDeviceGetCount(&n)); err != nil {
+		return nil, err
 	}
 	if n == 0 {
 		return nil, fmt.Errorf("%w: the driver finds none", ErrUnavailable)
 	}
 	list := make([]Info, n)
 	for i := range list {
-		if list[i], err = describe(cu.Device(i)); err != nil {
+		var d C.CUdevice
+		if err := failure("cuDeviceGet", C.cuDeviceGet(&d, C.int(i))); err != nil {
+			return nil, err
+		}
+		var err error
+		if list[i], err = describe(d); err != nil {
 			return nil, err
 		}
 	}
@@ -58,91 +61,100 @@ func Open(index int) (*Device, error) {
 		return nil, fmt.Errorf("%w: there is no device %d, only 0 to %d", ErrUnavailable, index, len(list)-1)
 	}
 	d := &Device{Info: list[index]}
-	if d.device, err = cu.GetDevice(index); err != nil {
-		return nil, check("cuDeviceGet", err)
+	if err := failure("cuDeviceGet", C.cuDeviceGet(&d.device, C.int(index))); err != nil {
+		return nil, err
 	}
-	if d.context, err = d.device.RetainPrimaryCtx(); err != nil {
-		return nil, check("cuDevicePrimaryCtxRetain", err)
+	if err := failure("cuDevicePrimaryCtxRetain", C.cuDevicePrimaryCtxRetain(&d.context, d.device)); err != nil {
+		return nil, err
 	}
-	err = d.do(func() (err error) {
-		d.stream, err = cu.MakeStream(cu.NonBlocking)
-		return check("cuStreamCreate", err)
+	err = d.do(func() error {
+		return failure("cuStreamCreate", C.cuStreamCreate(&d.stream, C.CU_STREAM_NON_BLOCKING))
 	})
 	if err != nil {
-		return nil, errors.Join(err, check("cuDevicePrimaryCtxRelease", d.device.ReleasePrimaryCtx()))
+		return nil, errors.Join(err, d.release())
 	}
 	return d, nil
+}
+
+func (d *Device) release() error {
+	return failure("cuDevicePrimaryCtxRelease", C.cuDevicePrimaryCtxRelease(d.device))
 }
 
 // Close waits for the device and gives it back. Memory and modules that were not closed go with the context.
 func (d *Device) Close() error {
 	err := d.do(func() error {
-		err := check("cuStreamSynchronize", d.stream.Synchronize())
-		for i := range d.events {
-			err = errors.Join(err, check("cuEventDestroy", cu.DestroyEvent(&d.events[i])))
+		err := d.synchronize()
+		for _, e := range d.events {
+			err = errors.Join(err, failure("cuEventDestroy", C.cuEventDestroy(e)))
 		}
-		return errors.Join(err, check("cuStreamDestroy", d.stream.Destroy()))
+		return errors.Join(err, failure("cuStreamDestroy", C.cuStreamDestroy(d.stream)))
 	})
-	return errors.Join(err, check("cuDevicePrimaryCtxRelease", d.device.ReleasePrimaryCtx()))
+	return errors.Join(err, d.release())
 }
 
 // Wait returns when everything that was enqueued is done. Failures of kernels appear here.
-func (d *Device) Wait() error {
-	return d.do(func() error { return check("cuStreamSynchronize", d.stream.Synchronize()) })
+func (d *Device) Wait() error { return d.do(d.synchronize) }
+
+// synchronize is Wait on a thread that has the context.
+func (d *Device) synchronize() error {
+	return failure("cuStreamSynchronize", C.cuStreamSynchronize(d.stream))
 }
 
 // do calls f on a thread that has the device's context.
 func (d *Device) do(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := cu.SetCurrentContext(d.context); err != nil {
-		return check("cuCtxSetCurrent", err)
+	if err := failure("cuCtxSetCurrent", C.cuCtxSetCurrent(d.context)); err != nil {
+		return err
 	}
 	return f()
 }
 
-func describe(d cu.Device) (info Info, err error) {
-	info.Driver = cu.Version()
-	if info.Name, err = d.Name(); err != nil {
-		return info, check("cuDeviceGetName", err)
+func describe(d C.CUdevice) (info Info, err error) {
+	var version C.int
+	if err := failure("cuDriverGetVersion", C.cuDriverGetVersion(&version)); err != nil {
+		return info, err
 	}
-	id, err := d.UUID()
-	if err != nil {
-		return info, check("cuDeviceGetUuid", err)
+	info.Driver = int(version)
+	var name [256]C.char
+	if err := failure("cuDeviceGetName", C.cuDeviceGetName(&name[0], C.int(len(name)), d)); err != nil {
+		return info, err
 	}
-	info.UUID = "GPU-" + id.String()
-	if info.Memory, err = d.TotalMem(); err != nil {
-		return info, check("cuDeviceTotalMem", err)
+	info.Name = C.GoString(&name[0])
+	var id C.CUuuid
+	if err := failure("cuDeviceGetUuid", C.cuDeviceGetUuid(&id, d)); err != nil {
+		return info, err
 	}
+	var u [len(id.bytes)]byte
+	for i, b := range id.bytes {
+		u[i] = byte(b)
+	}
+	info.UUID = fmt.Sprintf("GPU-%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	var memory C.size_t
+	if err := failure("cuDeviceTotalMem", C.cuDeviceTotalMem(&memory, d)); err != nil {
+		return info, err
+	}
+	info.Memory = int64(memory)
 	var l2 int
 	for _, a := range []struct {
-		attribute cu.DeviceAttribute
+		attribute C.CUdevice_attribute
 		value     *int
 	}{
-		{cu.ComputeCapabilityMajor, &info.Compute[0]},
-		{cu.ComputeCapabilityMinor, &info.Compute[1]},
-		{cu.MultiprocessorCount, &info.Processors},
-		{cu.L2CacheSize, &l2},
+		{C.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &info.Compute[0]},
+		{C.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &info.Compute[1]},
+		{C.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &info.Processors},
+		{C.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, &l2},
 		{C.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &info.SharedPerBlock},
-		{cu.MaxSharedMemoryPerMultiprocessor, &info.SharedPerProcessor},
+		{C.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, &info.SharedPerProcessor},
 	} {
-		if *a.value, err = d.Attribute(a.attribute); err != nil {
-			return info, check("cuDeviceGetAttribute", err)
+		var value C.int
+		if err := failure("cuDeviceGetAttribute", C.cuDeviceGetAttribute(&value, a.attribute, d)); err != nil {
+			return info, err
 		}
+		*a.value = int(value)
 	}
 	info.L2 = int64(l2)
 	return info, nil
-}
-
-// check makes an [Error] of what gorgonia.org/cu returned, whose type is a CUresult that it does not export.
-func check(call string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if v := reflect.ValueOf(err); v.CanInt() {
-		return failure(call, C.CUresult(v.Int()))
-	}
-	return fmt.Errorf("%s: %w", call, err)
 }
 
 // failure is the [Error] of a code, nil for CUDA_SUCCESS.
@@ -160,7 +172,3 @@ func failure(call string, code C.CUresult) error {
 	}
 	return e
 }
-
-// The handles of gorgonia.org/cu are structures around one pointer that they do not export.
-
-func (d *Device) cStream() C.CUstream { return *(*C.CUstream)(unsafe.Pointer(&d.stream)) }

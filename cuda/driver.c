@@ -2,9 +2,40 @@
 
 #include "driver.h"
 
-// The real one: gorgonia.org/cu is given another under this name (compat/cuda.h).
-#undef cuInit
-CUresult kv_initialize(void) { return cuInit(0); }
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+
+#ifndef KV_CUDA_H
+static struct {
+#define KV_POINTER(name, symbol, parameters, arguments) CUresult(*name) parameters;
+  KV_FUNCTIONS(KV_POINTER)
+} driver;
+
+#define KV_DEFINE(name, symbol, parameters, arguments) \
+  CUresult name parameters { return driver.name arguments; }
+KV_FUNCTIONS(KV_DEFINE)
+
+static char missing[256];
+
+static void load(void) {
+  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    snprintf(missing, sizeof missing, "%s", dlerror());
+    return;
+  }
+#define KV_FIND(name, symbol, parameters, arguments)                                             \
+  if (!(*(void **)&driver.name = dlsym(library, symbol)) && !missing[0])                         \
+    snprintf(missing, sizeof missing, "libcuda.so.1 has no %s: the driver is too old", symbol);
+  KV_FUNCTIONS(KV_FIND)
+}
+
+const char *kv_load(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, load);
+  return missing[0] ? missing : NULL;
+}
+#endif
 
 #define TRY(function, ...)                       \
   do {                                           \

@@ -8,8 +8,6 @@ import "C"
 import (
 	"fmt"
 	"unsafe"
-
-	"gorgonia.org/cu"
 )
 
 // Memory is memory of a device, or pinned memory of the host, which a device reads and writes at the rate of its link.
@@ -25,9 +23,10 @@ type Memory struct {
 func (d *Device) Alloc(bytes int64) (*Memory, error) {
 	m := &Memory{Bytes: bytes, device: d}
 	return m, d.do(func() error {
-		at, err := cu.MemAlloc(bytes)
+		var at C.CUdeviceptr
+		code := C.cuMemAlloc(&at, C.size_t(bytes))
 		m.Address = uint64(at)
-		return check(fmt.Sprintf("cuMemAlloc of %d bytes", bytes), err)
+		return failure(fmt.Sprintf("cuMemAlloc of %d bytes", bytes), code)
 	})
 }
 
@@ -48,9 +47,9 @@ func (m *Memory) Free() error {
 	}
 	return m.device.do(func() error {
 		if m.host != nil {
-			return check("cuMemFreeHost", cu.MemFreeHost(m.host))
+			return failure("cuMemFreeHost", C.cuMemFreeHost(m.host))
 		}
-		return check("cuMemFree", cu.MemFree(cu.DevicePtr(m.Address)))
+		return failure("cuMemFree", C.cuMemFree(C.CUdeviceptr(m.Address)))
 	})
 }
 
@@ -70,7 +69,8 @@ func (m *Memory) Upload(data []byte) error {
 		return nil
 	}
 	return m.device.do(func() error {
-		return check("cuMemcpyHtoD", cu.MemcpyHtoD(cu.DevicePtr(m.Address), unsafe.Pointer(&data[0]), int64(len(data))))
+		code := C.cuMemcpyHtoD(C.CUdeviceptr(m.Address), unsafe.Pointer(&data[0]), C.size_t(len(data)))
+		return failure("cuMemcpyHtoD", code)
 	})
 }
 
@@ -91,6 +91,7 @@ func (m *Memory) Download(bytes int64) ([]byte, error) {
 		return data, nil
 	}
 	return data, m.device.do(func() error {
-		return check("cuMemcpyDtoH", cu.MemcpyDtoH(unsafe.Pointer(&data[0]), cu.DevicePtr(m.Address), bytes))
+		code := C.cuMemcpyDtoH(unsafe.Pointer(&data[0]), C.CUdeviceptr(m.Address), C.size_t(bytes))
+		return failure("cuMemcpyDtoH", code)
 	})
 }

@@ -2,36 +2,35 @@
 
 package cuda
 
+// #include <stdlib.h>
 // #include "driver.h"
 import "C"
 
 import (
+	"bytes"
 	"fmt"
 	"unsafe"
-
-	"gorgonia.org/cu"
 )
 
 // Module is compiled code that a device has loaded.
 type Module struct {
 	device *Device
-	module cu.Module
+	module C.CUmodule
 }
 
 // Function is a kernel of a module. It has one parameter: a structure, by value.
 type Function struct {
 	device   *Device
 	name     string
-	function cu.Function
+	function C.CUfunction
 }
 
 // Module loads an image: a fat binary, a cubin or PTX, as nvcc writes it. The driver picks the code for the device.
 func (d *Device) Module(image []byte) (*Module, error) {
 	m := &Module{device: d}
-	return m, d.do(func() (err error) {
-		m.module, err = cu.LoadData(string(image))
-		return check("cuModuleLoadData", err)
-	})
+	text := C.CBytes(append(bytes.Clone(image), 0)) // PTX is text that ends in a zero
+	defer C.free(text)
+	return m, d.do(func() error { return failure("cuModuleLoadData", C.cuModuleLoadData(&m.module, text)) })
 }
 
 // Close unloads the module, once nothing that was enqueued uses it.
@@ -39,21 +38,18 @@ func (m *Module) Close() error {
 	if err := m.device.Wait(); err != nil {
 		return err
 	}
-	return m.device.do(func() error { return failure("cuModuleUnload", C.cuModuleUnload(m.c())) })
+	return m.device.do(func() error { return failure("cuModuleUnload", C.cuModuleUnload(m.module)) })
 }
-
-func (m *Module) c() C.CUmodule { return *(*C.CUmodule)(unsafe.Pointer(&m.module)) }
 
 // Function finds the kernel of a name, which the source declares extern "C".
 func (m *Module) Function(name string) (*Function, error) {
 	f := &Function{device: m.device, name: name}
-	return f, m.device.do(func() (err error) {
-		f.function, err = m.module.Function(name)
-		return check("cuModuleGetFunction of "+name, err)
+	text := C.CString(name)
+	defer C.free(unsafe.Pointer(text))
+	return f, m.device.do(func() error {
+		return failure("cuModuleGetFunction of "+name, C.cuModuleGetFunction(&f.function, m.module, text))
 	})
 }
-
-func (f *Function) c() C.CUfunction { return *(*C.CUfunction)(unsafe.Pointer(&f.function)) }
 
 // Resources is what a block of a kernel takes.
 type Resources struct {
@@ -66,17 +62,19 @@ type Resources struct {
 func (f *Function) Resources() (r Resources, err error) {
 	err = f.device.do(func() error {
 		for _, a := range []struct {
-			attribute cu.FunctionAttribute
+			attribute C.CUfunction_attribute
 			value     *int
 		}{
 			{C.CU_FUNC_ATTRIBUTE_NUM_REGS, &r.Registers},
 			{C.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, &r.Local},
 			{C.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, &r.Shared},
 		} {
-			var err error
-			if *a.value, err = f.function.Attribute(a.attribute); err != nil {
-				return check("cuFuncGetAttribute of "+f.name, err)
+			var value C.int
+			code := C.cuFuncGetAttribute(&value, a.attribute, f.function)
+			if err := failure("cuFuncGetAttribute of "+f.name, code); err != nil {
+				return err
 			}
+			*a.value = int(value)
 		}
 		return nil
 	})
@@ -91,12 +89,12 @@ func (f *Function) Occupancy(threads, shared int) (blocks int, err error) {
 			f.device.Info.Name, limit)
 	}
 	err = f.device.do(func() error {
-		code := C.cuFuncSetAttribute(f.c(), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(shared))
+		code := C.cuFuncSetAttribute(f.function, C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(shared))
 		if code != C.CUDA_SUCCESS {
 			return failure("cuFuncSetAttribute of "+f.name, code)
 		}
 		var n C.int
-		code = C.cuOccupancyMaxActiveBlocksPerMultiprocessor(&n, f.c(), C.int(threads), C.size_t(shared))
+		code = C.cuOccupancyMaxActiveBlocksPerMultiprocessor(&n, f.function, C.int(threads), C.size_t(shared))
 		blocks = int(n)
 		return failure("cuOccupancyMaxActiveBlocksPerMultiprocessor of "+f.name, code)
 	})

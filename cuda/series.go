@@ -10,8 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"unsafe"
-
-	"gorgonia.org/cu"
 )
 
 // Op is something to enqueue: [Launch], [Copy] or [Fill].
@@ -54,7 +52,7 @@ type Fill struct {
 type replay struct{ graph C.CUgraphExec }
 
 func (l Launch) c(s *Series) C.kv_op {
-	op := C.kv_op{kind: C.KV_LAUNCH, function: l.Function.c(), shared: C.uint(l.Shared)}
+	op := C.kv_op{kind: C.KV_LAUNCH, function: l.Function.function, shared: C.uint(l.Shared)}
 	for i := range 3 {
 		op.grid[i], op.block[i] = C.uint(max(l.Grid[i], 1)), C.uint(max(l.Block[i], 1))
 	}
@@ -127,7 +125,7 @@ func (s *Series) Graph(n int) (*Series, error) {
 		for i := range steps {
 			var call *C.char
 			var graph C.CUgraphExec
-			if code := C.kv_capture(s.device.cStream(), s.steps, C.int(n), &graph, &call); code != C.CUDA_SUCCESS {
+			if code := C.kv_capture(s.device.stream, s.steps, C.int(n), &graph, &call); code != C.CUDA_SUCCESS {
 				return errors.Join(failure(C.GoString(call), code), destroy(graphs))
 			}
 			graphs = append(graphs, graph)
@@ -153,7 +151,7 @@ func (s *Series) Restart() { s.steps.next = 0 }
 func (s *Series) Run(n int) error {
 	var call *C.char
 	err := s.device.do(func() error {
-		code := C.kv_run(s.device.cStream(), s.steps, C.int(n), &call)
+		code := C.kv_run(s.device.stream, s.steps, C.int(n), &call)
 		return failure(C.GoString(call), code)
 	})
 	if err != nil {
@@ -178,15 +176,15 @@ func (s *Series) Time(samples, n int, before, after *Series) ([]float64, error) 
 	milliseconds := make([]C.float, samples)
 	err := s.device.do(func() error {
 		for len(s.device.events) < 2*samples {
-			e, err := cu.MakeEvent(cu.DefaultEvent)
-			if err != nil {
-				return check("cuEventCreate", err)
+			var e C.CUevent
+			if err := failure("cuEventCreate", C.cuEventCreate(&e, 0)); err != nil {
+				return err
 			}
 			s.device.events = append(s.device.events, e)
 		}
 		var call *C.char
-		events := (*C.CUevent)(unsafe.Pointer(&s.device.events[0]))
-		code := C.kv_time(s.device.cStream(), s.steps, around(before), around(after), C.int(samples), C.int(n), events,
+		events := &s.device.events[0]
+		code := C.kv_time(s.device.stream, s.steps, around(before), around(after), C.int(samples), C.int(n), events,
 			&milliseconds[0], &call)
 		return failure(C.GoString(call), code)
 	})

@@ -3,9 +3,10 @@
 #
 #   cmd/kvtune/deploy/dist.sh DIR
 #
-# gives DIR/kvtune-linux-{amd64,arm64} and DIR/SHA256SUMS. A program needs only glibc's own libraries; NVML is found at
-# run time. Symbols of glibc newer than 2.35 are an error: that is what Ubuntu 22.04 has. The version is that of
-# git, so that it is built in a clone (Go does not read a linked work tree). bin/kvtune-cuda is not among them.
+# gives DIR/kvtune-linux-{amd64,arm64} and DIR/SHA256SUMS. A program needs only glibc's own libraries; it has the GPU
+# kernels in it, and finds NVML and CUDA's driver where it runs. Symbols of glibc newer than 2.35 are an error: that is
+# what Ubuntu 22.04 has. The version is that of git, so that it is built in a clone (Go does not read a linked work
+# tree).
 set -euo pipefail
 
 fail() {
@@ -23,6 +24,10 @@ for need in aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu objdump:binutils qemu-aa
   command -v "${need%:*}" >/dev/null || fail "${need%:*} is missing: apt-get install ${need#*:} libc6-dev-arm64-cross"
 done
 
+for kernel in decode move peak prefill prefill90; do
+  [ -s kernels/gpu/image/$kernel.fatbin ] || fail "kernels/gpu/image/$kernel.fatbin is missing: make images compiles it"
+done
+
 for arch in amd64 arm64; do
   case $arch in
     amd64) cc=x86_64-linux-gnu-gcc run=() ;;
@@ -30,7 +35,8 @@ for arch in amd64 arm64; do
   esac
   [ $arch != "$(${GO:-go} env GOHOSTARCH)" ] || run=()
   out=$dir/kvtune-linux-$arch
-  CGO_ENABLED=1 GOOS=linux GOARCH=$arch CC=$cc ${GO:-go} build -trimpath -ldflags='-s -w' -o "$out" ./cmd/kvtune
+  CGO_ENABLED=1 GOOS=linux GOARCH=$arch CC=$cc \
+    ${GO:-go} build -trimpath -tags cuda -ldflags='-s -w' -o "$out" ./cmd/kvtune
   symbols=$(objdump -T "$out" 2>/dev/null || "${cc%-gcc}-objdump" -T "$out")
   glibc=$(grep -o 'GLIBC_[0-9.]*' <<<"$symbols" | sort -uV | tail -n 1)
   glibc=${glibc#GLIBC_}
