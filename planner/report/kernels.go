@@ -15,6 +15,10 @@ import (
 	"kvtune/harness"
 )
 
+// mapWorst is where the colours of KernelMaps end, twice the fastest's time: what is far worse would leave no colour to
+// tell the others apart.
+const mapWorst = 1
+
 // KernelMaps are heat maps of a kernel benchmark, one for every group that has more than one layout or block size: what
 // each costs against the fastest.
 func KernelMaps(b *harness.Bench) []HeatMap {
@@ -55,7 +59,7 @@ func KernelMaps(b *harness.Bench) []HeatMap {
 						continue
 					}
 					if texts[i], values[i] = c.Cost(), 0; c.Slower != nil {
-						values[i] = max(0, *c.Slower-1)
+						values[i] = min(max(0, *c.Slower-1), mapWorst)
 					}
 				}
 			}
