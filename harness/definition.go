@@ -13,6 +13,8 @@ func Words(metric, stat string) string {
 		metric = "kv_memory"
 	case MetricMemoryHost:
 		metric = "host_memory"
+	case MetricPower:
+		metric = "throughput_over_p99_latency"
 	}
 	words := strings.Fields(strings.ReplaceAll(metric, "_", " ") + " " + stat)
 	for i, w := range words {

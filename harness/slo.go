@@ -127,8 +127,8 @@ func (s SLO) operator() string {
 	return "<="
 }
 
-// unit is the metric's base unit.
-func (s SLO) unit() string {
+// Unit is the metric's base unit.
+func (s SLO) Unit() string {
 	for _, k := range sloMetrics {
 		if k.metric == s.Metric {
 			return k.unit
@@ -148,7 +148,7 @@ func (s SLO) String() string {
 	}
 	b.WriteString(s.Metric + " " + s.operator() + " ")
 	limit := func(v float64) string { return strconv.FormatFloat(v, 'g', 12, 64) }
-	switch unit := s.unit(); unit {
+	switch unit := s.Unit(); unit {
 	case "s":
 		b.WriteString(limit(s.Limit*1e3) + "ms")
 	case "ratio":
@@ -184,6 +184,19 @@ func (s SLO) Of(records []workload.Record) []workload.Record {
 		}
 	}
 	return own
+}
+
+// Judge is [SLO.Met] for a run with its records, and the metric that was judged: an objective of a class is about that
+// class's requests alone. objectives are all that were set, which goodput counts by. m is nil where known is false.
+func (s SLO) Judge(metrics Metrics, records []workload.Record, objectives []SLO) (m *Metric, met, known bool) {
+	if s.Class != "" || s.Metric == MetricGoodput {
+		own := s.Of(records)
+		metrics = append(Measure(own), Goodput(own, objectives))
+	}
+	if met, known = s.Met(metrics); known {
+		m = metrics.Get(s.Metric, s.Stat)
+	}
+	return m, met, known
 }
 
 // Goodput is the rate of requests that met every objective that can be asked of a single request: its TTFT, TPOT and

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"kvtune/harness"
@@ -216,7 +217,13 @@ func (c *Capacity) String() string {
 	if c.AtLeast {
 		least = "at least "
 	}
-	return fmt.Sprintf("%s%.3g request/s (%.3g to %.3g)", least, c.Rate, c.Low, c.High)
+	return fmt.Sprintf("%s%s request/s (%s to %s)", least, threeDigits(c.Rate), threeDigits(c.Low), threeDigits(c.High))
+}
+
+// threeDigits writes a number in three significant digits, without an exponent.
+func threeDigits(v float64) string {
+	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 3, 64), 64)
+	return strconv.FormatFloat(rounded, 'f', -1, 64)
 }
 
 // String is e.g. "3 replicas of 1 GPU for 30 request/s, 7.5/hour, 0.021 per million tokens".

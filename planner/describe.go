@@ -81,7 +81,7 @@ func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
 			Metrics: c.runs[0].metrics},
 		Records: out.Records, Steps: out.Steps, Server: server, Workload: p.work[0],
 	})
-	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Verdict
+	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Why()
 	return nil
 }
 
@@ -234,67 +234,6 @@ func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
 		text += fmt.Sprintf("; the %s settings miss %s", p.strategy, p.req.SLOs[base.runs[0].worst])
 	}
 	return text
-}
-
-func describeGoal(s Strategy) string {
-	return map[Strategy]string{
-		Throughput: "total throughput", Latency: "mean end-to-end latency", Memory: "KV cache size at that throughput",
-		CacheHits: "prefix-cache hit rate", Balanced: "throughput or p99 latency",
-	}[s]
-}
-
-// verdict is the sentence that a command prints first; it speaks of the first plan.
-func (p *planning) verdict(out *Plans) string {
-	if out.Infeasible != nil {
-		return "NO FEASIBLE PLAN: " + out.Infeasible.Why
-	}
-	plan := &out.Plans[0]
-	var text string
-	if plan.Keep {
-		text = fmt.Sprintf("KEEP your settings (%s): %s", plan.Strategy, plan.Why)
-	} else {
-		flags := make([]string, len(plan.Changed))
-		for i, c := range plan.Changed {
-			flags[i] = c.Flag + "=" + c.To
-		}
-		text = fmt.Sprintf("CHANGE %s (%s)", strings.Join(flags, " "), plan.Strategy)
-		if g := plan.Gain; g != nil {
-			text += ": " + harness.Words(g.Metric, g.Stat) + " " + harness.Percent(g.Change, true)
-			if g.Low != nil && *g.Low != *g.High {
-				text += " (" + harness.Percent(*g.Low, true) + " to " + harness.Percent(*g.High, true) + ")"
-			}
-			text += " better than " + string(p.strategy)
-		}
-	}
-	if out.Range != nil {
-		text += "; " + out.Range.Choices[0].summary(out.Range.Rates, plan.Keep)
-	}
-	if plan.MaxRequestRate != nil {
-		met := "SLO met up to "
-		if len(p.req.SLOs) == 0 {
-			met = "serves up to "
-		}
-		text += "; " + met + plan.MaxRequestRate.String()
-	}
-	text += "; binds: " + analysis.Binds(plan.Binding, plan.Limit)
-	return text + "; predicted, SIMULATED"
-}
-
-// summary is the range in half a sentence.
-func (c *RateChoice) summary(rates []float64, keep bool) string {
-	text := ""
-	if !keep { // else it is the reason to keep them
-		text = fmt.Sprintf("from %.4g to %.4g request/s at most %.2g %% (%.2g to %.2g %%) behind the best settings of any rate; ",
-			rates[0], rates[len(rates)-1], 100*c.WorstRegret, 100*c.Low, 100*c.High)
-	}
-	if len(c.Switches) == 0 {
-		return text + "the best settings are the same at all of these rates"
-	}
-	at := make([]string, len(c.Switches))
-	for i, s := range c.Switches {
-		at[i] = fmt.Sprintf("%.3g", math.Sqrt(s.Above*s.Below))
-	}
-	return text + "the best settings change at " + strings.Join(at, ", ") + " request/s"
 }
 
 // describe is the workload in sentences.

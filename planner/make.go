@@ -53,14 +53,14 @@ func (p *planning) make(ctx context.Context) (*Plans, error) {
 	}
 	out.Search.Simulated = p.simulated.Load()
 	out.Notes = p.notes
-	out.Verdict = p.verdict(out)
+	out.Verdict = out.verdict()
 	return out, nil
 }
 
 // newPlans is what is known before the search.
 func (p *planning) newPlans() *Plans {
 	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version, Seed: p.req.Seed,
-		Workload: describe(p.work[0]), Plans: []Plan{}}
+		Workload: describe(p.work[0]), Plans: []Plan{}, Widened: p.widened}
 	for _, slo := range p.req.SLOs {
 		out.SLOs = append(out.SLOs, slo.String())
 	}
@@ -173,13 +173,11 @@ func newPlanning(req Request) (*planning, error) {
 	p.gaps = slices.ContainsFunc(req.SLOs, func(s harness.SLO) bool {
 		return s.Metric == harness.MetricITL || s.Metric == harness.MetricGoodput
 	})
-	wider, notes, err := coverage(req.Features)
+	wider, widened, err := coverage(req.Features)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range notes {
-		p.note(n)
-	}
+	p.widened = widened
 	if err := p.draw(o.Replicas, wider); err != nil {
 		return nil, err
 	}

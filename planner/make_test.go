@@ -358,7 +358,7 @@ func TestSetMeasured(t *testing.T) {
 		{Name: "preemptions", Unit: "request", Value: value(3)},
 		{Name: "itl", Stat: "mean", Unit: "s"},
 	}}
-	p.SetMeasured(&harness.Result{Origin: harness.OriginMeasured, Metrics: harness.Metrics{
+	p.SetMeasured(Measured{Origin: harness.OriginMeasured, Metrics: harness.Metrics{
 		{Name: "ttft", Stat: "p99", Unit: "s", Value: value(1)}, {Name: "e2el", Stat: "mean", Unit: "s", Value: value(4)},
 		{Name: "preemptions", Unit: "request", Value: value(0)}, {Name: "itl", Stat: "mean", Unit: "s", Value: value(1)},
 	}})

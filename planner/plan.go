@@ -41,6 +41,8 @@ type Plans struct {
 	Front []FrontPoint `json:"front,omitempty"`
 	// Foreseen is what will go wrong under the baseline's settings.
 	Foreseen []analysis.Trouble `json:"foreseen,omitempty"`
+	// Widened says what is not modelled, for which every interval was widened by a guess.
+	Widened []string `json:"widened,omitempty"`
 	// Notes say what was left out of the search and why.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -119,6 +121,10 @@ type SLOCheck struct {
 	Met   bool     `json:"met"`
 	// Probability is the share of the draws (cost model within its uncertainty, other arrivals) in which it is met.
 	Probability *float64 `json:"probability,omitempty"`
+	// Measured is the figure of the run that verified the plan, of several runs the worst, and MeasuredMet whether it
+	// meets the SLO; nil is "not observed".
+	Measured    *float64 `json:"measured,omitempty"`
+	MeasuredMet *bool    `json:"measured_met,omitempty"`
 }
 
 // Infeasible names the SLO that no candidate meets together with the others.

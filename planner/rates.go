@@ -353,7 +353,7 @@ func (r *ranging) finish(ctx context.Context) (*Plans, error) {
 		}
 	}
 	out.Notes = p.notes
-	out.Verdict = p.verdict(out)
+	out.Verdict = out.verdict()
 	return out, nil
 }
 

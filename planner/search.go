@@ -40,6 +40,7 @@ type planning struct {
 	capacities sync.Map // *Capacity by key
 	runners    sync.Pool
 	notes      []string
+	widened    []string // what is not modelled
 }
 
 func (p *planning) note(text string) {

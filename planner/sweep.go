@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -139,9 +140,9 @@ func sweepCell(ctx context.Context, req SweepRequest, cell Cell) []SweepRow {
 		case err != nil:
 			rows[i].Why = err.Error()
 		case plans.Infeasible != nil:
-			rows[i].Why, rows[i].Notes = plans.Infeasible.Why, plans.Notes
+			rows[i].Why, rows[i].Notes = plans.Infeasible.Why, slices.Concat(plans.Widened, plans.Notes)
 		default:
-			rows[i].Plan, rows[i].Notes = &plans.Plans[i], plans.Notes
+			rows[i].Plan, rows[i].Notes = &plans.Plans[i], slices.Concat(plans.Widened, plans.Notes)
 		}
 	}
 	return rows

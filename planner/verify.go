@@ -14,10 +14,12 @@ import (
 	"kvtune/planner/analysis"
 )
 
-// SetMeasured puts runs of the plan's settings beside the prediction: every metric that both have, with the relative
-// error and whether the measured value lies in the predicted interval. Of several runs a value is the mean.
-func (p *Plan) SetMeasured(results ...*harness.Result) {
-	p.Measured, p.MeasuredOrigin, p.Compared = average(results), results[0].Origin, nil
+// SetMeasured puts runs of the plan's settings, at least one, beside the prediction: every metric that both have, with the
+// relative error and whether the measured value lies in the predicted interval, and every SLO. Of several runs a value is
+// the mean; each of them must meet an SLO.
+func (p *Plan) SetMeasured(runs ...Measured) {
+	p.Measured, p.MeasuredOrigin, p.Compared = average(runs), runs[0].Origin, nil
+	p.setMeasuredSLOs(runs)
 	for i := range p.Predicted {
 		m := &p.Predicted[i]
 		measured, ok := p.Measured.Value(m.Name, m.Stat)
@@ -37,8 +39,30 @@ func (p *Plan) SetMeasured(results ...*harness.Result) {
 	}
 }
 
+// setMeasuredSLOs judges every SLO by the run that is worst in it.
+func (p *Plan) setMeasuredSLOs(runs []Measured) {
+	var slos []harness.SLO
+	for _, check := range p.SLOs {
+		slo, err := harness.ParseSLO(check.SLO)
+		if err != nil { // not written by kvtune
+			return
+		}
+		slos = append(slos, slo)
+	}
+	for i, slo := range slos {
+		check := &p.SLOs[i]
+		check.Measured, check.MeasuredMet = nil, nil
+		for _, run := range runs {
+			m, met, known := slo.Judge(run.Metrics, run.Records, slos)
+			if known && (check.Measured == nil || (*m.Value < *check.Measured) == slo.AtLeast()) {
+				check.Measured, check.MeasuredMet = m.Value, &met
+			}
+		}
+	}
+}
+
 // average is the mean of every metric over the runs that have it; its interval spans theirs.
-func average(results []*harness.Result) harness.Metrics {
+func average(results []Measured) harness.Metrics {
 	out := slices.Clone(results[0].Metrics)
 	if len(results) == 1 {
 		return out
@@ -68,8 +92,9 @@ func average(results []*harness.Result) harness.Metrics {
 	return out
 }
 
-// Measured is one run of settings: what [Plan.SetMeasuredGain] pairs.
+// Measured is one run of settings.
 type Measured struct {
+	Origin  harness.Origin
 	Metrics harness.Metrics
 	Records []workload.Record
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -68,7 +67,7 @@ func fit(c *cli.Context) error {
 	in := report.Input{Verdict: report.CostVerdict(m), Files: []string{c.Path("output-file")}}
 	out := outputOf(in)
 	out.Cost = m
-	return showReport(c, in, out, apart(func(w io.Writer) error { return report.CostTable(w, m) }))
+	return showReport(c, in, out, report.CostTable(m))
 }
 
 func kernelsFlag() cli.Flag {

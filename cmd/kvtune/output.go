@@ -77,7 +77,7 @@ type sloOutput struct {
 	// SLO is the objective, such as "p99 TTFT <= 200ms".
 	SLO   string   `json:"slo"`
 	State sloState `json:"state"`
-	// Why says what was missed.
+	// Why says what was measured.
 	Why string `json:"why,omitempty"`
 }
 

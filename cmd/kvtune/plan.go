@@ -96,6 +96,7 @@ func planCommand() *cli.Command {
 				Usage: "write the sweep to `FILE` (CSV), and its heat maps beside it (PNG)"},
 		), in(catOutput,
 			oneOf(planner.ExportFormats(), &cli.StringFlag{Name: "export", Usage: "print the first plan in this `form`"}),
+			detailsFlag(),
 			&cli.PathFlag{Name: "output-file", Usage: "write the plans to `FILE`", Value: workflow.PlansFile},
 			&cli.PathFlag{Name: "html", Usage: "also write plans and sweep as a page to `FILE`"},
 		), []cli.Flag{shardFlag(), resumeFlag()}),

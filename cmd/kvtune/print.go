@@ -1,13 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"slices"
 
 	"github.com/urfave/cli/v2"
 
-	"kvtune/harness"
 	"kvtune/harness/profile"
 	"kvtune/harness/workflow"
 	"kvtune/planner"
@@ -17,43 +17,33 @@ import (
 // What commands print on stdout: the verdict first, then tables, then the files that were written. What was measured has
 // been saved by then; the error returned is the command's status.
 
-// showReport prints a report, and behind it what more writes.
-func showReport(c *cli.Context, in report.Input, out output, more ...func(w io.Writer) error) error {
-	return show(c, out, func(w io.Writer) error {
-		if err := report.Text(w, in); err != nil {
-			return err
-		}
-		for _, write := range more {
-			if err := write(w); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// showReport prints a report with its sections.
+func showReport(c *cli.Context, in report.Input, out output, sections ...report.Section) error {
+	return show(c, out, func(w io.Writer) error { return report.Text(w, in, sections...) })
 }
 
-// apart writes an empty line first.
-func apart(write func(w io.Writer) error) func(w io.Writer) error {
-	return func(w io.Writer) error {
-		if _, err := fmt.Fprintln(w); err != nil {
-			return err
-		}
-		return write(w)
+// lines are a section of lines, no section where there is none.
+func lines(texts []string) []report.Section {
+	if len(texts) == 0 {
+		return nil
 	}
+	return []report.Section{report.Lines(texts...)}
+}
+
+func detailsFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "details", Usage: "print what else is known of plans and runs, which a page and JSON hold, too"}
 }
 
 // printRuns ends a command that measured or simulated runs.
 func printRuns(c *cli.Context, runs []report.Run, slos []sloOutput, files []string) error {
-	in := report.Input{Runs: runs, Files: files}
-	for i := range runs {
-		if i > 0 {
-			in.Verdict += "; "
-		}
-		in.Verdict += report.RunVerdict(&runs[i])
+	in := report.Input{Verdict: report.RunsVerdict(runs), Runs: runs, Files: files}
+	if missed := missedOnes(slos); len(missed) > 0 {
+		in.Verdict = missed[0]
 	}
 	out := outputOf(in)
 	out.SLOs = slos
-	if err := showReport(c, in, out, func(w io.Writer) error { return printSLOs(w, slos) }); err != nil {
+	sections := append([]report.Section{report.RunTable(runs, false)}, lines(sloLines(slos))...)
+	if err := showReport(c, in, out, sections...); err != nil {
 		return err
 	}
 	limited(c, runs)
@@ -63,8 +53,8 @@ func printRuns(c *cli.Context, runs []report.Run, slos []sloOutput, files []stri
 	return missed(slos)
 }
 
-// printSLOs writes a line per run and objective.
-func printSLOs(w io.Writer, slos []sloOutput) error {
+// sloLines are a line per run and objective.
+func sloLines(slos []sloOutput) (lines []string) {
 	for _, s := range slos {
 		state := string(s.State)
 		if s.State == sloMissed {
@@ -73,11 +63,14 @@ func printSLOs(w io.Writer, slos []sloOutput) error {
 		if s.Why != "" {
 			s.SLO += ": " + s.Why
 		}
-		if _, err := fmt.Fprintf(w, "SLO %s: %s: %s\n", state, s.Run, s.SLO); err != nil {
-			return err
-		}
+		lines = append(lines, fmt.Sprintf("SLO %s: %s: %s", state, s.Run, s.SLO))
 	}
-	return nil
+	return lines
+}
+
+// missedOnes are the lines of the objectives that were missed.
+func missedOnes(slos []sloOutput) []string {
+	return sloLines(slices.DeleteFunc(slices.Clone(slos), func(s sloOutput) bool { return s.State != sloMissed }))
 }
 
 // missed is the status of a command whose runs had objectives.
@@ -118,19 +111,22 @@ func partial(c *cli.Context, runs []report.Run) error {
 
 // printAnalysis ends analyze.
 func printAnalysis(c *cli.Context, in report.Input) error {
-	return showReport(c, in, outputOf(in), apart(func(w io.Writer) error {
-		return report.BottleneckTable(w, in.Runs[0].Analysis)
-	}))
+	return showReport(c, in, outputOf(in), report.BottleneckTable(in.Runs[0].Analysis), report.RunTable(in.Runs, true))
 }
 
 // printPlans ends plan.
 func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult, files []string) error {
 	in := report.Input{Verdict: plans.Verdict, Plans: plans, Files: files}
 	out := outputOf(in)
-	var more []func(io.Writer) error
+	sections := []report.Section{report.PlanSummary(plans)}
+	if c.Bool("details") {
+		sections = append(sections, report.PlanDetails(plans))
+	} else {
+		sections = append(sections, report.Lines("more: --details, --html FILE"))
+	}
 	if sweep != nil {
 		out.Sweep = sweep
-		more = append(more, apart(func(w io.Writer) error { return report.SweepTable(w, sweep) }))
+		sections = append(sections, report.SweepTable(sweep))
 	}
 	if format := c.String("export"); format != "" && len(plans.Plans) > 0 {
 		text, err := planner.Export(&plans.Plans[0], format, plans.Version)
@@ -138,12 +134,9 @@ func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult
 			return err
 		}
 		out.Export = text
-		more = append(more, apart(func(w io.Writer) error {
-			_, err := io.WriteString(w, text)
-			return err
-		}))
+		sections = append(sections, func(b *bufio.Writer) { b.WriteString(text) })
 	}
-	if err := showReport(c, in, out, more...); err != nil {
+	if err := showReport(c, in, out, sections...); err != nil {
 		return err
 	}
 	if plans.Infeasible != nil {
@@ -155,32 +148,17 @@ func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult
 // printVerified ends verify. What was not verified stands beside what was.
 func printVerified(c *cli.Context, plans *planner.Plans, trials *workflow.Trials, files []string) error {
 	verified := trials.Verified()
-	in := report.Input{Runs: trials.Report(), Files: files}
-	for i, p := range verified {
-		if i > 0 {
-			in.Verdict += "; "
-		}
-		in.Verdict += string(p.Strategy) + " " + report.VerifiedVerdict(p)
-	}
-	slos, worse, err := judgedTrials(trials)
-	if err != nil {
-		return err
-	}
+	slos, worse := judgedPlans(verified)
+	in := report.Input{Verdict: verifiedVerdict(verified), Runs: trials.Report(), Files: files}
 	out := outputOf(in)
 	out.Plans, out.SLOs, out.NotVerified = plans, slos, trials.NotVerified
-	err = showReport(c, in, out, func(w io.Writer) error {
-		for _, p := range verified {
-			fmt.Fprintln(w)
-			if err := report.PredictedMeasured(w, p); err != nil {
-				return err
-			}
-		}
-		for _, why := range trials.NotVerified {
-			fmt.Fprintf(w, "\nnot verified: %s\n", why)
-		}
-		return printSLOs(w, slices.DeleteFunc(slices.Clone(slos), func(s sloOutput) bool { return s.State != sloMissed }))
-	})
-	if err != nil {
+	sections := append([]report.Section{report.VerifiedTable(verified)}, lines(append(notVerified(trials.NotVerified...), sloLines(slos)...))...)
+	if c.Bool("details") {
+		sections = append(sections, report.PlanDetails(plans), report.RunTable(in.Runs, false))
+	} else {
+		sections = append(sections, report.Lines("more: --details, kvtune report"))
+	}
+	if err := showReport(c, in, out, sections...); err != nil {
 		return err
 	}
 	limited(c, in.Runs)
@@ -193,61 +171,116 @@ func printVerified(c *cli.Context, plans *planner.Plans, trials *workflow.Trials
 	return missed(slos)
 }
 
-// judgedTrials says which objectives the verified plans kept, and whether one was worse than its baseline. A baseline
-// itself is there to be compared with.
-func judgedTrials(trials *workflow.Trials) (slos []sloOutput, worse bool, err error) {
-	for _, trial := range trials.Trials {
-		if len(trial.Runs) == 0 {
-			continue
-		}
-		for _, p := range trial.Plans {
-			if !slices.Contains(planner.Strategies(), p.Strategy) {
-				continue
-			}
-			worse = worse || p.GainVerdict == planner.GainWorse
-			for _, check := range p.SLOs {
-				slo, err := harness.ParseSLO(check.SLO)
-				if err != nil {
-					return nil, false, err
-				}
-				s := sloOutput{Run: string(p.Strategy), SLO: check.SLO, State: sloKept, Why: trial.Missed(slo)}
-				if s.Why != "" {
-					s.State = sloMissed
-				}
-				slos = append(slos, s)
-			}
-		}
+// verifiedVerdict speaks of the first plan that missed an objective or is worse than its baseline, else of the first that
+// is not a baseline.
+func verifiedVerdict(verified []*planner.Plan) string {
+	if len(verified) == 0 {
+		return "nothing was verified"
 	}
-	return slos, worse, nil
+	plans := slices.DeleteFunc(slices.Clone(verified), func(p *planner.Plan) bool {
+		return !slices.Contains(planner.Strategies(), p.Strategy)
+	})
+	speaks := append(plans, verified[0])[0]
+	if i := slices.IndexFunc(plans, func(p *planner.Plan) bool { return p.Missed() || p.GainVerdict == planner.GainWorse }); i >= 0 {
+		speaks = plans[i]
+	}
+	return string(speaks.Strategy) + ": " + report.VerifiedVerdict(speaks)
 }
 
-// printOutcome ends workflow: the page, the picture and the same on the terminal.
+func notVerified(whys ...string) (lines []string) {
+	for _, why := range whys {
+		if why != "" {
+			lines = append(lines, "not verified: "+why)
+		}
+	}
+	return lines
+}
+
+// judgedPlans says which objectives the verified plans kept, and whether one was worse than its baseline. A baseline
+// itself is there to be compared with.
+func judgedPlans(verified []*planner.Plan) (slos []sloOutput, worse bool) {
+	for _, p := range verified {
+		if !slices.Contains(planner.Strategies(), p.Strategy) {
+			continue
+		}
+		worse = worse || p.GainVerdict == planner.GainWorse
+		for _, check := range p.SLOs {
+			s := sloOutput{Run: string(p.Strategy), SLO: check.SLO, State: sloNotObserved}
+			if check.MeasuredMet != nil {
+				s.State = sloKept
+				if !*check.MeasuredMet {
+					s.State = sloMissed
+				}
+				s.Why = report.SLOMeasured(check)
+			}
+			slos = append(slos, s)
+		}
+	}
+	return slos, worse
+}
+
+// printOutcome ends workflow: the page, the picture and the gist of them on the terminal.
 func (s *setup) printOutcome(c *cli.Context, done *workflow.Outcome) error {
 	in := done.Report(s.Command)
 	if done.Cost != nil {
 		if err := workflow.WriteReport(s.Folder, in); err != nil {
 			return err
 		}
+		in.Page = s.Folder.Path(workflow.ReportFile)
 	}
 	in.Files = s.files()
 	out := outputOf(in)
 	if done.NotVerified != "" {
 		out.NotVerified = []string{done.NotVerified}
 	}
-	err := showReport(c, in, out, func(w io.Writer) error {
-		for _, why := range out.NotVerified {
-			fmt.Fprintf(w, "\nnot verified: %s\n", why)
+	out.SLOs = judgedOutcome(done)
+	var sections []report.Section
+	if in.Plans != nil {
+		sections = append(sections, report.PlanSummary(in.Plans))
+	} else if len(in.Runs) > 0 {
+		sections = append(sections, report.RunTable(in.Runs, true))
+	}
+	more := append(done.Others(), notVerified(done.NotVerified)...)
+	if in.Kernels != nil {
+		more = append(more, report.BenchVerdict(in.Kernels))
+	}
+	sections = append(sections, lines(more)...)
+	if c.Bool("details") {
+		if in.Plans != nil {
+			sections = append(sections, report.PlanDetails(in.Plans))
 		}
-		return nil
-	})
-	if err != nil {
+		sections = append(sections, report.RunTable(in.Runs, false))
+		if in.Kernels != nil {
+			sections = append(sections, report.KernelTable(in.Kernels))
+		}
+	}
+	if err := showReport(c, in, out, sections...); err != nil {
 		return err
 	}
+	limited(c, in.Runs)
 	if done.Partial {
 		return fmt.Errorf("the workflow is partial: %s; the same command with --resume goes on", done.Why)
 	}
-	if done.Chosen < 0 {
+	if done.Chosen < 0 || slices.ContainsFunc(done.Plans, func(p *planner.Plans) bool { return p.Infeasible != nil }) {
 		return errNegative
 	}
+	if err := missed(out.SLOs); err != nil {
+		return err
+	}
 	return c.Context.Err()
+}
+
+// judgedOutcome says which objectives the verified plans of a workflow kept, by configuration.
+func judgedOutcome(done *workflow.Outcome) (slos []sloOutput) {
+	for i, p := range done.Plans {
+		if len(p.Plans) == 0 || len(p.Plans[0].Measured) == 0 {
+			continue
+		}
+		judged, _ := judgedPlans([]*planner.Plan{&p.Plans[0]})
+		for k := range judged {
+			judged[k].Run = done.Runs[i].Result.Name
+		}
+		slos = append(slos, judged...)
+	}
+	return slos
 }

@@ -11,6 +11,7 @@ import (
 	"kvtune/harness/profile"
 	"kvtune/harness/workflow"
 	"kvtune/harness/workload"
+	"kvtune/planner"
 	"kvtune/planner/report"
 )
 
@@ -57,7 +58,7 @@ func (s *setup) searchRate(ctx context.Context, c *cli.Context, cfg harness.Conf
 	if found.Missed >= 0 {
 		out.Search.MissedRate = &found.Steps[found.Missed].Rate
 	}
-	if err := showReport(c, in, out); err != nil {
+	if err := showReport(c, in, out, report.RunTable(runs, false)); err != nil {
 		return err
 	}
 	limited(c, runs)
@@ -74,16 +75,14 @@ func (s *setup) searchRate(ctx context.Context, c *cli.Context, cfg harness.Conf
 func judged(runs []*profile.Output, slos []harness.SLO) (judged []sloOutput) {
 	for _, run := range runs {
 		for _, slo := range slos {
-			metrics := run.Result.Metrics
-			if slo.Class != "" {
-				metrics = harness.Measure(slo.Of(run.Records))
-			}
-			met, known := slo.Met(metrics)
-			s := sloOutput{Run: run.Result.Name, SLO: slo.String(), State: sloKept}
-			if !known {
-				s.State = sloNotObserved
-			} else if !met {
-				s.State = sloMissed
+			m, met, known := slo.Judge(run.Result.Metrics, run.Records, slos)
+			s := sloOutput{Run: run.Result.Name, SLO: slo.String(), State: sloNotObserved}
+			if known {
+				s.State = sloKept
+				if !met {
+					s.State = sloMissed
+				}
+				s.Why = report.SLOMeasured(planner.SLOCheck{SLO: s.SLO, Measured: m.Value})
 			}
 			judged = append(judged, s)
 		}

@@ -34,7 +34,7 @@ func verifyCommand() *cli.Command {
 		), endpointFlags(), in(catEndpoint,
 			&cli.StringFlag{Name: "model", Usage: "`name` or path; default: the plan's"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`seed` of the embedded engine's hidden model", Value: 1},
-		), []cli.Flag{outputDirFlag("results")}),
+		), in(catOutput, detailsFlag(), outputDirFlag("results"))),
 		Action: verify,
 	}
 }

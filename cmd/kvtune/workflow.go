@@ -32,6 +32,7 @@ func workflowCommand() *cli.Command {
 				Usage: "the `strategy` to plan for"}),
 		), serverFlags(), in(catOutput,
 			&cli.BoolFlag{Name: "resume", Usage: "take over what an interrupted workflow left in --output-dir"},
+			detailsFlag(),
 			outputDirFlag("results"),
 		), shardFlags()),
 		Action: workflowAction,

@@ -105,15 +105,7 @@ func judge(rate float64, out *Output, slos []harness.SLO) RateStep {
 		}
 	}
 	for _, slo := range slos {
-		metrics := out.Result.Metrics
-		if slo.Class != "" {
-			metrics = harness.Measure(slo.Of(out.Records))
-		}
-		if slo.Metric == harness.MetricGoodput {
-			metrics = append(metrics, harness.Goodput(out.Records, slos))
-		}
-		met, known := slo.Met(metrics)
-		m := metrics.Get(slo.Metric, slo.Stat)
+		m, met, known := slo.Judge(out.Result.Metrics, out.Records, slos)
 		switch {
 		case !known:
 			miss("%s: not observed", slo)

@@ -3,6 +3,7 @@ package workflow
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"kvtune/harness"
 	"kvtune/planner"
@@ -66,22 +67,46 @@ func (o *Outcome) Report(command []string) report.Input {
 	return in
 }
 
-// verdict is the outcome in one sentence.
+// verdict is the outcome in one sentence: an objective that a verified plan missed or that no plan meets, else the chosen
+// plan.
 func (o *Outcome) verdict() string {
-	if plan := o.ChosenPlan(); plan != nil {
-		verdict := o.Runs[o.Chosen].Result.Name + ": " + o.Plans[o.Chosen].Verdict
-		if len(plan.Compared) > 0 {
-			verdict += "; " + report.VerifiedVerdict(plan)
+	of := func(i int, verdict string) string {
+		if len(o.Plans) == 1 {
+			return verdict
 		}
-		return verdict
+		return o.Runs[i].Result.Name + ": " + verdict
 	}
-	for _, p := range o.Plans {
-		if p.Verdict != "" {
-			return p.Verdict
+	for i, p := range o.Plans {
+		if len(p.Plans) > 0 && p.Plans[0].Missed() {
+			return of(i, report.MissedVerdict(&p.Plans[0]))
 		}
+	}
+	for i, p := range o.Plans {
+		if p.Infeasible != nil {
+			return of(i, p.Verdict)
+		}
+	}
+	if o.Chosen >= 0 {
+		return of(o.Chosen, o.Plans[o.Chosen].Verdict)
 	}
 	if o.Why != "" {
 		return "nothing was planned: " + o.Why
 	}
 	return "nothing was planned"
+}
+
+// Others are the plans that the verdict does not speak of, a line each.
+func (o *Outcome) Others() (lines []string) {
+	verdict := o.verdict()
+	for i, p := range o.Plans {
+		name := o.Runs[i].Result.Name + ": "
+		switch {
+		case len(o.Plans) == 1 || strings.HasPrefix(verdict, name):
+		case p.Infeasible != nil:
+			lines = append(lines, name+p.Verdict)
+		case len(p.Plans) > 0:
+			lines = append(lines, name+report.InBrief(&p.Plans[0]))
+		}
+	}
+	return lines
 }

@@ -142,20 +142,18 @@ func readPlansAndCost(folder *archive.Folder, in *report.Input) error {
 // reportVerdict is what the most telling part of an archive says.
 func reportVerdict(in *report.Input) string {
 	if in.Plans != nil {
-		verdict := in.Plans.Verdict
 		for i := range in.Plans.Plans {
-			if p := &in.Plans.Plans[i]; len(p.Compared) > 0 {
-				return verdict + "; " + report.VerifiedVerdict(p)
+			if missed := report.MissedVerdict(&in.Plans.Plans[i]); missed != "" {
+				return missed
 			}
 		}
-		return verdict
+		return in.Plans.Verdict
+	}
+	if len(in.Runs) == 1 && in.Runs[0].Analysis != nil {
+		return report.AnalysisVerdict(&in.Runs[0])
 	}
 	if len(in.Runs) > 0 {
-		verdict := report.RunVerdict(&in.Runs[0])
-		if len(in.Runs) > 1 {
-			verdict += fmt.Sprintf("; and %d more runs", len(in.Runs)-1)
-		}
-		return verdict
+		return report.RunsVerdict(in.Runs)
 	}
 	return report.BenchVerdict(in.Kernels)
 }

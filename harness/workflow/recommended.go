@@ -28,7 +28,7 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 		plan.Changed = append(plan.Changed, planner.Change{Flag: also.Flag, From: also.From, To: also.To, Modelled: true})
 	}
 	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{}, Why: "the settings in force",
-		Binding: r.Binding, Limit: r.Limit, BindingWhy: r.Verdict}
+		Binding: r.Binding, Limit: r.Limit, BindingWhy: r.Why()}
 	for _, e := range rec.Effects {
 		before, after := e.Before, e.After
 		base.Predicted = append(base.Predicted, harness.Metric{Name: e.Metric, Stat: e.Stat, Unit: e.Unit, Value: &before})
@@ -36,7 +36,7 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	}
 	return &planner.Plans{
 		Schema: planner.Schema, Origin: harness.OriginSimulated, Model: r.Config.Model, Seed: r.Config.Seed, Config: r.Config,
-		Verdict:  fmt.Sprintf("CHANGE %s=%s (recommended by the analysis of %s); predicted, SIMULATED", rec.Flag, rec.Value, r.Result),
+		Verdict:  fmt.Sprintf("CHANGE %s=%s, recommended by the analysis of %s; SIMULATED", rec.Flag, rec.Value, r.Result),
 		Baseline: base, Plans: []planner.Plan{plan},
 	}, nil
 }

@@ -64,7 +64,7 @@ func (opt *Options) verifyOne(ctx context.Context, cfg harness.Config, plan *pla
 		return nil, err
 	}
 	if run := opt.resumed(planned); run != nil {
-		plan.SetMeasured(run.Result)
+		plan.SetMeasured(measured(run)...)
 		return run, nil
 	}
 	opt.stage("%s: verifying the plan", cfg.Name)
@@ -115,7 +115,7 @@ func (s *Setup) Verify(ctx context.Context, cfg harness.Config, plan *planner.Pl
 	}
 	run, err := s.Measure(ctx, ep, cfg)
 	if run != nil {
-		plan.SetMeasured(run.Result)
+		plan.SetMeasured(measured(run)...)
 	}
 	return run, errors.Join(err, ep.Close())
 }

@@ -206,56 +206,22 @@ func (t *Trials) conclude() {
 	for _, trial := range t.Trials {
 		for _, p := range trial.Plans {
 			if len(trial.Runs) > 0 {
-				p.SetMeasured(results(trial.Runs)...)
+				p.SetMeasured(measured(trial.Runs...)...)
 			}
 			if trial != base && len(base.Runs) > 0 && len(trial.Runs) > 0 {
-				p.SetMeasuredGain(t.base.Strategy, pairs(base.Runs), pairs(trial.Runs))
+				p.SetMeasuredGain(t.base.Strategy, measured(base.Runs...), measured(trial.Runs...))
 			}
 		}
 	}
 }
 
-func results(runs []*profile.Output) []*harness.Result {
-	var out []*harness.Result
-	for _, r := range runs {
-		out = append(out, r.Result)
-	}
-	return out
-}
-
-func pairs(runs []*profile.Output) []planner.Measured {
+// measured are runs as a plan takes them.
+func measured(runs ...*profile.Output) []planner.Measured {
 	var out []planner.Measured
 	for _, r := range runs {
-		out = append(out, planner.Measured{Metrics: r.Result.Metrics, Records: r.Records})
+		out = append(out, planner.Measured{Origin: r.Result.Origin, Metrics: r.Result.Metrics, Records: r.Records})
 	}
 	return out
-}
-
-// Missed says how the trial's runs miss an objective, of its class where it has one; "" where they meet it, or nothing
-// was seen of it.
-func (t *Trial) Missed(slo harness.SLO) string {
-	for _, r := range t.Runs {
-		metrics := r.Result.Metrics
-		if slo.Class != "" || slo.Metric == harness.MetricGoodput {
-			own := slo.Of(r.Records)
-			metrics = append(harness.Measure(own), harness.Goodput(own, t.objectives()))
-		}
-		if met, known := slo.Met(metrics); known && !met {
-			v, _ := metrics.Value(slo.Metric, slo.Stat)
-			return fmt.Sprintf("%.4g in %s", v, r.Result.Name)
-		}
-	}
-	return ""
-}
-
-// objectives are those of the trial's plans; goodput counts the requests that meet them.
-func (t *Trial) objectives() (slos []harness.SLO) {
-	for _, check := range t.Plans[0].SLOs {
-		if slo, err := harness.ParseSLO(check.SLO); err == nil {
-			slos = append(slos, slo)
-		}
-	}
-	return slos
 }
 
 // Report are the runs as a report shows them.
@@ -268,11 +234,11 @@ func (t *Trials) Report() (runs []report.Run) {
 	return runs
 }
 
-// Verified are the plans that were measured, the baseline first; of plans with equal settings the first.
+// Verified are the plans that were measured, the baseline first, plans with equal settings one after the other.
 func (t *Trials) Verified() (plans []*planner.Plan) {
 	for _, trial := range t.Trials {
 		if len(trial.Runs) > 0 {
-			plans = append(plans, trial.Plans[0])
+			plans = append(plans, trial.Plans...)
 		}
 	}
 	return plans

@@ -73,8 +73,8 @@ func (s *study) report() *Report {
 		}
 		r.Bottlenecks = append(r.Bottlenecks, b)
 	}
-	s.notes(r)
 	r.Verdict = s.verdict(r, share(best))
+	s.notes(r)
 	r.Use, r.StepTime = s.use(), s.stepTime()
 	r.Utilization = s.utilization()
 	r.Roofline = s.roofline()
@@ -295,22 +295,30 @@ func (s *study) verdict(r *Report, share float64) string {
 		if percent(*r.Idle) != percent(0) {
 			text += fmt.Sprintf("; no request is in flight for %s", percent(*r.Idle))
 		}
-		text += ")"
-		if f := &s.facts; f.waitSeen && f.waitFull+f.waitFree > 0 {
-			text += fmt.Sprintf("; requests wait for %.3g s of %.3g s", (f.waitFull + f.waitFree).Seconds(), s.win.length().Seconds())
-		}
-		return text
+		return text + ")"
 	case NotObserved:
 		return "what binds was not observed: give a cost model, engine steps or the server's gauges"
 	}
-	b := r.Bottleneck(r.Binding)
-	if r.Limit == string(r.Binding) {
-		return fmt.Sprintf("%s binds: %s", r.Binding, b.Why)
+	limit := ""
+	if r.Limit != string(r.Binding) {
+		limit = " (" + r.Limit + ")"
 	}
-	return fmt.Sprintf("%s binds (%s): %s", r.Binding, r.Limit, b.Why)
+	return fmt.Sprintf("%s binds%s for %s of the time", r.Binding, limit, percent(share))
+}
+
+// Why is the evidence for what binds, in a sentence.
+func (r *Report) Why() string {
+	if b := r.Bottleneck(r.Binding); b != nil {
+		return b.Why
+	}
+	return r.Verdict
 }
 
 func (s *study) notes(r *Report) {
+	if f := &s.facts; r.Binding == LightLoad && f.waitSeen && f.waitFull+f.waitFree > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("requests wait for %.3g s of %.3g s", (f.waitFull+f.waitFree).Seconds(),
+			s.win.length().Seconds()))
+	}
 	if s.model == nil {
 		r.Notes = append(r.Notes, "no cost model: compute, memory bandwidth and the cost of cache misses were not observed")
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strings"
@@ -17,17 +16,18 @@ import (
 	"kvtune/planner/cost"
 )
 
-// CostTable writes a cost model's coefficients with intervals and meaning.
-func CostTable(w io.Writer, m *cost.Model) error {
-	b := bufio.NewWriter(w)
+// CostTable is a cost model's coefficients with intervals and meaning.
+func CostTable(m *cost.Model) Section {
+	return func(b *bufio.Writer) { costTable(b, m) }
+}
+
+func costTable(b *bufio.Writer, m *cost.Model) {
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "coefficient\tvalue\t95 % interval\tunit\tmeaning")
 	for _, c := range m.Coefficients {
 		fmt.Fprintf(t, "%s\t%.3g\t%.3g to %.3g\t%s\t%s\n", c.Name, c.Value, c.Low, c.High, c.Unit, c.Meaning)
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	t.Flush()
 	fmt.Fprintf(b, "knee %d tokens, tiles of %d, CUDA graphs up to %d tokens\n", m.Knee, m.Tile, m.MaxGraph)
 	for _, k := range m.Blocks {
 		text := func(what string, r *cost.Ratio) {
@@ -42,13 +42,15 @@ func CostTable(w io.Writer, m *cost.Model) error {
 	f := m.FrontEnd
 	fmt.Fprintf(b, "front end: %v per request (thread busy for %v and %v per prompt token), %v to the client, %v per event\n",
 		f.Request, f.Handle, f.PromptToken, f.Token, f.Event)
-	return b.Flush()
 }
 
-// BottleneckTable writes what each bottleneck takes of the time and what lifting it would give, why, what the time of a
+// BottleneckTable is what each bottleneck takes of the time and what lifting it would give, why, what the time of a
 // step goes to, how far resources are used with the definitions of that, and what is recommended.
-func BottleneckTable(w io.Writer, r *analysis.Report) error {
-	b := bufio.NewWriter(w)
+func BottleneckTable(r *analysis.Report) Section {
+	return func(b *bufio.Writer) { bottleneckTable(b, r) }
+}
+
+func bottleneckTable(b *bufio.Writer, r *analysis.Report) {
 	const kinds = 17
 	lifts := ""
 	if len(r.Counterfactuals) > 0 {
@@ -97,7 +99,6 @@ func BottleneckTable(w io.Writer, r *analysis.Report) error {
 	for _, n := range r.Notes {
 		wrap(b, "note: ", "  ", n)
 	}
-	return b.Flush()
 }
 
 // changeText is a change with its interval: "+38 % (+35 to +41 %)".
@@ -195,11 +196,14 @@ func share(v *float64) string {
 // sweepRows is how many rows of a sweep a terminal gets.
 const sweepRows = 24
 
-// SweepTable writes the best settings of the first cells for the first target; the CSV has them all.
-func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
-	b := bufio.NewWriter(w)
+// SweepTable is the best settings of the first cells for the first target; the CSV has them all.
+func SweepTable(sweep *planner.SweepResult) Section {
+	return func(b *bufio.Writer) { writeSweep(b, sweep) }
+}
+
+func writeSweep(b *bufio.Writer, sweep *planner.SweepResult) {
 	if len(sweep.Rows) == 0 {
-		return nil
+		return
 	}
 	target, shown, left := sweep.Rows[0].Strategy, 0, 0
 	fmt.Fprintf(b, "parameter sweep for %s (PREDICTED: SIMULATED in virtual time)\n", target)
@@ -231,11 +235,8 @@ func SweepTable(w io.Writer, sweep *planner.SweepResult) error {
 		}
 		fmt.Fprintf(t, "\t%s\n", clean(change, 36))
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	t.Flush()
 	if left > 0 {
 		fmt.Fprintf(b, "%d more rows (other cells and targets) are in the CSV file\n", left)
 	}
-	return b.Flush()
 }

@@ -135,18 +135,17 @@ func pageOf(in Input) (*page, error) {
 
 // warn takes the warnings of a report over, those that stamp it apart.
 func (p *page) warn(in Input, side string) {
-	stamps := in.stamps()
-	for _, stamp := range stamps {
+	for _, stamp := range in.stamps() {
 		if !slices.Contains(p.Stamps, stamp) {
 			p.Stamps = append(p.Stamps, stamp)
 		}
 	}
-	for _, w := range in.Warnings() {
-		if slices.ContainsFunc(stamps, func(stamp string) bool { return strings.HasPrefix(w, stamp) }) {
-			p.Alarms = append(p.Alarms, side+w)
-		} else {
-			p.Warnings = append(p.Warnings, side+w)
-		}
+	alarms, remarks := in.alarms()
+	for _, w := range alarms {
+		p.Alarms = append(p.Alarms, side+w)
+	}
+	for _, w := range remarks {
+		p.Warnings = append(p.Warnings, side+w)
 	}
 }
 

@@ -115,7 +115,11 @@ func kernelVerdict(b *harness.Bench) string {
 	return verdict
 }
 
-// kernelTable writes what block sizes and layouts cost.
+// KernelTable is what block sizes and layouts cost.
+func KernelTable(b *harness.Bench) Section {
+	return func(w *bufio.Writer) { kernelTable(w, b) }
+}
+
 func kernelTable(w *bufio.Writer, b *harness.Bench) {
 	fmt.Fprintln(w, "what a block size costs in a kernel, MEASURED")
 	wrap(w, "", "", kernelVerdict(b))
@@ -349,10 +353,10 @@ func gatedSamples(b *harness.Bench) (n int) {
 // BenchVerdict is what a kernel benchmark alone says: where the choice of block size and layout matters, and how much it
 // costs at most.
 func BenchVerdict(b *harness.Bench) string {
-	choices, matter := 0, 0
+	choices := 0
 	var worst, best *harness.BenchCase
 	for _, g := range kernelGroups(b) {
-		members, significant := 0, false
+		members := 0
 		var fastest *harness.BenchCase
 		for i := range b.Cases {
 			c := &b.Cases[i]
@@ -360,7 +364,6 @@ func BenchVerdict(b *harness.Bench) string {
 				continue
 			}
 			members++
-			significant = significant || c.Significant()
 			if fastest == nil || c.Median < fastest.Median {
 				fastest = c
 			}
@@ -369,9 +372,6 @@ func BenchVerdict(b *harness.Bench) string {
 			continue
 		}
 		choices++
-		if significant {
-			matter++
-		}
 		for i := range b.Cases {
 			c := &b.Cases[i]
 			if c.Group() == g && c.Significant() && c.Slower != nil && (worst == nil || *c.Slower > *worst.Slower) {
@@ -386,9 +386,11 @@ func BenchVerdict(b *harness.Bench) string {
 	case worst == nil:
 		says = fmt.Sprintf("no block_size or layout is slower than the best beyond chance, in %d groups of cases", choices)
 	default:
-		says = fmt.Sprintf("block_size and layout matter in %d of %d groups of cases, at most in %s: block_size %s %s costs %s against "+
-			"block_size %s %s", matter, choices, worst.Axes["op"], worst.Axes["block_size"], worst.Axes["layout"], worst.Cost(),
-			best.Axes["block_size"], best.Axes["layout"])
+		says = fmt.Sprintf("%s: block_size %s %s costs %s against %s %s", worst.Axes["op"], worst.Axes["block_size"],
+			worst.Axes["layout"], worst.Cost(), best.Axes["block_size"], best.Axes["layout"])
+		if choices > 1 {
+			says += fmt.Sprintf(", the most of %d groups of cases", choices)
+		}
 	}
-	return says + "; " + kernelVerdict(b)
+	return says + "; measured, " + b.Backend + " backend"
 }

@@ -31,7 +31,7 @@ func TestKernels(t *testing.T) {
 	}
 	var text, page bytes.Buffer
 	in := Input{Verdict: "keep", Kernels: b}
-	if err := Text(&text, in); err != nil {
+	if err := Text(&text, in, KernelTable(b)); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"MEASURED", "(host backend)", "100000", "+50.0 %", "best"} {

@@ -42,8 +42,9 @@ type Input struct {
 	Cost *cost.Model
 	// Notes are what a reader must know beside what the parts say of themselves.
 	Notes []string
-	// Files are the files written, Commands the command lines that repeat the report.
+	// Files are the files written, Page the page among them, Commands the command lines that repeat the report.
 	Files    []string
+	Page     string
 	Commands []string
 }
 
@@ -82,6 +83,7 @@ func (in *Input) Warnings() []string {
 		for _, t := range in.Plans.Foreseen {
 			ws = append(ws, t.String())
 		}
+		ws = append(ws, in.Plans.Widened...)
 	}
 	for _, r := range in.Runs {
 		res := r.Result
@@ -125,6 +127,28 @@ func (in *Input) Warnings() []string {
 		}
 	}
 	return append(ws, in.Notes...)
+}
+
+// alarms are the warnings about what makes figures something else than they seem, and those about plans; remarks are the
+// others.
+func (in *Input) alarms() (alarms, remarks []string) {
+	stamps := in.stamps()
+	var ofPlans []string
+	if in.Plans != nil {
+		ofPlans = append(ofPlans, in.Plans.Widened...)
+		for _, t := range in.Plans.Foreseen {
+			ofPlans = append(ofPlans, t.String())
+		}
+	}
+	for _, w := range in.Warnings() {
+		loud := slices.ContainsFunc(stamps, func(stamp string) bool { return strings.HasPrefix(w, stamp) })
+		if loud || slices.Contains(ofPlans, w) {
+			alarms = append(alarms, w)
+		} else {
+			remarks = append(remarks, w)
+		}
+	}
+	return alarms, remarks
 }
 
 // throttled counts the samples in which the run's GPU was throttled.

@@ -86,7 +86,7 @@ func demo(t testing.TB) Input {
 		if err != nil {
 			t.Fatal(err)
 		}
-		in.Plans.Plans[0].SetMeasured(res)
+		in.Plans.Plans[0].SetMeasured(planner.Measured{Origin: res.Origin, Metrics: res.Metrics, Records: out.Records})
 	}
 	return in
 }
@@ -96,7 +96,7 @@ var hostile = `</text></svg><script src="https://evil.example/x.js">alert(1)</sc
 func render(t *testing.T, in Input) (text, page, svg string) {
 	t.Helper()
 	var a, b, c bytes.Buffer
-	for _, err := range []error{Text(&a, in), HTML(&b, in), Picture(&c, in, "svg")} {
+	for _, err := range []error{Text(&a, in, everything(in)...), HTML(&b, in), Picture(&c, in, "svg")} {
 		if err != nil {
 			t.Fatal(err)
 		}

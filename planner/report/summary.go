@@ -3,11 +3,13 @@ package report
 import (
 	"bufio"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"kvtune/harness"
 	"kvtune/planner"
+	"kvtune/planner/analysis"
 )
 
 // chosen is the plan that the verdict speaks of, or what comes closest to the objectives.
@@ -21,63 +23,211 @@ func chosen(ps *planner.Plans) *planner.Plan {
 	return nil
 }
 
-// summary writes the present settings, the chosen ones and vLLM's defaults on five metrics, then the command that starts
-// the chosen ones, then what there is to say of each.
-func summary(b *bufio.Writer, ps *planner.Plans) {
-	plan := chosen(ps)
-	if plan == nil {
-		return
-	}
-	if ps.Infeasible != nil {
-		wrap(b, "! ", "  ", "NO FEASIBLE PLAN: "+clean(ps.Infeasible.Why, 1000))
-	}
-	current, other := &ps.Baseline, ps.Default
-	cell := func(p *planner.Plan, s scale, i int) string {
-		if p != nil {
-			if m := p.Predicted.Get(planned[i].name, planned[i].stat); m != nil {
-				return s.number(*m)
-			}
+// PlanSummary is the present settings, the chosen ones and vLLM's defaults on five metrics, measured beside predicted where
+// the chosen ones were verified; the command that starts them; what binds, the objectives and the replicas; and a line for
+// each other plan.
+func PlanSummary(ps *planner.Plans) Section {
+	return func(b *bufio.Writer) {
+		plan := chosen(ps)
+		if plan == nil {
+			fmt.Fprintln(b, "no plan")
+			return
 		}
-		return notObserved
+		summaryTable(b, ps, plan)
+		if len(plan.Launch) > 0 {
+			fmt.Fprintf(b, "\n  $ %s\n\n", clean(ShellLine(plan.Launch), 1<<20))
+		}
+		for _, line := range answers(ps, plan) {
+			wrap(b, "", "  ", clean(line, 1000))
+		}
+		for i := 1; i < len(ps.Plans); i++ {
+			wrap(b, "", "  ", clean(string(ps.Plans[i].Strategy)+": "+InBrief(&ps.Plans[i]), 1000))
+		}
 	}
-	name := func(s planner.Strategy, mark string) string { return clean(strings.TrimSpace(mark+" "+string(s)), 12) }
-	columns := []string{pad("PREDICTED", 12) + " " + pad("unit", 9), padLeft(name(current.Strategy, ""), 12),
-		padLeft(name(plan.Strategy, ""), 12), padLeft("change", 8), padLeft("95 % range", 22)}
+}
+
+// summaryTable has a column per plan, and one for what was measured of the chosen one.
+func summaryTable(b *bufio.Writer, ps *planner.Plans, plan *planner.Plan) {
+	const column, wide = 10, 22
+	current, other := &ps.Baseline, ps.Default
+	line := func(label, unit, current, chosen, change, interval, measured, other string) string {
+		s := pad(label, 12) + " " + pad(unit, 9) + " " + padLeft(current, column) + " " + padLeft(chosen, column) + " " +
+			padLeft(change, 7) + " " + padLeft(interval, wide)
+		if len(plan.Measured) > 0 {
+			s += " " + padLeft(measured, column)
+		}
+		if ps.Default != nil {
+			s += " " + padLeft(other, column)
+		}
+		return s
+	}
+	name := func(p *planner.Plan) string { return clean(string(p.Strategy), column) }
+	otherName, otherPredicted := "", harness.Metrics(nil)
 	if other != nil {
-		columns = append(columns, padLeft(name(other.Strategy, ""), 12))
+		otherName, otherPredicted = name(other), other.Predicted
 	}
-	head := strings.Join(columns, " ")
+	head := line("PREDICTED", "unit", name(current), name(plan), "change", "95 % range", "measured", otherName)
 	fmt.Fprintf(b, "%s\n%s\n", head, strings.Repeat("-", utf8.RuneCountInString(head)))
 	scales := planScales(allPlans(ps))
 	for _, i := range summarised(plan) {
-		s := scales[i]
-		columns := []string{pad(planned[i].label, 12) + " " + pad(s.unit, 9), padLeft(cell(current, s, i), 12), padLeft(cell(plan, s, i), 12),
-			padLeft(relative(current, plan, i), 8), padLeft("-", 22)}
-		if m := plan.Predicted.Get(planned[i].name, planned[i].stat); m != nil {
-			if text := s.interval(*m); text != "" {
-				columns[4] = padLeft(text, 22)
+		s, c := scales[i], planned[i]
+		cell := func(ms harness.Metrics) string {
+			if m := ms.Get(c.name, c.stat); m != nil && m.Value != nil {
+				return s.number(*m)
 			}
+			return "-"
 		}
-		if other != nil {
-			columns = append(columns, padLeft(cell(other, s, i), 12))
+		interval := "-"
+		if m := plan.Predicted.Get(c.name, c.stat); m != nil && s.interval(*m) != "" {
+			interval = s.interval(*m)
 		}
-		fmt.Fprintln(b, strings.Join(columns, " "))
+		fmt.Fprintln(b, line(c.label, s.unit, cell(current.Predicted), cell(plan.Predicted), relative(current, plan, i), interval,
+			cell(plan.Measured), cell(otherPredicted)))
 	}
-	fmt.Fprintf(b, "(SIMULATED in virtual time; change against %s, range of %s)\n", current.Strategy, plan.Strategy)
-	if len(plan.Launch) > 0 {
-		fmt.Fprintln(b, "\n  $ "+clean(ShellLine(plan.Launch), 1<<20))
+	note := fmt.Sprintf("SIMULATED in virtual time; change against %s; range of %s", current.Strategy, plan.Strategy)
+	if len(plan.Measured) > 0 && plan.MeasuredOrigin != harness.OriginMeasured {
+		note += "; measured on a SIMULATED server"
 	}
-	for _, p := range []*planner.Plan{plan, current, other} {
-		if p == nil {
-			continue
+	wrap(b, "", "", "("+note+")")
+}
+
+// answers are the lines below the command: what binds, the objectives, what the rate takes, how good the prediction was.
+func answers(ps *planner.Plans, plan *planner.Plan) []string {
+	lines := []string{"binds: " + analysis.Binds(plan.Binding, plan.Limit)}
+	for _, c := range plan.SLOs {
+		lines = append(lines, "SLO "+sloText(c))
+	}
+	lines = append(lines, capacityTexts(plan)...)
+	if ps.Range != nil && len(ps.Range.Choices) > 0 {
+		c := &ps.Range.Choices[0]
+		lines = append(lines, rangeFact(ps, c))
+		for _, s := range c.Switches {
+			lines = append(lines, switchFact(ps, s))
 		}
-		if details := planDetails(p); len(details) > 0 {
-			fmt.Fprintln(b, "\n"+clean(string(p.Strategy), 20))
+	}
+	if len(plan.Compared) > 0 {
+		lines = append(lines, "verified: "+VerifiedVerdict(plan))
+	}
+	if plan.Extrapolated != "" {
+		lines = append(lines, "EXTRAPOLATED: "+plan.Extrapolated)
+	}
+	return lines
+}
+
+// capacityTexts are the rate that a plan bears and what a target rate takes.
+func capacityTexts(p *planner.Plan) (texts []string) {
+	if p.MaxRequestRate != nil {
+		held := "SLOs hold up to "
+		if len(p.SLOs) == 0 {
+			held = "serves up to "
+		}
+		texts = append(texts, held+p.MaxRequestRate.String())
+	}
+	if p.Deployment != nil {
+		texts = append(texts, "needs "+p.Deployment.String())
+	}
+	return texts
+}
+
+// InBrief is a plan in half a sentence: what it changes and what that gains.
+func InBrief(p *planner.Plan) string {
+	text := changesText(p.Changed)
+	if p.Keep {
+		text = "keep your settings"
+	}
+	if p.Gain != nil {
+		text += "; " + gainShare(*p.Gain)
+	}
+	return text
+}
+
+// PlanDetails is all there is to say of plans: their details, predicted beside measured of each that was verified, the
+// front, the range of rates, and how they were found.
+func PlanDetails(ps *planner.Plans) Section {
+	return func(b *bufio.Writer) {
+		for _, p := range allPlans(ps) {
+			details := planDetails(p)
+			if len(details) == 0 && len(p.Launch) == 0 {
+				continue
+			}
+			fmt.Fprintln(b, clean(string(p.Strategy), 20))
 			for _, detail := range details {
 				wrap(b, "  ", "    ", detail)
 			}
+			if len(p.Launch) > 0 {
+				fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
+			}
+		}
+		for _, p := range allPlans(ps) {
+			if len(p.Compared) > 0 {
+				fmt.Fprintln(b)
+				predictedMeasured(b, p)
+			}
+		}
+		frontTable(b, ps)
+		rangeTable(b, ps)
+		planNotes(b, ps)
+	}
+}
+
+// VerifiedTable is what was measured of plans beside what was predicted, on five metrics, a column for all plans with the
+// same settings; then what that says of each.
+func VerifiedTable(plans []*planner.Plan) Section {
+	return func(b *bufio.Writer) {
+		if len(plans) == 0 {
+			fmt.Fprintln(b, "nothing was verified")
+			return
+		}
+		var facts []string
+		plans := slices.CompactFunc(slices.Clone(plans), func(next, first *planner.Plan) bool {
+			same := first.Args.Equal(next.Args)
+			if same {
+				facts = append(facts, fmt.Sprintf("%s: the settings of %s", next.Strategy, first.Strategy))
+			}
+			return same
+		})
+		const column = 11
+		line := func(label, unit string, cell func(p *planner.Plan) string) string {
+			s := pad(label, 12) + " " + pad(unit, 9)
+			for _, p := range plans {
+				s += " " + padLeft(clean(cell(p), column), column)
+			}
+			return s
+		}
+		head := line("", "unit", func(p *planner.Plan) string { return string(p.Strategy) })
+		fmt.Fprintf(b, "%s\n%s\n", head, strings.Repeat("-", utf8.RuneCountInString(head)))
+		scales := planScales(plans)
+		for _, i := range summarised(plans[len(plans)-1]) {
+			s, c := scales[i], planned[i]
+			number := func(ms harness.Metrics) string {
+				if m := ms.Get(c.name, c.stat); m != nil && m.Value != nil {
+					return s.number(*m)
+				}
+				return "-"
+			}
+			fmt.Fprintln(b, line(c.label, s.unit, func(p *planner.Plan) string { return number(p.Measured) }))
+			fmt.Fprintln(b, line("  predicted", "", func(p *planner.Plan) string { return number(p.Predicted) }))
+			fmt.Fprintln(b, line("  off by", "", func(p *planner.Plan) string { return errorOf(p, c.name, c.stat) }))
+		}
+		fmt.Fprintf(b, "(%s; ! is outside the predicted 95 %% range)\n", measuredOrigin(plans[len(plans)-1]))
+		for _, p := range plans {
+			facts = append(facts, string(p.Strategy)+": "+VerifiedVerdict(p))
+		}
+		Lines(facts...)(b)
+	}
+}
+
+// errorOf is how far a plan's prediction of a metric was off, marked where the measurement is outside the range.
+func errorOf(p *planner.Plan, name, stat string) string {
+	for _, c := range p.Compared {
+		if c.Metric == name && c.Stat == stat && c.Error != nil {
+			if c.Inside != nil && !*c.Inside {
+				return harness.Percent(*c.Error, true) + " !"
+			}
+			return harness.Percent(*c.Error, true)
 		}
 	}
+	return "-"
 }
 
 // summarised are five of planned: the fifth is the hit rate where that is the target, else the KV cache's peak.
@@ -99,39 +249,6 @@ func relative(from, to *planner.Plan, i int) string {
 		return "same"
 	}
 	return harness.Percent((z-a)/a, true)
-}
-
-// otherPlans writes the plans beside the chosen one, a line each with what they change and the command.
-func otherPlans(b *bufio.Writer, ps *planner.Plans) {
-	if len(ps.Plans) < 2 {
-		return
-	}
-	const names, column = 11, 12
-	scales := planScales(allPlans(ps))
-	head, units := pad("other plans", names), pad("", names)
-	for i, c := range planned {
-		head += " " + padLeft(c.label, column)
-		units += " " + padLeft(scales[i].unit, column)
-	}
-	fmt.Fprintf(b, "\n%s\n%s\n%s\n", head, strings.TrimRight(units, " "), strings.Repeat("-", utf8.RuneCountInString(head)))
-	for i := range ps.Plans[1:] {
-		p := &ps.Plans[1+i]
-		line := pad(clean(string(p.Strategy), names), names)
-		for i, c := range planned {
-			text := notObserved
-			if m := p.Predicted.Get(c.name, c.stat); m != nil {
-				text = scales[i].number(*m)
-			}
-			line += " " + padLeft(text, column)
-		}
-		fmt.Fprintln(b, line)
-		for _, detail := range planDetails(p) {
-			wrap(b, "  ", "    ", detail)
-		}
-		if len(p.Launch) > 0 {
-			fmt.Fprintln(b, "  $ "+clean(ShellLine(p.Launch), 1<<20))
-		}
-	}
 }
 
 // planNotes writes what was left out of the search, and how it was made.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -45,48 +46,66 @@ func (in *Input) Headline() string {
 	return VerdictLine(in.Verdict, origin, partial)
 }
 
-// Text writes what a terminal gets: the verdict, the warnings; where there are plans, the chosen one beside the present
-// settings and vLLM's defaults with the command that starts it, predicted beside measured for every plan that was verified,
-// and the runs in brief; else the table of runs; and the files. The rest is in the page.
-func Text(w io.Writer, in Input) error {
+// Section is a part of what a terminal gets.
+type Section func(b *bufio.Writer)
+
+// Text writes what a terminal gets: the verdict, the warnings, the sections apart from each other, and the files. Where
+// there is a page, remarks on runs that change no figure are in it and only counted here.
+func Text(w io.Writer, in Input, sections ...Section) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintln(b, in.Headline())
-	for _, warning := range in.Warnings() {
-		wrap(b, "! ", "  ", warning)
+	alarms, remarks := in.alarms()
+	for _, alarm := range alarms {
+		wrap(b, "! ", "  ", alarm)
 	}
-	if in.Plans != nil && len(in.Runs) == 0 {
-		fmt.Fprintln(b)
-		summary(b, in.Plans)
-		otherPlans(b, in.Plans)
-		frontTable(b, in.Plans)
-		rangeTable(b, in.Plans)
-		planNotes(b, in.Plans)
+	if in.Page != "" && len(remarks) > 0 {
+		fmt.Fprintf(b, "! remarks on the runs in the page: %d\n", len(remarks))
+		remarks = nil
 	}
-	if in.Plans != nil && len(in.Runs) > 0 { // the rest is in the page
-		fmt.Fprintln(b)
-		summary(b, in.Plans)
-		for i := range in.Plans.Plans {
-			if p := &in.Plans.Plans[i]; len(p.Compared) > 0 {
-				fmt.Fprintln(b)
-				predictedMeasured(b, p)
-			}
-		}
-		otherPlans(b, in.Plans)
-		rangeTable(b, in.Plans)
-		planNotes(b, in.Plans)
-		fmt.Fprintln(b)
-		runTable(b, in.Runs, slices.DeleteFunc(rowsOf(in.Runs), func(r row) bool { return !slices.Contains(briefRows, r.label) }))
-	} else if len(in.Runs) > 0 {
-		fmt.Fprintln(b)
-		runTable(b, in.Runs, rowsOf(in.Runs))
+	for _, remark := range remarks {
+		wrap(b, "! ", "  ", remark)
 	}
-	if in.Kernels != nil {
+	for _, section := range sections {
 		fmt.Fprintln(b)
-		kernelTable(b, in.Kernels)
+		section(b)
 	}
-	list(b, "\nrepeat with", in.Commands)
-	list(b, "\nfiles", in.Files)
+	if in.Page != "" {
+		fmt.Fprintf(b, "\nthe rest: %s (%d files in all)\n", clean(in.Page, 1<<20), len(in.Files))
+	} else {
+		list(b, "\nfiles", fewFiles(in.Files))
+	}
 	return b.Flush()
+}
+
+// fewFiles names files one by one, or the folder of many.
+func fewFiles(files []string) []string {
+	const few = 8
+	if len(files) <= few {
+		return files
+	}
+	folder := filepath.Dir(files[0])
+	if slices.ContainsFunc(files, func(f string) bool { return filepath.Dir(f) != folder }) {
+		return files
+	}
+	return []string{fmt.Sprintf("%s (%d)", folder, len(files))}
+}
+
+// Lines is a section of lines, each broken where it is too wide.
+func Lines(texts ...string) Section {
+	return func(b *bufio.Writer) {
+		for _, text := range texts {
+			wrap(b, "", "  ", text)
+		}
+	}
+}
+
+// RunTable is the table of runs; brief leaves all but a few rows out.
+func RunTable(runs []Run, brief bool) Section {
+	rows := rowsOf(runs)
+	if brief {
+		rows = slices.DeleteFunc(rows, func(r row) bool { return !slices.Contains(briefRows, r.label) })
+	}
+	return func(b *bufio.Writer) { runTable(b, runs, rows) }
 }
 
 // briefRows are those of the table of runs beside plans.
@@ -185,21 +204,9 @@ func planDetails(p *planner.Plan) []string {
 		ds = append(ds, "binds: "+analysis.Binds(p.Binding, p.Limit))
 	}
 	for _, c := range p.SLOs {
-		ds = append(ds, "SLO "+sloText(c, p.Predicted))
+		ds = append(ds, "SLO "+sloText(c))
 	}
-	for _, missed := range missedSLOs(p) {
-		ds = append(ds, "SLO "+missed)
-	}
-	if p.MaxRequestRate != nil {
-		held := "SLOs hold up to "
-		if len(p.SLOs) == 0 {
-			held = "serves up to "
-		}
-		ds = append(ds, held+p.MaxRequestRate.String())
-	}
-	if p.Deployment != nil {
-		ds = append(ds, "needs "+p.Deployment.String())
-	}
+	ds = append(ds, capacityTexts(p)...)
 	if r := p.DefaultRegret; r != nil && p.Gain != nil && *r != *p.Gain {
 		ds = append(ds, "vLLM's defaults would lose: "+gainText(*r))
 	}
@@ -277,53 +284,44 @@ func changesText(changes []planner.Change) string {
 	return strings.Join(parts, ", ")
 }
 
-// sloText is one objective under a plan; its value has the unit of the metric that it names.
-func sloText(c planner.SLOCheck, predicted harness.Metrics) string {
-	text := c.SLO + ": "
-	switch {
-	case c.Value == nil:
-		return text + notObserved
-	case c.Met:
-		text += "met"
-	default:
-		text += "MISSED"
-	}
-	s := scale{per: 1}
-	if slo, err := harness.ParseSLO(c.SLO); err == nil {
-		if m := predicted.Get(slo.Metric, slo.Stat); m != nil {
-			s = scaleFor(m.Unit, *c.Value)
+// sloText is one objective under a plan, as measured where it was, and as predicted.
+func sloText(c planner.SLOCheck) string {
+	state := func(met bool) string {
+		if met {
+			return "met, "
 		}
+		return "MISSED, "
 	}
-	text += strings.TrimRight(", predicted "+s.digits(*c.Value, 0)+" "+s.unit, " ")
+	text := c.SLO + ": "
+	if c.MeasuredMet != nil {
+		text += state(*c.MeasuredMet) + SLOMeasured(c) + "; "
+	}
+	if c.Value == nil {
+		return text + notObserved
+	}
+	text += state(c.Met) + "predicted " + sloValue(c, *c.Value)
 	if c.Probability != nil {
-		text += fmt.Sprintf(", met in %s of the draws", harness.Percent(*c.Probability, false))
+		text += fmt.Sprintf(" (met in %s of the draws)", harness.Percent(*c.Probability, false))
 	}
 	return text
 }
 
-// missedSLOs are the objectives that a plan's measurement missed, whatever was predicted: "p99 itl <= 80ms: MISSED,
-// measured 80.7 ms". Those of a class of requests are not in a plan's metrics.
-func missedSLOs(p *planner.Plan) (missed []string) {
-	for _, c := range p.SLOs {
-		slo, err := harness.ParseSLO(c.SLO)
-		if err != nil || slo.Class != "" {
-			continue
-		}
-		if met, known := slo.Met(p.Measured); known && !met {
-			m := p.Measured.Get(slo.Metric, slo.Stat)
-			s := scaleFor(m.Unit, *m.Value)
-			missed = append(missed, fmt.Sprintf("%s: MISSED, measured %s %s", c.SLO, s.digits(*m.Value, 0), s.unit))
-		}
+// SLOMeasured is what a measurement showed of an objective: "measured 80.7 ms".
+func SLOMeasured(c planner.SLOCheck) string {
+	if c.Measured == nil {
+		return notObserved
 	}
-	return missed
+	return "measured " + sloValue(c, *c.Measured)
 }
 
-// PredictedMeasured writes a verified plan's predictions beside what its run measured, and the error, good or bad,
-// for the metrics of [RunTable].
-func PredictedMeasured(w io.Writer, plan *planner.Plan) error {
-	b := bufio.NewWriter(w)
-	predictedMeasured(b, plan)
-	return b.Flush()
+// sloValue is a value in the unit of the metric that the objective names.
+func sloValue(c planner.SLOCheck, v float64) string {
+	unit := ""
+	if slo, err := harness.ParseSLO(c.SLO); err == nil {
+		unit = slo.Unit()
+	}
+	s := scaleFor(unit, v)
+	return strings.TrimRight(s.digits(v, 0)+" "+s.unit, " ")
 }
 
 // comparison is a planner.Comparison as people read it.
@@ -406,7 +404,7 @@ func list(b *bufio.Writer, head string, items []string) {
 func wrap(b *bufio.Writer, first, rest, text string) {
 	line := first
 	empty := true
-	for _, word := range strings.Fields(clean(text, 1<<20)) {
+	for _, word := range words(clean(text, 1<<20)) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
 			fmt.Fprintln(b, line)
 			line, empty = rest, true
@@ -418,6 +416,18 @@ func wrap(b *bufio.Writer, first, rest, text string) {
 		empty = false
 	}
 	fmt.Fprintln(b, line)
+}
+
+// words are what a line may be broken between: not between a number and its %.
+func words(text string) (words []string) {
+	for _, word := range strings.Fields(text) {
+		if last := len(words) - 1; last >= 0 && strings.HasPrefix(word, "%") {
+			words[last] += " " + word
+		} else {
+			words = append(words, word)
+		}
+	}
+	return words
 }
 
 func pad(s string, n int) string {

@@ -10,8 +10,29 @@ import (
 	"kvtune/planner/cost"
 )
 
-// RunVerdict is what a run showed, in one sentence.
-func RunVerdict(r *Run) string {
+// RunsVerdict is what runs showed, in one sentence: latencies and throughput, of several the throughput of each.
+func RunsVerdict(runs []Run) string {
+	if len(runs) == 1 {
+		return runVerdict(&runs[0])
+	}
+	const room = 4
+	var parts []string
+	for i := range runs[:min(room, len(runs))] {
+		r := &runs[i]
+		text := "no throughput"
+		if m := r.Result.Metrics.Get(harness.MetricTotalThroughput, ""); m != nil && m.Value != nil {
+			s := scaleFor(m.Unit, *m.Value)
+			text = s.number(*m) + " " + s.unit
+		}
+		parts = append(parts, r.Result.Name+" "+text)
+	}
+	if more := len(runs) - room; more > 0 {
+		parts = append(parts, fmt.Sprintf("%d more", more))
+	}
+	return fmt.Sprintf("%d runs: %s", len(runs), strings.Join(parts, ", "))
+}
+
+func runVerdict(r *Run) string {
 	ms := r.Result.Metrics
 	ok, _ := ms.Value(harness.MetricRequests, harness.StatOK)
 	failed, _ := ms.Value(harness.MetricRequests, harness.StatFail)
@@ -32,42 +53,59 @@ func RunVerdict(r *Run) string {
 			text += ", " + strings.TrimSpace(m.label+" "+s.number(*metric)+" "+s.unit)
 		}
 	}
-	if r.Result.Conditions.GeneratorLimited != "" {
-		text += "; GENERATOR-LIMITED"
-	}
-	if r.Analysis != nil && r.Analysis.Verdict != "" {
-		text += "; " + r.Analysis.Verdict
-	}
-	return text
+	return text + limited(r)
 }
 
-// VerifiedVerdict says how near a plan's prediction came to its measurement, in the metrics that people ask for.
-func VerifiedVerdict(p *planner.Plan) string {
-	var parts []string
-	for _, m := range planned {
-		for _, c := range p.Compared {
-			if c.Metric == m.name && c.Stat == m.stat && c.Error != nil && len(parts) < 4 {
-				parts = append(parts, m.label+" off by "+harness.Percent(math.Abs(*c.Error), false))
-			}
+// AnalysisVerdict is what binds a run that was analysed.
+func AnalysisVerdict(r *Run) string {
+	return r.Result.Name + ": " + r.Analysis.Verdict + limited(r)
+}
+
+func limited(r *Run) string {
+	if r.Result.Conditions.GeneratorLimited != "" {
+		return "; GENERATOR-LIMITED"
+	}
+	return ""
+}
+
+// MissedVerdict is the first objective that the measurement of a plan missed, "" where there is none.
+func MissedVerdict(p *planner.Plan) string {
+	for _, c := range p.SLOs {
+		if c.MeasuredMet != nil && !*c.MeasuredMet {
+			return "SLO MISSED: " + c.SLO + ", " + SLOMeasured(c)
 		}
 	}
+	return ""
+}
+
+// VerifiedVerdict says of a verified plan, in one sentence, which objective it missed; else whether its gain holds; else
+// how near the prediction came in the metrics that people ask for.
+func VerifiedVerdict(p *planner.Plan) string {
+	if missed := MissedVerdict(p); missed != "" {
+		return missed
+	}
 	if g := p.MeasuredGain; g != nil {
-		text := fmt.Sprintf("measured gain over %s %s", p.MeasuredOver, gainShare(*g))
+		text := gainShare(*g) + " over " + string(p.MeasuredOver)
 		if p.Gain != nil && p.Gain.Metric == g.Metric {
-			text += " (predicted " + harness.Percent(p.Gain.Change, true) + ")"
+			text += ", predicted " + harness.Percent(p.Gain.Change, true)
 		}
 		if p.GainVerdict != "" {
 			text += ": " + string(p.GainVerdict)
 		}
-		parts = append([]string{text}, parts...)
+		return text
 	}
-	for _, missed := range missedSLOs(p) {
-		parts = append([]string{"SLO " + missed}, parts...)
+	var parts []string
+	for _, m := range planned {
+		for _, c := range p.Compared {
+			if c.Metric == m.name && c.Stat == m.stat && c.Error != nil && len(parts) < 4 {
+				parts = append(parts, harness.Percent(math.Abs(*c.Error), false)+" in "+m.label)
+			}
+		}
 	}
 	if len(parts) == 0 {
-		return "verified: nothing could be compared"
+		return "nothing could be compared"
 	}
-	return "verified: " + strings.Join(parts, ", ")
+	return "the prediction was off by " + strings.Join(parts, ", ")
 }
 
 // CostVerdict says what a cost model rests on and how far it is off.
