@@ -11,15 +11,8 @@
 # Python 3.10 or newer, a C++ compiler and 1 GB of disk, and takes seconds.
 set -euo pipefail
 
-fail() {
-  echo "cannot install the CUDA compiler: $*" >&2
-  exit 1
-}
-
-[ $# -eq 1 ] || fail "usage: $0 DIR"
-mkdir -p "$1" || fail "the folder $1 cannot be made"
-dir=$(cd "$1" && pwd)
-log=$dir/install.log
+installed="the CUDA compiler"
+. "$(dirname "$0")/../cmd/kvtune/deploy/install.sh"
 stamp=$(cksum <"$0")
 
 if [ "$(cat "$dir/installed" 2>/dev/null)" = "$stamp" ] && "$dir/bin/nvcc" --version >/dev/null 2>&1; then
@@ -28,17 +21,6 @@ if [ "$(cat "$dir/installed" 2>/dev/null)" = "$stamp" ] && "$dir/bin/nvcc" --ver
 fi
 [ "$(uname -s)" = Linux ] || fail "it is for Linux only, this is $(uname -s)"
 command -v python3 >/dev/null || fail "no Python found: apt-get install python3 python3-venv"
-
-# Runs a step with its output in the log; shows the end of it when the step fails.
-step() {
-  local what=$1
-  shift
-  echo "== $what: $*" >>"$log"
-  if ! "$@" >>"$log" 2>&1; then
-    tail -n 15 "$log" >&2
-    fail "$what failed (the lines above; all of it in $log)"
-  fi
-}
 
 rm -rf "$dir/venv" "$dir/bin" "$dir/include" "$dir/headers" "$dir/installed" "$log"
 step "making a virtual environment (Debian: apt-get install python3-venv)" python3 -m venv "$dir/venv"

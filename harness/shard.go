@@ -33,8 +33,8 @@ const shardForm = "i/n with i from 0 to n-1, or /n where the environment has the
 
 // FindShard reads "i/n", or "/n" with i from the environment, or "" with both from there. The environment is that of a
 // task of a Slurm array job (SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT) or of a pod of a Kubernetes indexed Job
-// (JOB_COMPLETION_INDEX; nothing there says how many there are). from names the variable that was used, "" for none. One
-// shard of one, and no shard at all, are the whole.
+// (JOB_COMPLETION_INDEX; nothing there says how many there are). from names the variable that was used, "" for none.
+// One shard of one, and no shard at all, are the whole.
 func FindShard(text string, getenv func(string) string) (s Shard, from string, err error) {
 	fail := func(format string, args ...any) (Shard, string, error) {
 		return Shard{}, from, fmt.Errorf(format, args...)

@@ -12,12 +12,25 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
 
 	"kvtune/harness/archive"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"kvtune": main})
+	testscript.Main(leakChecked{m}, map[string]func(){"kvtune": main})
+}
+
+// leakChecked are tests that no goroutine outlives.
+type leakChecked struct{ *testing.M }
+
+func (m leakChecked) Run() int {
+	status := m.M.Run()
+	if err := goleak.Find(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return status
 }
 
 func TestScripts(t *testing.T) {

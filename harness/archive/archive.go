@@ -264,8 +264,8 @@ func (f *Folder) saveManifest() error {
 	return err
 }
 
-// replace puts a file in its place by put and records it in the manifest. At every moment a sum there is that of the file
-// which has the name: a crash leaves none that does not fit.
+// replace puts a file in its place by put and records it in the manifest. At every moment a sum there is that of the
+// file which has the name: a crash leaves none that does not fit.
 func (f *Folder) replace(file string, put func() (*Sum, error)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -298,7 +298,8 @@ func checkName(file string) error {
 	if file != filepath.Base(file) || !filepath.IsLocal(file) || strings.ContainsFunc(file, func(r rune) bool {
 		return r < ' ' || r == 0x7f || r == '\\'
 	}) {
-		return fmt.Errorf("%q cannot be a file of an output folder: expected a name without a folder and control characters", file)
+		return fmt.Errorf("%q cannot be a file of an output folder: expected a name without a folder and control characters",
+			file)
 	}
 	return nil
 }
@@ -332,8 +333,8 @@ func jsonWriter(v any) func(io.Writer) error {
 	}
 }
 
-// WriteFile writes path atomically, by way of a temporary file beside it. A file of a folder stays one of it: its manifest
-// gets the new sum.
+// WriteFile writes path atomically, by way of a temporary file beside it. A file of a folder stays one of it: its
+// manifest gets the new sum.
 func WriteFile(path string, write func(io.Writer) error) error {
 	if sum, err := sumBeside(path); err != nil {
 		return err

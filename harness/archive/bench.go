@@ -33,7 +33,8 @@ func (f *Folder) WriteBench(b *harness.Bench, samples []harness.BenchSample) err
 			if math.IsNaN(s.Seconds) || math.IsInf(s.Seconds, 0) {
 				return fmt.Errorf("a sample of %s is %v s: expected a finite number", s.Case, s.Seconds)
 			}
-			err := e.Encode(sampleOfCase{s.Case, s.Round, s.At.Seconds(), &s.Seconds, s.Clock, s.Counted, s.Gate, s.Capped, s.Outlier})
+			err := e.Encode(sampleOfCase{s.Case, s.Round, s.At.Seconds(), &s.Seconds, s.Clock, s.Counted, s.Gate, s.Capped,
+				s.Outlier})
 			if err != nil {
 				return err
 			}
@@ -69,7 +70,8 @@ func ReadBench(path string) (*harness.Bench, []harness.BenchSample, error) {
 		return b, nil, nil
 	}
 	if partial {
-		b.Warnings = append(b.Warnings, fmt.Sprintf("%s was cut short: only %d samples are left", names[0]+SamplesSuffix, len(samples)))
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%s was cut short: only %d samples are left", names[0]+SamplesSuffix,
+			len(samples)))
 	}
 	return b, samples, err
 }

@@ -23,8 +23,8 @@ import (
 // underFire lets the tests of damage go their whole way (make test-fire).
 var underFire = os.Getenv("KVTUNE_FIRE") != ""
 
-// mutate damages a file as disks and copies do: bits flip, a stretch is overwritten, lost or doubled, the end is missing.
-// cut says that nothing but the end is.
+// mutate damages a file as disks and copies do: bits flip, a stretch is overwritten, lost or doubled, the end is
+// missing. cut says that nothing but the end is.
 func mutate(rng *rand.Rand, data []byte) (bad []byte, cut bool) {
 	bad = slices.Clone(data)
 	at := rng.IntN(len(bad))
@@ -71,20 +71,21 @@ func checkMutation[T any](t *testing.T, kind string, rng *rand.Rand, data []byte
 	}
 }
 
-// firstOther is the first of got that is not what it was, -1 for none. Records that are lost or doubled by damage between
-// them are told by it; here a record counts as itself wherever it stands.
+// firstOther is the first of got that is not what it was, -1 for none. Records that are lost or doubled by damage
+// between them are told by it; here a record counts as itself wherever it stands.
 func firstOther[T any](got, want []T, same func(a, b T) bool) int {
 	return slices.IndexFunc(got, func(g T) bool {
 		return !slices.ContainsFunc(want, func(w T) bool { return same(g, w) })
 	})
 }
 
-// Thousands of damaged files of every kind: never a panic, never silently wrong. What a compressed file alone cannot tell,
-// and all that is damaged in text files, the manifest's sums do.
+// Thousands of damaged files of every kind: never a panic, never silently wrong. What a compressed file alone cannot
+// tell, and all that is damaged in text files, the manifest's sums do.
 func TestMutations(t *testing.T) {
 	f := create(t)
 	recs, series, ivs := records(12), someSeries(), someIntervals()
-	samples := []harness.BenchSample{{Case: "a", At: time.Second, Seconds: 1e-3}, {Case: "a", Seconds: 2e-3}, {Case: "b", Seconds: 3}}
+	samples := []harness.BenchSample{{Case: "a", At: time.Second, Seconds: 1e-3}, {Case: "a", Seconds: 2e-3},
+		{Case: "b", Seconds: 3}}
 	w, err := f.Requests("a")
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,8 @@ func TestMutations(t *testing.T) {
 	for i := range rounds {
 		switch i % 5 {
 		case 0, 1:
-			checkMutation(t, "streamed requests", rng, requests, recs, func(a, b workload.Record) bool { return cmp.Equal(a, b) }, ReadRequests)
+			checkMutation(t, "streamed requests", rng, requests, recs,
+				func(a, b workload.Record) bool { return cmp.Equal(a, b) }, ReadRequests)
 		case 2:
 			checkMutation(t, "series", rng, seriesFile, series, func(a, b harness.Sample) bool { return a == b }, ReadSeries)
 		case 3:

@@ -74,9 +74,9 @@ func decompressed(r io.Reader) (plain io.Reader, close func(), err error) {
 }
 
 // readLines calls each for every line of a compressed or plain file, without its end. whole says whether the line's end
-// was there. partial is set when the file ends in the middle, a compressed one also when its last line has no end. A line
-// counts once the next bytes were read without an error: a damaged frame's checksum is looked at after its lines have come
-// out.
+// was there. partial is set when the file ends in the middle, a compressed one also when its last line has no end. A
+// line counts once the next bytes were read without an error: a damaged frame's checksum is looked at after its lines
+// have come out.
 func readLines(r io.Reader, each func(number int, line []byte, whole bool) error) (partial bool, err error) {
 	plain, close, err := decompressed(r)
 	if err == io.ErrUnexpectedEOF {
@@ -158,10 +158,10 @@ func (f *Folder) openOrPartial(name string) (file *os.File, left bool, err error
 	return file, false, err
 }
 
-// RequestWriter appends request lines while a run goes on. Every line is a zstd frame with a checksum, on its way to the
-// disk when Append returns: a killed process loses no record that was appended, and a reader gets every whole one and
-// nothing else. The end of a line begins the next frame, the last one is written by Close: a file that lacks frames lacks
-// it. Safe for concurrent use.
+// RequestWriter appends request lines while a run goes on. Every line is a zstd frame with a checksum, on its way to
+// the disk when Append returns: a killed process loses no record that was appended, and a reader gets every whole one
+// and nothing else. The end of a line begins the next frame, the last one is written by Close: a file that lacks frames
+// lacks it. Safe for concurrent use.
 type RequestWriter struct {
 	folder *Folder
 	name   string
@@ -340,9 +340,9 @@ func (f *Folder) ReadHistograms(name string) (intervals []hist.Interval, partial
 	return Read(f.Path(name+LatencySuffix), ReadHistograms)
 }
 
-// Read reads a file to its end by one of this package's readers ([ReadSteps], ...), names it in errors and checks it against
-// the manifest beside it, where there is one that lists it: what was cut short is partial, what was changed otherwise a
-// [DamagedError].
+// Read reads a file to its end by one of this package's readers ([ReadSteps], ...), names it in errors and checks it
+// against the manifest beside it, where there is one that lists it: what was cut short is partial, what was changed
+// otherwise a [DamagedError].
 func Read[T any](path string, read func(io.Reader) ([]T, bool, error)) ([]T, bool, error) {
 	file, err := os.Open(path)
 	if err != nil {

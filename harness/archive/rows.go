@@ -10,8 +10,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Rows is a file of JSON lines that grows over several runs: each line is a zstd frame with a checksum and is on the disk
-// when Append returns. What a killed process leaves is whole but for a last line, and the next run goes on behind it.
+// Rows is a file of JSON lines that grows over several runs: each line is a zstd frame with a checksum and is on the
+// disk when Append returns. What a killed process leaves is whole but for a last line, and the next run goes on behind
+// it.
 type Rows struct {
 	file *os.File
 	z    *zstd.Encoder
@@ -22,8 +23,8 @@ func lineCompressor() (*zstd.Encoder, error) {
 	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 }
 
-// OpenRows opens a file of rows to go on with it: each is called for every whole line that is there. A line that is cut or
-// damaged and what follows it are removed, as is a line that each refuses.
+// OpenRows opens a file of rows to go on with it: each is called for every whole line that is there. A line that is cut
+// or damaged and what follows it are removed, as is a line that each refuses.
 func (f *Folder) OpenRows(file string, each func(line []byte) error) (*Rows, error) {
 	z, err := lineCompressor()
 	if err != nil {

@@ -39,8 +39,8 @@ type Shard struct {
 // shardPattern are the folders of shards within the output folder that they have in common.
 const shardPattern = "shard-*-of-*"
 
-// CreateShard makes the folder of a shard in dir. What an earlier run of the shard left is removed, unless resume is set:
-// then it must be of the same work, and stays.
+// CreateShard makes the folder of a shard in dir. What an earlier run of the shard left is removed, unless resume is
+// set: then it must be of the same work, and stays.
 func CreateShard(dir string, s Shard, resume bool) (*Folder, error) {
 	path := filepath.Join(dir, fmt.Sprintf("shard-%d-of-%d", s.Index, s.Count))
 	f, err := Create(path)
@@ -82,8 +82,8 @@ func OpenShards(paths []string) ([]*Folder, error) {
 				return nil, err
 			}
 			if len(inside) == 0 {
-				return nil, fmt.Errorf("%s is not the output of a shard, and holds none (%s): expected the --output-dir that --shard i/n ran "+
-					"with", path, shardPattern)
+				return nil, fmt.Errorf("%s is not the output of a shard, and holds none (%s): expected the --output-dir that "+
+					"--shard i/n ran with", path, shardPattern)
 			}
 			dirs = inside
 			for i := range dirs {
@@ -113,7 +113,8 @@ func OpenShards(paths []string) ([]*Folder, error) {
 	for i, f := range found {
 		s := f.manifest.Shard
 		if s.Count < 1 || s.Index < 0 || s.Index >= s.Count {
-			return nil, fmt.Errorf("%s says that it is shard %v: expected an index from 0 to one less than the count", f.dir, s.Shard)
+			return nil, fmt.Errorf("%s says that it is shard %v: expected an index from 0 to one less than the count", f.dir,
+				s.Shard)
 		}
 		if i > 0 && found[i-1].manifest.Shard.Shard == s.Shard {
 			return nil, fmt.Errorf("shard %v is there twice: %s and %s; name one of them", s.Shard, found[i-1].dir, f.dir)

@@ -30,8 +30,8 @@ func differs(path string, got, want Sum) error {
 	if got.Bytes != want.Bytes {
 		why = fmt.Sprintf("it has %d bytes and had %d", got.Bytes, want.Bytes)
 	}
-	return &DamagedError{path, fmt.Sprintf("%s; restore it, or, if the change is meant, remove %q from \"sums\", and the last "+
-		"entry, \"sha256\", from the %s beside it", why, filepath.Base(path), ManifestName)}
+	return &DamagedError{path, fmt.Sprintf("%s; restore it, or, if the change is meant, remove %q from \"sums\", and the "+
+		"last entry, \"sha256\", from the %s beside it", why, filepath.Base(path), ManifestName)}
 }
 
 // summing takes the sum of what passes.
@@ -82,8 +82,8 @@ func ReadFile(path string) ([]byte, error) {
 	return data, err
 }
 
-// readChecked reads a file to its end and checks it against the manifest beside it. One that was cut short is partial, one
-// that was changed a [DamagedError]; the records before it come with it.
+// readChecked reads a file to its end and checks it against the manifest beside it. One that was cut short is partial,
+// one that was changed a [DamagedError]; the records before it come with it.
 func readChecked[T any](file *os.File, read func(io.Reader) ([]T, bool, error)) ([]T, bool, error) {
 	got := newSumming()
 	through := io.TeeReader(file, got)
@@ -130,6 +130,6 @@ func readManifest(path string, m *Manifest) error {
 	case at >= 0 && bytes.Equal(sealed(append(bytes.Clone(data[:at]), "\n}\n"...)), data):
 		return nil
 	}
-	return &DamagedError{path, "its SHA-256 sum, the last entry, is another; restore it, or, if the change is meant, remove " +
-		"\"sums\" and that entry"}
+	return &DamagedError{path, "its SHA-256 sum, the last entry, is another; restore it, or, if the change is meant, " +
+		"remove \"sums\" and that entry"}
 }

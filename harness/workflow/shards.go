@@ -47,8 +47,8 @@ type sweepFiles struct {
 }
 
 // Shard makes one share, in a folder of its own, and returns the folder. With resume it goes on where an earlier run of
-// the shard ended; taken is how many cells that one had done. onCell is told how many cells are done of how many; it may
-// be nil.
+// the shard ended; taken is how many cells that one had done. onCell is told how many cells are done of how many; it
+// may be nil.
 func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool, onCell func(done, total int)) (
 	_ *archive.Folder, taken int, err error) {
 	b := w.Basis
@@ -57,8 +57,9 @@ func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool,
 		return nil, 0, err
 	}
 	work, err := json.Marshal(map[string]any{
-		"config": b.Config, "server": b.Info, "settings": b.Server.Args, "num_gpu_blocks": b.Server.NumGPUBlocks, "cost": b.Server.Cost,
-		"notes": b.Notes, "options": w.Options, "grid": w.Grid, "files": sweepFiles{filepath.Base(w.PlansFile), filepath.Base(w.SweepFile)},
+		"config": b.Config, "server": b.Info, "settings": b.Server.Args, "num_gpu_blocks": b.Server.NumGPUBlocks,
+		"cost": b.Server.Cost, "notes": b.Notes, "options": w.Options, "grid": w.Grid,
+		"files": sweepFiles{filepath.Base(w.PlansFile), filepath.Base(w.SweepFile)},
 	})
 	if err != nil {
 		return nil, 0, err
@@ -68,7 +69,8 @@ func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool,
 		parts = append(parts, fmt.Sprintf("C=%d/M=%d/B=%d/block_size=%d", c.C, c.M, c.B, c.BlockSize))
 	}
 	if len(parts) < shard.Count {
-		return nil, 0, &harness.FieldError{Field: "shard", Value: shard, Allowed: fmt.Sprintf("at most %d shards, one for each cell", len(parts))}
+		return nil, 0, &harness.FieldError{Field: "shard", Value: shard,
+			Allowed: fmt.Sprintf("at most %d shards, one for each cell", len(parts))}
 	}
 	folder, err := archive.CreateShard(filepath.Dir(w.SweepFile), archive.Shard{
 		Shard: shard, Kind: archive.ShardedSweep, Tool: w.Tool, Work: work, Parts: parts,
@@ -97,7 +99,8 @@ func (w *SweepWork) Shard(ctx context.Context, shard harness.Shard, resume bool,
 			return nil, 0, err
 		}
 		plans.Notes = append(plans.Notes, notes...)
-		if err := errors.Join(folder.WriteJSON(filepath.Base(w.PlansFile), plans), folder.SetPart("plans", archive.Done)); err != nil {
+		err = errors.Join(folder.WriteJSON(filepath.Base(w.PlansFile), plans), folder.SetPart("plans", archive.Done))
+		if err != nil {
 			return nil, 0, err
 		}
 	}
@@ -121,7 +124,8 @@ func readCell(line []byte, parts []string) (sweepCell, error) {
 		return cell, err
 	}
 	if cell.Cell < 0 || cell.Cell >= len(parts) || len(cell.Rows) == 0 {
-		return cell, fmt.Errorf("cell %d with %d rows: expected one of %d cells, and its rows", cell.Cell, len(cell.Rows), len(parts))
+		return cell, fmt.Errorf("cell %d with %d rows: expected one of %d cells, and its rows", cell.Cell, len(cell.Rows),
+			len(parts))
 	}
 	return cell, nil
 }
@@ -165,7 +169,8 @@ func MergeSweep(folders []*archive.Folder, dir string) (*planner.Plans, *planner
 		}
 	}
 	if k := slices.IndexFunc(cells, func(rows []planner.SweepRow) bool { return rows == nil }); k >= 0 {
-		return fail(fmt.Errorf("no shard has cell %s: run shard %d/%d again with --resume", stamp.Parts[k], k%stamp.Count, stamp.Count))
+		return fail(fmt.Errorf("no shard has cell %s: run shard %d/%d again with --resume", stamp.Parts[k], k%stamp.Count,
+			stamp.Count))
 	}
 	sweep := planner.NewSweepResult(plans.Model, slices.Concat(cells...))
 	files, err := WriteSweep(sweep, filepath.Join(dir, filepath.Base(work.Files.Sweep)))
@@ -194,14 +199,16 @@ func ended(f *archive.Folder, part string) error {
 	case !ok:
 		return fmt.Errorf("%s has no %s: run shard %v again with --resume", f.Dir(), part, f.Shard().Shard)
 	case p.State == archive.Running || p.State == archive.Failed:
-		return fmt.Errorf("%s: %s is %s: wait for the shard, or run it again (--shard %v --resume)", f.Dir(), part, p.State, f.Shard().Shard)
+		return fmt.Errorf("%s: %s is %s: wait for the shard, or run it again (--shard %v --resume)", f.Dir(), part, p.State,
+			f.Shard().Shard)
 	}
 	return nil
 }
 
 // ShardConfigs makes the folder of a share of several configurations, each measured on a server of its own. What an
 // earlier run of the shard has done of them stands in its parts.
-func ShardConfigs(dir string, s harness.Shard, configs []harness.Config, tool string, resume bool) (*archive.Folder, error) {
+func ShardConfigs(dir string, s harness.Shard, configs []harness.Config, tool string, resume bool) (*archive.Folder,
+	error) {
 	stamp := archive.Shard{Shard: s, Kind: archive.ShardedConfigs, Tool: tool}
 	var err error
 	if stamp.Work, err = json.Marshal(map[string]any{"configs": configs}); err != nil {
@@ -254,7 +261,8 @@ func ShardLoad(dir string, s *Setup, cfg harness.Config) (*archive.Folder, error
 	if err != nil {
 		return nil, err
 	}
-	return archive.CreateShard(dir, archive.Shard{Shard: s.Shard, Kind: archive.ShardedLoad, Tool: s.Tool, Work: work}, false)
+	stamp := archive.Shard{Shard: s.Shard, Kind: archive.ShardedLoad, Tool: s.Tool, Work: work}
+	return archive.CreateShard(dir, stamp, false)
 }
 
 // MergeLoad unites the shards of a load and keeps the whole in a folder; see [profile.Merge].
@@ -263,7 +271,8 @@ func MergeLoad(folders []*archive.Folder, into *archive.Folder) (*profile.Output
 	for _, f := range folders {
 		names := f.Results()
 		if len(names) != 1 {
-			return nil, fmt.Errorf("%s holds %d results, expected one: run all shards of the load again, together", f.Dir(), len(names))
+			return nil, fmt.Errorf("%s holds %d results, expected one: run all shards of the load again, together", f.Dir(),
+				len(names))
 		}
 		if err := ended(f, names[0]); err != nil {
 			return nil, err

@@ -123,8 +123,8 @@ func (k *Kernel) Output() (kernels.Output, error) {
 	return k.output()
 }
 
-// Series takes samples of launches each, a sample being one CUDA graph between two events, and returns their seconds and
-// the rate of the multiprocessors' clock meanwhile, from cycles and nanoseconds that the device counts.
+// Series takes samples of launches each, a sample being one CUDA graph between two events, and returns their seconds
+// and the rate of the multiprocessors' clock meanwhile, from cycles and nanoseconds that the device counts.
 func (k *Kernel) Series(samples, launches int) ([]timing.Reading, error) {
 	if k.graphs == nil || k.per != launches {
 		if k.graphs != nil {
