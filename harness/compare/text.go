@@ -6,6 +6,8 @@ import (
 	"io"
 	"math"
 	"text/tabwriter"
+
+	"kvtune/harness"
 )
 
 // Verdict is the whole comparison in one line.
@@ -65,7 +67,7 @@ func (r *Report) Text(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintln(b, r.Verdict())
 	for _, warning := range r.Warnings {
-		fmt.Fprintf(b, "! %s\n", warning)
+		fmt.Fprint(b, harness.Wrap("! ", "  ", warning))
 	}
 	fmt.Fprintf(b, "\nA: %s\nB: %s\n\n", r.A, r.B)
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
@@ -79,7 +81,7 @@ func (r *Report) Text(w io.Writer) error {
 	t.Flush()
 	for i := range r.Rows {
 		if row := &r.Rows[i]; row.Note != "" {
-			fmt.Fprintf(b, "%s: %s\n", row.Case, row.Note)
+			fmt.Fprint(b, harness.Wrap("", "  ", row.Case+": "+row.Note))
 		}
 	}
 	for _, only := range []struct {

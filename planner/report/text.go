@@ -16,7 +16,7 @@ import (
 )
 
 // width is the number of columns that no line of a table exceeds; command lines are never broken.
-const width = 100
+const width = harness.TextWidth
 
 // VerdictLine is the first line that a command prints: the verdict in one line, marked where it rests on a simulated
 // server or a run that ended early.
@@ -402,32 +402,7 @@ func list(b *bufio.Writer, head string, items []string) {
 
 // wrap writes words within width columns: first before the first line, rest before the others.
 func wrap(b *bufio.Writer, first, rest, text string) {
-	line := first
-	empty := true
-	for _, word := range words(clean(text, 1<<20)) {
-		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
-			fmt.Fprintln(b, line)
-			line, empty = rest, true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	fmt.Fprintln(b, line)
-}
-
-// words are what a line may be broken between: not between a number and its %.
-func words(text string) (words []string) {
-	for _, word := range strings.Fields(text) {
-		if last := len(words) - 1; last >= 0 && strings.HasPrefix(word, "%") {
-			words[last] += " " + word
-		} else {
-			words = append(words, word)
-		}
-	}
-	return words
+	b.WriteString(harness.Wrap(first, rest, clean(text, 1<<20)))
 }
 
 func pad(s string, n int) string {
