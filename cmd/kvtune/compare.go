@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -38,11 +37,8 @@ func compareCommand() *cli.Command {
 
 func compareAction(c *cli.Context) error {
 	args := c.Args().Slice()
-	for i, arg := range args {
-		if i > 0 && strings.HasPrefix(arg, "-") {
-			return usagef("flag %q stands behind the things to compare and was not read: kvtune compare %s %s", arg,
-				strings.Join(args[i:], " "), strings.Join(args[:i], " "))
-		}
+	if err := flagsBehind(c, "the things to compare"); err != nil {
+		return err
 	}
 	if len(args) != 2 {
 		return usagef("%d things to compare: expected two, kvtune compare A B", len(args))
@@ -87,7 +83,7 @@ func comparePage(c *cli.Context, file string, result *compare.Report, args []str
 			continue
 		}
 		var err error
-		if *side, err = workflow.ReadReport(args[i]); err != nil {
+		if *side, err = workflow.ReadReport(c.Context, args[i], workflow.Server{}); err != nil {
 			return usageError{err}
 		}
 	}

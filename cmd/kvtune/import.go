@@ -33,11 +33,8 @@ func importCommand() *cli.Command {
 
 func importAction(c *cli.Context) error {
 	args := c.Args().Slice()
-	for i, arg := range args {
-		if i > 0 && strings.HasPrefix(arg, "-") {
-			return usagef("flag %q stands behind the file and was not read: kvtune import %s %s", arg, strings.Join(args[i:], " "),
-				strings.Join(args[:i], " "))
-		}
+	if err := flagsBehind(c, "the file"); err != nil {
+		return err
 	}
 	if len(args) != 1 {
 		return usagef("%d files to import: expected one, kvtune import --map time=COLUMN,in=COLUMN,out=COLUMN FILE", len(args))

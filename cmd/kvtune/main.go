@@ -18,6 +18,8 @@ import (
 
 	"github.com/pkg/profile"
 	"github.com/urfave/cli/v2"
+
+	"kvtune/planner/report"
 )
 
 // Exit statuses.
@@ -228,6 +230,18 @@ func strayArgument(c *cli.Context) error {
 	}
 	return usagef("%s: unexpected argument %q; this command takes flags only (`kvtune %s --help`)", c.Command.Name,
 		words[0], c.Command.Name)
+}
+
+// flagsBehind refuses flags behind what a command works on, where they were not read, and says the command to type.
+func flagsBehind(c *cli.Context, what string) error {
+	args := c.Args().Slice()
+	for i, arg := range args {
+		if i > 0 && strings.HasPrefix(arg, "-") {
+			return usagef("flag %q stands behind %s and was not read: kvtune %s %s", arg, what, c.Command.Name,
+				report.ShellLine(slices.Concat(args[i:], args[:i])))
+		}
+	}
+	return nil
 }
 
 var selfProfiles = map[string]func(*profile.Profile){

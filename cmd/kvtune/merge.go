@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -35,11 +34,8 @@ func merge(c *cli.Context) error {
 	if len(paths) == 0 {
 		return usagef("nothing to merge: expected the output folder of shards, kvtune merge results")
 	}
-	for i, arg := range paths {
-		if i > 0 && strings.HasPrefix(arg, "-") {
-			return usagef("flag %q stands behind the folders and was not read: kvtune merge %s %s", arg, strings.Join(paths[i:], " "),
-				strings.Join(paths[:i], " "))
-		}
+	if err := flagsBehind(c, "the folders"); err != nil {
+		return err
 	}
 	shards, err := archive.OpenShards(paths)
 	if err != nil {

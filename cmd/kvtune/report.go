@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"io"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -18,22 +16,29 @@ func reportCommand() *cli.Command {
 		Usage:     "write the page and the picture of an archive: runs, plans, a kernel benchmark",
 		ArgsUsage: "ARCHIVE",
 		Description: "ARCHIVE is a folder that any command wrote, or a file of one run or benchmark. The page is one file that\n" +
-			"loads nothing; `kvtune workflow` writes it by itself.\n\nExamples:\n" +
+			"loads nothing; `kvtune workflow` writes it by itself. A run that was not analysed is, as far as the\n" +
+			"archive allows.\n\nExamples:\n" +
 			"   kvtune report results\n" +
 			"   kvtune report --html h100.html bench/results/h100/first",
-		Flags: in(catOutput,
+		Flags: join(in(catInput,
+			&cli.StringFlag{Name: "model", Usage: "`name` or path of the runs' model, where the archive does not tell it"},
+			&cli.StringFlag{Name: "gpu", Usage: "`device` of the runs' server, where the archive does not tell it"},
+		), in(catOutput,
 			&cli.PathFlag{Name: "html", Usage: "write the page alone, to `FILE` (default: " + workflow.ReportFile + " and the pictures, in the archive)"},
-		),
+		)),
 		Action: reportAction,
 	}
 }
 
 func reportAction(c *cli.Context) error {
+	if err := flagsBehind(c, "the archive"); err != nil {
+		return err
+	}
 	if c.NArg() != 1 {
 		return usagef("%d things to report on: expected one archive, kvtune report ARCHIVE", c.NArg())
 	}
 	path := c.Args().First()
-	content, err := workflow.ReadReport(path)
+	content, err := workflow.ReadReport(c.Context, path, workflow.Server{Model: c.String("model"), GPU: c.String("gpu")})
 	if err != nil {
 		return usageError{err}
 	}
@@ -46,9 +51,6 @@ func reportAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out := output{Verdict: content.Headline(), Warnings: content.Warnings(), Files: files}
-	return show(c, out, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%s\n\nfiles\n  %s\n", out.Verdict, strings.Join(files, "\n  "))
-		return err
-	})
+	content.Page, content.Files = files[0], files
+	return show(c, outputOf(content), func(w io.Writer) error { return report.Text(w, content) })
 }

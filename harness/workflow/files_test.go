@@ -14,12 +14,12 @@ import (
 	"kvtune/planner/fit"
 )
 
-// measuredFolder has probes and two runs, "a" and "b", of a fast engine.
-func measuredFolder(t *testing.T) string {
+// measuredFolder has probes and two runs, "a" and "b", of an engine that is so much faster than a real one.
+func measuredFolder(t *testing.T, speed float64) string {
 	t.Helper()
 	dir := t.TempDir()
 	setup := workflow.Setup{
-		Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil), Folder: folder(t, dir), Model: gpt2(t),
+		Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, speed, nil), Folder: folder(t, dir), Model: gpt2(t),
 		GPU: gpu(t, "L4"),
 	}
 	if _, err := setup.ProfileWithProbes(t.Context(), small("b", 64), true); err != nil {
@@ -32,7 +32,7 @@ func measuredFolder(t *testing.T) string {
 }
 
 func TestReadRuns(t *testing.T) {
-	dir := measuredFolder(t)
+	dir := measuredFolder(t, 1e3)
 	lone := t.TempDir() // a run without probes
 	copyFile(t, filepath.Join(dir, "a_results.json"), filepath.Join(lone, "a_results.json"))
 	tests := []struct {
@@ -79,7 +79,7 @@ func TestReadRuns(t *testing.T) {
 
 // A requests file that was cut short gives its whole records, and the run says that it is partial.
 func TestReadRunCutShort(t *testing.T) {
-	dir := measuredFolder(t)
+	dir := measuredFolder(t, 1e3)
 	file := filepath.Join(dir, "a"+archive.RequestsSuffix)
 	info, err := os.Stat(file)
 	if err != nil {
@@ -98,7 +98,7 @@ func TestReadRunCutShort(t *testing.T) {
 }
 
 func TestReadFit(t *testing.T) {
-	dir := measuredFolder(t)
+	dir := measuredFolder(t, 1e3)
 	model, device := gpt2(t), gpu(t, "L4")
 	bare := filepath.Join(t.TempDir(), "mine"+archive.RequestsSuffix)
 	copyFile(t, filepath.Join(dir, "a"+archive.RequestsSuffix), bare)

@@ -3,6 +3,7 @@ package workflow
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 
 	"kvtune/harness"
 	"kvtune/harness/archive"
+	"kvtune/harness/profile"
 	"kvtune/planner"
 	"kvtune/planner/analysis"
 	"kvtune/planner/cost"
@@ -18,9 +20,10 @@ import (
 )
 
 // ReadReport makes a report of what lies in an archive: the runs with their analyses, the plans, the cost model, a kernel
-// benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. What is not there is not
-// shown; an archive that holds neither a run nor plans nor a benchmark is an error.
-func ReadReport(path string) (report.Input, error) {
+// benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an analysis is
+// analysed as far as the archive and server allow. What is not there is not shown; an archive that holds neither a run
+// nor plans nor a benchmark is an error.
+func ReadReport(ctx context.Context, path string, server Server) (report.Input, error) {
 	in := report.Input{Title: "kvtune report on " + filepath.Base(path)}
 	named, err := archive.Open(path)
 	if err != nil {
@@ -30,9 +33,13 @@ func ReadReport(path string) (report.Input, error) {
 	if err != nil {
 		return in, err
 	}
+	var probes *profile.Output // what cost models are fitted on
 	for _, name := range named.Results() {
 		if name == probesName && len(named.Results()) > 1 {
-			continue // what the cost model was fitted on
+			if probes, err = ReadRun(folder, name); err != nil {
+				return in, err
+			}
+			continue
 		}
 		run, err := readReportRun(folder, name)
 		if err != nil {
@@ -61,6 +68,7 @@ func ReadReport(path string) (report.Input, error) {
 	if len(in.Runs) == 0 && in.Kernels == nil && in.Plans == nil {
 		return in, fmt.Errorf("%s holds no run, no plan and no kernel benchmark to report on", path)
 	}
+	server.analyze(ctx, &in, probes)
 	in.Verdict = reportVerdict(&in)
 	in.Commands, in.Files = reportCommands(&in), folder.Files()
 	return in, nil
