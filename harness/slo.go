@@ -232,6 +232,15 @@ func Goodput(records []workload.Record, slos []SLO) Metric {
 		within(stats.Interval{Low: share.Low * rate, High: share.High * rate})
 }
 
+// MissedBy says whether a finished request missed the objective by itself, whatever the objective's statistic: one on
+// goodput by missing any of objectives, one that cannot be asked of a single request never.
+func (s SLO) MissedBy(r *workload.Record, objectives []SLO) bool {
+	if s.Metric == MetricGoodput {
+		return slices.ContainsFunc(objectives, func(o SLO) bool { return o.Metric != MetricGoodput && o.MissedBy(r, nil) })
+	}
+	return r.OK() && s.missedBy(r)
+}
+
 // missedBy says whether a finished request missed a per-request objective of its class.
 func (s SLO) missedBy(r *workload.Record) bool {
 	if s.Class != "" && s.Class != r.Class {

@@ -10,13 +10,13 @@ import (
 const TextWidth = 100
 
 // Wrap breaks text into lines of at most [TextWidth] columns, with first before the first line and rest before the others,
-// each ended. A word that is longer has a line of its own, and a number is not parted from its %.
+// each ended, without spaces at the end. A word that is longer has a line of its own, and a number is not parted from its %.
 func Wrap(first, rest, text string) string {
 	var b strings.Builder
 	line, empty := first, true
 	for _, word := range words(text) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > TextWidth {
-			fmt.Fprintln(&b, line)
+			fmt.Fprintln(&b, strings.TrimRight(line, " "))
 			line, empty = rest, true
 		}
 		if !empty {
@@ -25,7 +25,7 @@ func Wrap(first, rest, text string) string {
 		line += word
 		empty = false
 	}
-	fmt.Fprintln(&b, line)
+	fmt.Fprintln(&b, strings.TrimRight(line, " "))
 	return b.String()
 }
 

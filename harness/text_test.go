@@ -16,7 +16,7 @@ func TestWrap(t *testing.T) {
 		name, first, rest, text string
 		want                    []string
 	}{
-		{"nothing", "! ", "  ", "", []string{"! "}},
+		{"nothing", "! ", "  ", "", []string{"!"}},
 		{"a short line, its spaces made one", "! ", "  ", " a \n b", []string{"! a b"}},
 		{"exactly full", "", "  ", nearly + " c", []string{nearly + " c"}},
 		{"one too many", "", "  ", nearly + " cd", []string{nearly, "  cd"}},
@@ -39,7 +39,7 @@ func FuzzWrap(f *testing.F) {
 	f.Add(strings.Repeat("word ", 60))
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := harness.Wrap("! ", "  ", text)
-		got := strings.Fields(strings.TrimPrefix(lines, "! "))
+		got := strings.Fields(strings.TrimPrefix(lines, "!"))
 		if want := strings.Fields(text); strings.Join(got, " ") != strings.Join(want, " ") {
 			t.Errorf("%q became %q", want, got)
 		}

@@ -79,7 +79,7 @@ func (p *planning) bind(ctx context.Context, plan *Plan, c *candidate) error {
 	r := analysis.Analyze(ctx, analysis.Input{
 		Result: &harness.Result{Name: string(plan.Strategy), Origin: harness.OriginSimulated, Counters: out.Counters,
 			Metrics: c.runs[0].metrics},
-		Records: out.Records, Steps: out.Steps, Server: server, Workload: p.work[0],
+		Records: out.Records, Steps: out.Steps, Server: server, Workload: p.work[0], SLOs: p.req.SLOs,
 	})
 	plan.Binding, plan.Limit, plan.BindingWhy = r.Binding, r.Limit, r.Why()
 	return nil

@@ -119,8 +119,11 @@ const (
 // run is compared round by round, without an interval where there is one round.
 func (p *Plan) SetMeasuredGain(over Strategy, before, after []Measured) {
 	name, stat := ownMetric(p.Strategy)
-	if p.Strategy == Memory || p.Strategy == Balanced {
+	switch {
+	case p.Strategy == Memory || p.Strategy == Balanced:
 		name, stat = harness.MetricTotalThroughput, ""
+	case p.Gain != nil: // a recommendation's may be in the metric of an objective
+		name, stat = p.Gain.Metric, p.Gain.Stat
 	}
 	n := min(len(before), len(after))
 	var a, b, changes []float64

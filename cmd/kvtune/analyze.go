@@ -22,7 +22,7 @@ func analyzeCommand() *cli.Command {
 			&cli.PathFlag{Name: "profiling-results", Usage: "result `FILE` or archive folder"},
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE`; without it one is fitted from the run"},
 			&cli.PathFlag{Name: "kernels", Usage: "benchmark `FILE` of the server's GPU, for its measured ceilings"},
-		), endpointFlags(), workloadFlags(), serverFlags(), in(catOutput,
+		), endpointFlags(), workloadFlags(), []cli.Flag{sloFlag()}, serverFlags(), in(catOutput,
 			&cli.BoolFlag{Name: "save-plots", Usage: "draw " + workflow.PictureFile},
 			&cli.PathFlag{Name: "analysis-file",
 				Usage: "write the analysis to `FILE` (default: " + workflow.AnalysisFile + " in --output-dir)"},
@@ -58,6 +58,9 @@ func analyze(c *cli.Context) error {
 	defer s.screen.close()
 	basis, err := basisOf(c)
 	if err != nil {
+		return err
+	}
+	if basis.SLOs, err = slosOf(c); err != nil {
 		return err
 	}
 	runs, err := workflow.ReadRuns(c.Path("profiling-results"))

@@ -335,3 +335,20 @@ func join(groups ...[]cli.Flag) []cli.Flag {
 	}
 	return all
 }
+
+// sloFlag is --slo.
+func sloFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "slo", Category: catObjective, Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)"}
+}
+
+// slosOf reads --slo.
+func slosOf(c *cli.Context) (slos []harness.SLO, err error) {
+	for _, text := range c.StringSlice("slo") {
+		slo, err := harness.ParseSLO(text)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--slo: %w", err)}
+		}
+		slos = append(slos, slo)
+	}
+	return slos, nil
+}

@@ -22,7 +22,7 @@ const catObjective = "Objective"
 // planFlags are what a plan is for, the same in plan, verify and workflow.
 func planFlags() []cli.Flag {
 	return in(catObjective,
-		&cli.StringSliceFlag{Name: "slo", Usage: "`limit` such as 'p99 TTFT <= 200ms' (repeat)"},
+		sloFlag(),
 		&cli.StringFlag{Name: "current",
 			Usage: "the settings in use, as the `command` that starts the server: the baseline of every gain"},
 		&cli.StringSliceFlag{Name: "fix", Usage: "a setting that may not change: `flag=value` (repeat)"},
@@ -39,13 +39,10 @@ type objective struct {
 }
 
 func objectiveOf(c *cli.Context) (objective, error) {
-	var o objective
-	for _, text := range c.StringSlice("slo") {
-		slo, err := harness.ParseSLO(text)
-		if err != nil {
-			return o, usageError{fmt.Errorf("--slo: %w", err)}
-		}
-		o.slos = append(o.slos, slo)
+	slos, err := slosOf(c)
+	o := objective{slos: slos}
+	if err != nil {
+		return o, err
 	}
 	if command := c.String("current"); command != "" {
 		model, args, rest, err := vllmflags.ParseServeCommand(command)

@@ -17,12 +17,8 @@ import (
 
 // searched reads the objectives of profile, and whether they ask for a search: with a range of rates they do.
 func searched(c *cli.Context, cfg harness.Config) (slos []harness.SLO, search bool, err error) {
-	for _, text := range c.StringSlice("slo") {
-		slo, err := harness.ParseSLO(text)
-		if err != nil {
-			return nil, false, usageError{fmt.Errorf("--slo: %w", err)}
-		}
-		slos = append(slos, slo)
+	if slos, err = slosOf(c); err != nil {
+		return nil, false, err
 	}
 	if len(slos) == 0 || cfg.Rate == "" || !strings.Contains(cfg.Rate, "..") {
 		return slos, false, nil

@@ -5,6 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kvtune/harness/profile"
 	"kvtune/harness/workflow"
 	"kvtune/planner/report"
 )
@@ -21,7 +22,7 @@ func simulateCommand() *cli.Command {
 			kernelsFlag(),
 			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
 			&cli.StringFlag{Name: "vllm-version", Usage: "rules of vLLM `0.18 to 0.33` (default: the newest)"},
-		), workloadFlags(), serverFlags(), []cli.Flag{outputDirFlag("results"), shardFlag()}),
+		), workloadFlags(), []cli.Flag{sloFlag()}, serverFlags(), []cli.Flag{outputDirFlag("results"), shardFlag()}),
 		Action: simulate,
 	}
 }
@@ -32,6 +33,9 @@ func simulate(c *cli.Context) error {
 	}
 	basis, err := basisOf(c)
 	if err != nil {
+		return err
+	}
+	if basis.SLOs, err = slosOf(c); err != nil {
 		return err
 	}
 	if version := c.String("vllm-version"); version != "" {
@@ -56,5 +60,6 @@ func simulate(c *cli.Context) error {
 		return err
 	}
 	run.Analysis = basis.Analyze(c.Context, run)
-	return printRuns(c, []report.Run{*run}, nil, s.files())
+	out := &profile.Output{Result: run.Result, Records: run.Records}
+	return printRuns(c, []report.Run{*run}, judged([]*profile.Output{out}, basis.SLOs), s.files())
 }

@@ -25,6 +25,8 @@ type Basis struct {
 	// Server has every setting resolved.
 	Server analysis.Server
 	Device vllmflags.Device
+	// SLOs are the workload's objectives, for an analysis.
+	SLOs []harness.SLO
 	// Kernels is a benchmark of kernels whose ceilings hold for the server's device, nil where there is none.
 	Kernels *harness.Bench
 	// File is where an analysis will lie, for the commands in it; "" is [AnalysisFile].
@@ -332,7 +334,7 @@ const (
 func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 	in := analysis.Input{
 		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
-		Device: b.Device, File: b.File,
+		SLOs: b.SLOs, Device: b.Device, File: b.File,
 	}
 	in.Flops, in.Bandwidth = b.ceilings()
 	if w, err := b.workload(b.Config.Seed); err == nil && len(w.Requests) <= whatIfRequests {

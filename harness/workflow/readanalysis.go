@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"kvtune/harness"
 	"kvtune/harness/profile"
 	"kvtune/planner/analysis"
 	"kvtune/planner/cost"
@@ -25,6 +26,14 @@ func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.O
 	if in.Cost != nil {
 		fitted[served{in.Cost.Model, in.Cost.GPU, in.Cost.Tensor}] = in.Cost
 	}
+	var slos []harness.SLO
+	if in.Plans != nil {
+		for _, text := range in.Plans.SLOs {
+			if slo, err := harness.ParseSLO(text); err == nil { // one of a later version is not judged
+				slos = append(slos, slo)
+			}
+		}
+	}
 	for i := range in.Runs {
 		run := &in.Runs[i]
 		if run.Analysis != nil || len(run.Records) == 0 {
@@ -40,13 +49,15 @@ func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.O
 			}
 		}
 		if err == nil {
-			run.Analysis = BasisOf(run.Result, model, gpu, m).Analyze(ctx, run)
+			basis := BasisOf(run.Result, model, gpu, m)
+			basis.SLOs = slos
+			run.Analysis = basis.Analyze(ctx, run)
 			in.Cost = cmp.Or(in.Cost, m)
 			continue
 		}
 		server := run.Result.Conditions.Server
 		run.Analysis = analysis.Analyze(ctx, analysis.Input{Result: run.Result, Records: run.Records, Steps: run.Steps,
-			Series: run.Series, Server: analysis.Server{Args: server.Args, NumGPUBlocks: server.NumGPUBlocks}})
+			Series: run.Series, SLOs: slos, Server: analysis.Server{Args: server.Args, NumGPUBlocks: server.NumGPUBlocks}})
 		run.Analysis.Notes = append(run.Analysis.Notes, "there is no cost model: "+err.Error())
 	}
 }

@@ -16,7 +16,7 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	}
 	rec := &r.Recommendations[n-1]
 	strategy := planner.Throughput
-	if rec.Gain.Metric == harness.MetricE2EL {
+	if !harness.HigherIsBetter(rec.Gain.Metric) {
 		strategy = planner.Latency
 	}
 	plan := planner.Plan{

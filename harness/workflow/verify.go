@@ -45,7 +45,9 @@ func (opt *Options) verifyAll(ctx context.Context, out *Outcome) error {
 			continue
 		}
 		verified := reportRun(run)
-		verified.Analysis = BasisOf(run.Result, opt.Model, opt.GPU, out.Cost).Analyze(ctx, &verified)
+		basis := BasisOf(run.Result, opt.Model, opt.GPU, out.Cost)
+		basis.SLOs = opt.SLOs
+		verified.Analysis = basis.Analyze(ctx, &verified)
 		out.Runs = append(out.Runs, verified)
 		if run.Result.Partial {
 			out.note(run.Result.Name, run.Result.Why)

@@ -333,7 +333,7 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		}
 		opt.stage("%s: what binds", run.Result.Name)
 		basis := BasisOf(run.Result, opt.Model, opt.GPU, out.Cost)
-		basis.Kernels = opt.Kernels
+		basis.Kernels, basis.SLOs = opt.Kernels, opt.SLOs
 		if opt.Folder != nil {
 			basis.File = opt.Folder.Path(run.Result.Name + "_analysis.json")
 		}

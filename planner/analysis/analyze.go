@@ -27,6 +27,9 @@ type Input struct {
 	Server Server
 	// Workload is what was sent. With it and Server.Cost, counterfactuals and gains are simulated.
 	Workload *workload.Workload
+	// SLOs are the objectives of the run. Where one on single requests is missed, the verdict is about the time that the
+	// requests spent that missed it.
+	SLOs []harness.SLO
 	// Draws is how many draws of the cost model stand behind the interval of a simulated gain; 0 leaves out every
 	// simulation.
 	Draws int
@@ -49,6 +52,7 @@ const (
 	causeSeqs
 	causeBudget
 	causeLaunch
+	causeFrontEnd
 	causeCache
 	causeLight
 	causeIdle
@@ -64,7 +68,7 @@ func (c cause) kind() Kind {
 		return Bandwidth
 	case causeKV:
 		return Capacity
-	case causeSeqs, causeBudget, causeLaunch:
+	case causeSeqs, causeBudget, causeLaunch, causeFrontEnd:
 		return Scheduling
 	case causeCache:
 		return Cache
@@ -88,6 +92,8 @@ func (c cause) limit() string {
 		return LimitTokenBudget
 	case causeLaunch:
 		return LimitLaunch
+	case causeFrontEnd:
+		return LimitFrontEnd
 	case causeCache:
 		return LimitPrefixCache
 	}
@@ -134,14 +140,18 @@ type facts struct {
 //     needs (than a whole request needs, where neither max_num_seqs nor the token budget is used up); else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
 //     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that
 //     a larger batch would serve more.
-//   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the rest of the step, else compute or memory
+//   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the step's work by the model, else compute or memory
 //     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop)
 //     and a step of twice the work would cost less than 1.5 times.
 //   - Between steps, while requests are being served: the cause of the step before where a limit kept requests waiting, else
 //     launch overhead (the host prepares the next step), or light load by the same rule.
-//   - Where no step runs otherwise: idle.
+//   - Where no step runs otherwise although a request is in flight: the API server (scheduling), or light load in an open
+//     loop; where none is: idle.
 //
-// The largest of the five shares and of light load with idle time binds. A run that holds nothing to look at, and a ctx
+// The largest of the five shares and of light load with idle time binds. But a load that is light for most of the window
+// may come in bursts, and an objective is missed by some requests: then the verdict is about the time of the requests, each
+// moment counted as often as there are requests in it ([Focus]). Where an objective is missed, nothing is light load.
+// A run that holds nothing to look at, and a ctx
 // that ends during the simulations, are told in the report's notes.
 func Analyze(ctx context.Context, in Input) *Report {
 	s := newStudy(in)
@@ -257,7 +267,25 @@ func (s *study) attribute() {
 		s.facts.host += g.length.Seconds()
 		s.time[s.causeOfGap(&g)] += g.length
 	}
-	s.time[causeIdle] = max(0, s.win.length()-busy)
+	inFlight := s.inFlight()
+	s.time[causeIdle] = max(0, s.win.length()-max(busy, inFlight))
+	if rest := max(0, inFlight-busy); s.open {
+		s.time[causeLight] += rest
+	} else {
+		s.time[causeFrontEnd] = rest
+	}
+}
+
+// inFlight is how much of the window some request is under way in.
+func (s *study) inFlight() time.Duration {
+	var all []stretch
+	for i := range s.Records {
+		r := &s.Records[i]
+		if from, to := max(r.Sent, s.win.from), min(r.End(), s.win.to); from < to {
+			all = append(all, stretch{from, to})
+		}
+	}
+	return counts(all).covered()
 }
 
 // recomputed is the time that a step spends on prompt tokens that an unlimited prefix cache would have held.
@@ -361,9 +389,6 @@ func (s *study) causeOf(sp *span) cause {
 		}
 	}
 	if s.model == nil {
-		if s.open && sp.waiting == 0 {
-			return causeLight
-		}
 		return causeUnknown
 	}
 	if s.open && sp.waiting <= 0 && s.amortises(sp.step) {
@@ -422,8 +447,7 @@ func (s *study) hostWait(step cost.Step) time.Duration {
 
 // hardware is the part of the machine that a step takes longest on.
 func (s *study) hardware(sp *span) cause {
-	each := time.Duration(float64(sp.length) / max(sp.count, 1e-9))
-	if overhead := s.launch + s.hostWait(sp.step); overhead > each-overhead {
+	if work := s.model.StepTime(sp.step) - s.launch; s.launch+s.hostWait(sp.step) > work {
 		return causeLaunch
 	}
 	compute, memory := s.model.Roofline(sp.step)

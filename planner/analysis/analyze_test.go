@@ -176,6 +176,33 @@ func TestWithoutAModel(t *testing.T) {
 	}
 }
 
+// Time that no term of the model explains, such as a slow API server's, does not make bandwidth out of a host that takes
+// longer to launch a step than the device takes for it; and lifting what is said to bind gains.
+func TestUnexplainedTimeIsNobodys(t *testing.T) {
+	model := prior(t)
+	model.FrontEnd.Request = 20 * time.Millisecond
+	in := simulate(t, model, settings(func(*harness.EngineArgs) {}), closed(requests(20, 1, 0, 64, 1, 0), 1))
+	in.Server.Cost, in.Draws = model, 2
+	for _, steps := range []bool{true, false} {
+		if !steps {
+			in.Steps = nil
+		}
+		r := Analyze(t.Context(), in)
+		limit := LimitLaunch // it is in the steps that are rebuilt
+		if steps {
+			limit = LimitFrontEnd
+		}
+		if r.Binding != Scheduling || r.Limit != limit {
+			t.Errorf("steps %v: %s", steps, r.Verdict)
+		}
+		for _, c := range r.Counterfactuals {
+			if c.Limit == r.Limit && c.Gains[0].Change < 0.2 {
+				t.Errorf("steps %v: %s gains %.3g", steps, c.Name, c.Gains[0].Change)
+			}
+		}
+	}
+}
+
 // Every recommendation stands on a simulated gain, the largest first, and says all that it takes to try it.
 func TestRecommendations(t *testing.T) {
 	model := prior(t)
@@ -237,7 +264,10 @@ func TestCounterfactuals(t *testing.T) {
 		r := Analyze(t.Context(), in)
 		want := 6
 		if c.kind == Cache { // elsewhere there is nothing to hit
-			want = 7
+			want++
+		}
+		if r.Bottleneck(Scheduling).Limit == LimitFrontEnd {
+			want++
 		}
 		if len(r.Counterfactuals) != want {
 			t.Fatalf("%s: %d counterfactuals: %v", c.name, len(r.Counterfactuals), r.Notes)

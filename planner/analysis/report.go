@@ -31,7 +31,7 @@ const (
 	// Capacity: requests wait for KV blocks, or lose them.
 	Capacity Kind = "memory capacity"
 	// Scheduling: requests wait beside free KV blocks because max_num_seqs or max_num_batched_tokens is used up while a
-	// larger batch would have cost little more, or steps are mostly launch overhead.
+	// larger batch would have cost little more, or the host takes the time, launching steps or in the API server.
 	Scheduling Kind = "scheduling"
 	// Cache: prompt tokens are computed again that a prefix cache without limits would have held.
 	Cache Kind = "cache"
@@ -57,6 +57,7 @@ const (
 	LimitMaxNumSeqs  = "max_num_seqs"
 	LimitTokenBudget = "max_num_batched_tokens"
 	LimitLaunch      = "launch overhead"
+	LimitFrontEnd    = "API server"
 	LimitPrefixCache = "prefix cache"
 )
 
@@ -70,12 +71,14 @@ type Report struct {
 	Binding Kind   `json:"binding"`
 	Limit   string `json:"limit,omitempty"`
 	Verdict string `json:"verdict"`
+	// Focus is the time that the verdict is about, nil where that is the whole window.
+	Focus *Focus `json:"focus,omitempty"`
 	// Basis says what the steps were taken from.
 	Basis string `json:"basis"`
 	// Bottlenecks are compute, memory bandwidth, memory capacity, scheduling and cache, in this order.
 	Bottlenecks []Bottleneck `json:"bottlenecks"`
 	// Light is the share of the window in which nothing bound, Idle the share in which no request was in flight. nil is
-	// "not observed".
+	// "not observed"; Light without a cost model, which tells whether the device could have done more.
 	Light *float64 `json:"light_load_share"`
 	Idle  *float64 `json:"idle_share"`
 
@@ -115,7 +118,10 @@ type Bottleneck struct {
 	Limit string `json:"limit,omitempty"`
 	// Share of the measured window that this cause took, 0..1; nil is "not observed".
 	Share *float64 `json:"share"`
-	// Threshold is the share that it had to exceed to bind: the largest share of any other cause. nil is "not observed".
+	// FocusShare is the share of the time of the requests in [Report.Focus], nil where there is none.
+	FocusShare *float64 `json:"focus_share,omitempty"`
+	// Threshold is the share (FocusShare where there is one) that it had to exceed to bind: the largest of any other cause.
+	// nil is "not observed".
 	Threshold *float64 `json:"threshold"`
 	// Evidence are the quantities that were compared, with units. Values that are nil were not observed.
 	Evidence harness.Metrics `json:"evidence"`

@@ -44,7 +44,10 @@ func (s *study) report() *Report {
 		byKind[c.kind()] += s.time[c]
 	}
 	light, idle := share(s.time[causeLight]), share(s.time[causeIdle])
-	r.Light, r.Idle = &light, &idle
+	r.Idle = &idle
+	if s.model != nil || light > 0 {
+		r.Light = &light
+	}
 
 	r.Binding = NotObserved
 	best := byKind[NotObserved]
@@ -67,13 +70,16 @@ func (s *study) report() *Report {
 			t := share(other)
 			b.Threshold = &t
 		}
-		b.Why = s.why(&b, r.Binding)
+		b.Why = s.why(&b, r.Binding, nil)
 		if b.Binds {
 			r.Limit = b.Limit
 		}
 		r.Bottlenecks = append(r.Bottlenecks, b)
 	}
 	r.Verdict = s.verdict(r, share(best))
+	if f := s.focusOf(r.Binding); f != nil {
+		s.focused(r, f)
+	}
 	s.notes(r)
 	r.Use, r.StepTime = s.use(), s.stepTime()
 	r.Utilization = s.utilization()
@@ -226,10 +232,10 @@ func (s *study) balance() float64 {
 	return float64(high)
 }
 
-func percent(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
+func percent(v float64) string { return harness.Percent(v, false) }
 
 // why is the sentence of one bottleneck.
-func (s *study) why(b *Bottleneck, binding Kind) string {
+func (s *study) why(b *Bottleneck, binding Kind, focus *Focus) string {
 	if b.Share == nil {
 		switch b.Kind {
 		case Compute, Bandwidth:
@@ -244,17 +250,23 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 		}
 		return "not observed: " + noGauge + ", and there is no cost model"
 	}
-	if *b.Share == 0 {
+	lead, focused := percent(*b.Share)+" of the time", ""
+	if b.FocusShare != nil && *b.FocusShare > 0 {
+		focused = percent(*b.FocusShare) + " of " + focus.text()
+	}
+	if *b.Share == 0 && focused != "" {
+		lead, focused = focused, ""
+	} else if *b.Share == 0 {
 		return map[Kind]string{
 			Compute:    "no step is limited by arithmetic",
 			Bandwidth:  "no step is limited by memory bandwidth",
 			Capacity:   "nobody waits for KV blocks or loses them",
-			Scheduling: "nobody waits beside free KV blocks, and no step is mostly launch overhead",
+			Scheduling: "nobody waits beside free KV blocks, no step is mostly launch overhead, and none waits for the API server",
 			Cache:      "no prompt token is computed that an unlimited prefix cache would have held",
 		}[b.Kind]
 	}
 	f := &s.facts
-	text := fmt.Sprintf("%s of the time: ", percent(*b.Share))
+	text := lead + ": "
 	switch b.Limit {
 	case LimitArithmetic:
 		text += fmt.Sprintf("steps of %.0f new tokens on average; arithmetic outlasts memory from %.0f on",
@@ -274,13 +286,19 @@ func (s *study) why(b *Bottleneck, binding Kind) string {
 		text += fmt.Sprintf("prompts wait beside free KV blocks because steps hold max_num_batched_tokens (%d)",
 			s.args.MaxNumBatchedTokens)
 	case LimitLaunch:
-		text += fmt.Sprintf("a step's fixed overhead of %.3g ms outlasts its work", 1e3*s.launch.Seconds())
+		text += fmt.Sprintf("a step's fixed overhead (%.3g ms) and the wait for the host (%.3g ms) outlast its work",
+			1e3*s.launch.Seconds(), 1e3*f.host/max(f.steps, 1))
+	case LimitFrontEnd:
+		text += "no step runs although requests are in flight: the API server has them"
 	case LimitPrefixCache:
 		text += fmt.Sprintf("%d prompt tokens were computed that an unlimited prefix cache would have held",
 			s.prefix.recomputed)
 		if on := s.args.EnablePrefixCaching; on != nil && !*on {
 			text += "; prefix caching is off"
 		}
+	}
+	if focused != "" {
+		text += "; " + focused
 	}
 	if b.Kind != binding {
 		text += "; does not bind, another cause takes " + percent(*b.Threshold)
@@ -299,11 +317,7 @@ func (s *study) verdict(r *Report, share float64) string {
 	case NotObserved:
 		return "what binds was not observed: give a cost model, engine steps or the server's gauges"
 	}
-	limit := ""
-	if r.Limit != string(r.Binding) {
-		limit = " (" + r.Limit + ")"
-	}
-	return fmt.Sprintf("%s binds%s for %s of the time", r.Binding, limit, percent(share))
+	return fmt.Sprintf("%s for %s of the time", bindsBy(r.Binding, r.Limit), percent(share))
 }
 
 // Why is the evidence for what binds, in a sentence.

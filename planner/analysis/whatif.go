@@ -39,8 +39,15 @@ func (f faster) HostTime(s cost.Step) (prepare, launch time.Duration) {
 	return prepare, launch
 }
 
-// goal is the metric that gains are stated in: throughput where the server sets the pace, latency where arrivals do.
+// goal is the metric that gains are stated in: that of an objective that was missed, else throughput where the server sets
+// the pace and latency where arrivals do.
 func (s *study) goal() (name, stat string) {
+	slo, m := s.missed()
+	switch {
+	case m == nil || slo.Metric == harness.MetricGoodput || slo.Metric == harness.MetricQueueTime: // which no simulation measures
+	default:
+		return slo.Metric, slo.Stat
+	}
 	if s.open {
 		return harness.MetricE2EL, harness.StatMean
 	}
@@ -159,9 +166,9 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 		return err
 	}
 	name, stat := s.goal()
-	other, otherStat := harness.MetricE2EL, harness.StatMean
-	if s.open {
-		other, otherStat = harness.MetricTotalThroughput, ""
+	other, otherStat := harness.MetricTotalThroughput, ""
+	if name == other {
+		other, otherStat = harness.MetricE2EL, harness.StatMean
 	}
 	for _, c := range s.counterfactuals() {
 		after, err := s.simulate(ctx, models, c.trial)
@@ -270,6 +277,12 @@ func (s *study) counterfactuals() []counterfactual {
 		{"twice max_num_seqs", causeSeqs, s.atSameCache(seqs)},
 		{"twice max_num_batched_tokens", causeBudget, s.atSameCache(budget)},
 		{"half the overhead of a step", causeLaunch, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 1, s.launch / 2} })},
+	}
+	if s.limitOf(Scheduling) == LimitFrontEnd {
+		all = append(all, counterfactual{"half the time in the API server", causeFrontEnd, as(func(c *sim.Config) {
+			f := &c.FrontEnd
+			f.Request, f.Handle, f.PromptToken, f.Token, f.Event = f.Request/2, f.Handle/2, f.PromptToken/2, f.Token/2, f.Event/2
+		})})
 	}
 	if s.prefix.recomputed > 0 { // else there is nothing to hit, and the gain would be the larger KV cache's
 		all = append(all, counterfactual{"a prefix cache without limits", causeCache, as(func(c *sim.Config) {

@@ -56,13 +56,18 @@ func bottleneckTable(b *bufio.Writer, r *analysis.Report) {
 	if len(r.Counterfactuals) > 0 {
 		lifts = "  simulated, if it were lifted"
 	}
+	focus := func(v *float64) string { return "" }
+	if r.Focus != nil {
+		focus = func(v *float64) string { return "  " + padLeft(share(v), len(r.Focus.Name())) }
+		lifts = "  " + r.Focus.Name() + lifts
+	}
 	fmt.Fprintf(b, "%s  %6s%s\n%s\n", pad("what binds", kinds), "share", lifts, strings.Repeat("-", width))
 	for _, k := range r.Bottlenecks {
 		mark := "  "
 		if k.Binds {
 			mark = " *"
 		}
-		first := fmt.Sprintf("%s%s %6s  ", pad(string(k.Kind), kinds), mark, share(k.Share))
+		first := fmt.Sprintf("%s%s %6s%s  ", pad(string(k.Kind), kinds), mark, share(k.Share), focus(k.FocusShare))
 		var lifted []string
 		for _, c := range r.Counterfactuals {
 			if c.Kind == k.Kind && len(c.Gains) > 0 {

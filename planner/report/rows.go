@@ -143,6 +143,10 @@ func bindsOf(a *analysis.Report) (binds, limit cell) {
 	if b := a.Bottleneck(a.Binding); b != nil {
 		share = b.Share
 	}
+	if a.Focus != nil {
+		binds.text += ", " + a.Focus.Name()
+		share = nil
+	}
 	if share != nil && !binds.missing {
 		binds.text += " " + harness.Percent(*share, false)
 	}

@@ -179,12 +179,15 @@ func (p *page) binds(in Input) error {
 			continue
 		}
 		t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above", "limit", "why"}}
+		if a.Focus != nil {
+			t.Head[3] = a.Focus.Name() + ": share, binds above"
+		}
 		for _, b := range a.Bottlenecks {
 			binds := cellText{Words: true}
 			if b.Binds {
 				binds.Text, binds.Mark = "BINDS", true
 			}
-			t.Rows = append(t.Rows, []cellText{{Text: string(b.Kind)}, binds, {Text: share(b.Share)}, {Text: share(b.Threshold)},
+			t.Rows = append(t.Rows, []cellText{{Text: string(b.Kind)}, binds, {Text: share(b.Share)}, {Text: above(b)},
 				{Text: b.Limit, Words: true}, {Text: b.Why, Words: true}})
 		}
 		for _, rest := range []struct {
@@ -214,6 +217,14 @@ func (p *page) binds(in Input) error {
 	}
 	p.add("binds", "What binds and why", blocks...)
 	return nil
+}
+
+// above is the share that a cause had to exceed to bind, behind its own where that is another than its share of the run.
+func above(b analysis.Bottleneck) string {
+	if b.FocusShare == nil {
+		return share(b.Threshold)
+	}
+	return share(b.FocusShare) + ", " + share(b.Threshold)
 }
 
 // evidence are the numbers behind the verdict.
