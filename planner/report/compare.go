@@ -146,11 +146,16 @@ func caseLabels(rows []compare.Row) func(name string) string {
 // comparison lays out the verdict on every case.
 func (p *page) comparison(r *compare.Report) error {
 	share := func(ratio float64) string { return fmt.Sprintf("%+.2f %%", 100*(ratio-1)) }
-	end := func(v *float64) string {
-		if v == nil {
-			return "?"
+	interval := func(low, high *float64) string {
+		switch {
+		case low != nil && high != nil:
+			return share(*low) + " to " + share(*high)
+		case low != nil:
+			return "above " + share(*low)
+		case high != nil:
+			return "below " + share(*high)
 		}
-		return share(*v)
+		return "too few values for an interval"
 	}
 	t := table{Caption: "Every case: medians of A and B", Sort: true, Filter: len(r.Rows) > 20,
 		Head: []string{"case", "unit", "A", "B", "B against A", "better is", "p (Holm)", "verdict"},
@@ -170,10 +175,10 @@ func (p *page) comparison(r *compare.Report) error {
 		t.Rows = append(t.Rows, []cellText{{Text: strings.ReplaceAll(row.Case, "/", " ")}, {Text: s.unit, Words: true},
 			{Text: fmt.Sprintf("%.4g", row.A/s.per), Value: number(row.A), Note: fmt.Sprintf("%d values", row.NA)},
 			{Text: fmt.Sprintf("%.4g", row.B/s.per), Value: number(row.B), Note: fmt.Sprintf("%d values", row.NB)},
-			{Text: share(row.Ratio), Small: end(row.Low) + " to " + end(row.High), Value: number(row.Ratio)}, {Text: better, Words: true},
+			{Text: share(row.Ratio), Small: interval(row.Low, row.High), Value: number(row.Ratio)}, {Text: better, Words: true},
 			{Text: fmt.Sprintf("%.2g", row.P)}, verdict})
 	}
-	chart := panel{subject: "change of B against A, with its interval", legend: []string{"A", "B"},
+	chart := panel{subject: "change of B against A (the line at 0), with its interval", legend: []string{"B"},
 		xLabel: "difference of B to A, %"}
 	order := make([]*compare.Row, len(r.Rows))
 	for i := range r.Rows {
@@ -185,7 +190,7 @@ func (p *page) comparison(r *compare.Report) error {
 	label := caseLabels(r.Rows)
 	var rows []forestRow
 	for _, row := range order[:min(len(order), forestRows)] {
-		f := forestRow{label: label(row.Case), marks: []float64{0, row.Ratio - 1}}
+		f := forestRow{label: label(row.Case), marks: []float64{row.Ratio - 1}}
 		if row.Low != nil {
 			f.low = new(*row.Low - 1)
 		}

@@ -238,7 +238,7 @@ type forestRow struct {
 	low, high *float64
 }
 
-// forest draws rows from the top, each with its interval and its marks in the colours of the legend. Ends beyond three
+// forest draws rows from the top, each with its interval and its marks in the colours of the legend, the last one large. Ends beyond three
 // times what the marks need are cut.
 func (p *panel) forest(rows []forestRow) {
 	chart := newPlot("")
@@ -277,7 +277,7 @@ func (p *panel) forest(rows []forestRow) {
 		}
 		for k, m := range r.marks {
 			shape, radius := draw.GlyphDrawer(draw.BoxGlyph{}), vg.Length(2)
-			if k > 0 {
+			if k == len(r.marks)-1 {
 				shape, radius = draw.CircleGlyph{}, 4
 			}
 			chart.Add(&plotter.Scatter{XYs: plotter.XYs{{X: 100 * m, Y: y}},

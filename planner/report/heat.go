@@ -29,13 +29,13 @@ func heats(maps []HeatMap) ([]heat, error) {
 			return nil, err
 		}
 		h := heat{Title: m.Title, Says: m.Says, XLabel: m.XLabel, YLabel: m.YLabel, X: m.X}
-		largest := max(m.largest(), math.SmallestNonzeroFloat64)
+		scale := m.scale()
 		for y, label := range m.Y {
 			row := heatRow{Label: label}
 			for x, v := range m.Values[y] {
 				cell := heatCell{Text: m.Texts[y][x], Class: "none"}
 				if !math.IsNaN(v) {
-					cell.Class = fmt.Sprintf("h%d", int(math.Round(v/largest*(shades-1))))
+					cell.Class = fmt.Sprintf("h%d", int(math.Round(v/scale*(shades-1))))
 				}
 				row.Cells = append(row.Cells, cell)
 			}

@@ -22,6 +22,8 @@ type HeatMap struct {
 	// the cells.
 	Values [][]float64
 	Texts  [][]string
+	// Least is the least that the darkest colour stands for, so that a map of differences that matter to nobody looks it.
+	Least float64
 }
 
 // The measures of a heat map.
@@ -32,14 +34,14 @@ func HeatMaps(w io.Writer, maps []HeatMap) error {
 	if len(maps) == 0 {
 		return fmt.Errorf("no heat map to draw")
 	}
-	width, height, largest := vg.Length(0), vg.Length(mapMargin), 0.0
+	width, height, scale := vg.Length(0), vg.Length(mapMargin), 0.0
 	for i := range maps {
 		m := &maps[i]
 		if err := m.validate(); err != nil {
 			return err
 		}
 		w, h := m.size()
-		width, height, largest = max(width, w), height+h, max(largest, m.largest())
+		width, height, scale = max(width, w), height+h, max(scale, m.scale())
 	}
 	canvas := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(pictureDPI))
 	c := draw.New(canvas)
@@ -48,7 +50,7 @@ func HeatMaps(w io.Writer, maps []HeatMap) error {
 	top := c.Max.Y - mapMargin
 	for i := range maps {
 		_, h := maps[i].size()
-		maps[i].draw(c, top, largest)
+		maps[i].draw(c, top, scale)
 		top -= h
 	}
 	_, err := vgimg.PngCanvas{Canvas: canvas}.WriteTo(w)
@@ -75,8 +77,9 @@ func (m *HeatMap) size() (width, height vg.Length) {
 		mapHead + cellHeight*vg.Length(len(m.Y)) + mapFoot + mapMargin
 }
 
-func (m *HeatMap) largest() float64 {
-	largest := 0.0
+// scale is the value of the darkest colour.
+func (m *HeatMap) scale() float64 {
+	largest := max(m.Least, math.SmallestNonzeroFloat64)
 	for _, row := range m.Values {
 		for _, v := range row {
 			if v > largest { // not so for NaN
@@ -87,8 +90,8 @@ func (m *HeatMap) largest() float64 {
 	return largest
 }
 
-// draw draws the map below top, its colours for values up to largest.
-func (m *HeatMap) draw(c draw.Canvas, top vg.Length, largest float64) {
+// draw draws the map below top, its colours for values up to scale.
+func (m *HeatMap) draw(c draw.Canvas, top vg.Length, scale float64) {
 	put := func(s string, x, y vg.Length, size vg.Length, bold bool, ink color.Color, xAlign, yAlign float64,
 		room vg.Length) {
 		sty := textStyle(size, bold, ink)
@@ -104,7 +107,7 @@ func (m *HeatMap) draw(c draw.Canvas, top vg.Length, largest float64) {
 		for col, v := range m.Values[row] {
 			cell := vg.Rectangle{Min: vg.Point{X: x0 + vg.Length(col)*cellWidth, Y: y - cellHeight}}
 			cell.Max = cell.Min.Add(vg.Point{X: cellWidth - 2, Y: cellHeight - 2})
-			fill, ink := palette.shade(v / max(largest, math.SmallestNonzeroFloat64))
+			fill, ink := palette.shade(v / scale)
 			c.SetColor(fill)
 			c.Fill(cell.Path())
 			c.StrokeLines(draw.LineStyle{Color: palette.grid, Width: 0.5}, corners(cell))

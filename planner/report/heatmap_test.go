@@ -30,6 +30,11 @@ func TestHeatMaps(t *testing.T) {
 	if found[palette.series[0]] < 1000 || found[palette.grid] < 1000 {
 		t.Errorf("%d pixels of the largest value, %d of the missing one", found[palette.series[0]], found[palette.grid])
 	}
+	// A map of small differences is pale where its scale does not end below them.
+	m.Values[0][0], m.Least = 0.02, 0.1
+	if h, err := heats([]HeatMap{m}); err != nil || h[0].Rows[0].Cells[0].Class != "h2" {
+		t.Errorf("2 %% of a scale to 10 %%: %+v, %v", h, err)
+	}
 	m.Texts = [][]string{{"+20 %"}}
 	if err := HeatMaps(&b, []HeatMap{m}); err == nil || !strings.Contains(err.Error(), "1 texts for 2 columns") {
 		t.Errorf("a row that is too short: %v", err)

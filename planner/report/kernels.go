@@ -28,8 +28,9 @@ func KernelMaps(b *harness.Bench) []HeatMap {
 	}
 	var maps []HeatMap
 	for _, group := range kernelGroups(b) {
-		m := HeatMap{Title: temperature + " " + group, Says: "time above the fastest's (~ not significant); measured, " +
-			b.Device, XLabel: "block_size", YLabel: "layout"}
+		m := HeatMap{Title: temperature + " " + group, Least: 0.1,
+			Says:   "time above the fastest's (~ not significant); measured, " + b.Device,
+			XLabel: "block_size", YLabel: "layout"}
 		var members []*harness.BenchCase
 		for i := range b.Cases {
 			if c := &b.Cases[i]; c.Group() == group {
