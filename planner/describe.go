@@ -188,8 +188,11 @@ func (p *planning) infeasible(ctx context.Context, out *Plans, base *candidate, 
 	}
 	in.Why = fmt.Sprintf("no candidate meets %s: not observed in the simulation", slo)
 	if in.Best != nil && in.By != nil {
-		in.Why = fmt.Sprintf("no candidate meets %s: the closest has %s, %.3g %% beyond the limit", slo,
-			inUnit(*in.Best, in.Unit), 100**in.By)
+		far := fmt.Sprintf("%.3g %% beyond", 100**in.By)
+		if *in.By >= 9 {
+			far = fmt.Sprintf("%.0f times", 1+*in.By)
+		}
+		in.Why = fmt.Sprintf("no candidate meets %s: the closest has %s, %s the limit", slo, inUnit(*in.Best, in.Unit), far)
 	}
 	plan.Why = "comes closest to the objectives"
 	in.Closest = *plan

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -240,6 +241,10 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	runs, err := workflow.ReadRuns(file)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--profiling-results: %w", err)}
+	}
+	if others := workflow.OtherRuns(file); len(others) > 0 {
+		fmt.Fprintf(c.App.ErrWriter, "kvtune: of the runs in %s this is %s; the others by their files: %s\n", file, runs[0].Result.Name,
+			strings.Join(others, ", "))
 	}
 	if name := runs[0].Result.Config.Model; name != "" && !c.IsSet("model") {
 		if model, err = spec.FindModel(name); err != nil {

@@ -159,7 +159,7 @@ func dryRun(c *cli.Context, s *setup, configs []harness.Config) error {
 		texts = append(texts, func(w io.Writer) error {
 			fmt.Fprintln(w, line)
 			for _, t := range dry.Foreseen {
-				fmt.Fprintln(w, "! "+t.String())
+				fmt.Fprint(w, harness.Wrap("! ", "  ", t.String()))
 			}
 			return printNotes(w, dry.Notes)
 		})
@@ -195,7 +195,7 @@ func printProbes(w io.Writer, verdict string, probes []probeOutput) error {
 
 func printNotes(w io.Writer, notes []string) error {
 	for _, note := range notes {
-		if _, err := fmt.Fprintln(w, "! "+note); err != nil {
+		if _, err := fmt.Fprint(w, harness.Wrap("! ", "  ", note)); err != nil {
 			return err
 		}
 	}

@@ -88,6 +88,7 @@ func readBench(path string) (*Side, error) {
 func readProfiles(f *archive.Folder, path string) (*Side, error) {
 	side := &Side{Name: path, OneRun: true}
 	names := f.Results()
+	var partials, simulated []string
 	for _, name := range names {
 		result, err := f.Result(name)
 		if err != nil {
@@ -98,10 +99,10 @@ func readProfiles(f *archive.Folder, path string) (*Side, error) {
 			return nil, err
 		}
 		if partial || result.Partial {
-			side.Warnings = append(side.Warnings, name+" is partial")
+			partials = append(partials, name)
 		}
 		if result.Origin != harness.OriginMeasured {
-			side.Warnings = append(side.Warnings, name+" is SIMULATED")
+			simulated = append(simulated, name)
 		}
 		prefix := name + " "
 		if len(names) == 1 {
@@ -109,10 +110,25 @@ func readProfiles(f *archive.Folder, path string) (*Side, error) {
 		}
 		side.addLatencies(prefix, records)
 	}
+	side.warn("partial", partials, len(names))
+	side.warn("SIMULATED", simulated, len(names))
 	if len(side.Series) == 0 {
 		return nil, fmt.Errorf("%s holds no kernel benchmark and no run with answered requests", path)
 	}
 	return side, nil
+}
+
+// warn says what some of n runs are.
+func (s *Side) warn(what string, runs []string, n int) {
+	switch {
+	case len(runs) == 0:
+	case len(runs) == 1:
+		s.Warnings = append(s.Warnings, runs[0]+" is "+what)
+	case len(runs) == n:
+		s.Warnings = append(s.Warnings, fmt.Sprintf("all %d runs are %s", n, what))
+	default:
+		s.Warnings = append(s.Warnings, strings.Join(runs, ", ")+" are "+what)
+	}
 }
 
 // addLatencies adds one series per latency metric, one value per request.

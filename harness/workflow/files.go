@@ -59,6 +59,15 @@ func ReadRuns(path string) ([]*profile.Output, error) {
 	return readAll(folder, first)
 }
 
+// OtherRuns names the runs of a folder that [ReadRuns] passes over.
+func OtherRuns(path string) []string {
+	_, names, err := runsIn(path)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(names[1:], func(n string) bool { return n == probesName })
+}
+
 // runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose
 // file it is.
 func runsIn(path string) (folder *archive.Folder, names []string, err error) {

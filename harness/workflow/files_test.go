@@ -62,6 +62,12 @@ func TestReadRuns(t *testing.T) {
 			}
 		}
 	}
+	if others := workflow.OtherRuns(dir); !slices.Equal(others, []string{"b"}) {
+		t.Errorf("beside the first run: %q", others)
+	}
+	if others := workflow.OtherRuns(filepath.Join(dir, "b_results.json")); len(others) > 0 {
+		t.Errorf("beside the run that was named: %q", others)
+	}
 	for path, want := range map[string]string{
 		filepath.Join(dir, "none"): "does not exist",
 		t.TempDir():                "is not a kvtune archive",
