@@ -84,15 +84,35 @@ func ReadFile(path string) ([]byte, error) {
 
 // readChecked reads a file to its end and checks it against the manifest beside it. One that was cut short is partial,
 // one that was changed a [DamagedError]; the records before it come with it.
-func readChecked[T any](file *os.File, read func(io.Reader) ([]T, bool, error)) ([]T, bool, error) {
+func readChecked[T any](file *os.File, read func(io.Reader) ([]T, bool, error)) (all []T, partial bool, err error) {
+	partial, err = check(file, func(r io.Reader) (partial bool, err error) {
+		all, partial, err = read(r)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", file.Name(), err)
+		}
+		return partial, err
+	})
+	return all, partial, err
+}
+
+// ReadWith reads a file of any kind, by a reader that names the file in its errors, and checks it as [Read] does.
+func ReadWith(path string, read func(io.Reader) error) (partial bool, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	return check(file, func(r io.Reader) (bool, error) { return false, read(r) })
+}
+
+func check(file *os.File, read func(io.Reader) (bool, error)) (partial bool, err error) {
 	got := newSumming()
 	through := io.TeeReader(file, got)
-	all, partial, err := read(through)
-	if err != nil {
-		return all, partial, fmt.Errorf("%s: %w", file.Name(), err)
+	if partial, err = read(through); err != nil {
+		return partial, err
 	}
 	if _, err := io.Copy(io.Discard, through); err != nil {
-		return all, partial, err
+		return partial, err
 	}
 	want, err := sumBeside(file.Name())
 	switch {
@@ -102,7 +122,7 @@ func readChecked[T any](file *os.File, read func(io.Reader) ([]T, bool, error)) 
 	default:
 		err = differs(file.Name(), got.sum(), *want)
 	}
-	return all, partial, err
+	return partial, err
 }
 
 // The manifest's own sum is its last entry, of all that stands before it.

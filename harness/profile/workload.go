@@ -1,13 +1,16 @@
 package profile
 
 import (
+	"errors"
 	"fmt"
-	"os"
+	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
 
 	"kvtune/harness"
+	"kvtune/harness/archive"
 	"kvtune/harness/workload"
 )
 
@@ -111,24 +114,33 @@ func build(cfg harness.Config, info harness.ServerInfo) (*workload.Workload, err
 	return w, nil
 }
 
+// readTrace reads a trace; one that is a file of an archive is checked against the sum that its manifest has.
 func readTrace(cfg harness.Config, limit int) (*workload.Workload, error) {
-	f, err := os.Open(cfg.Trace)
-	if err != nil {
-		return nil, fmt.Errorf("trace: %w", err)
-	}
-	defer f.Close()
 	opt := workload.TraceOptions{
 		MaxModelLen: limit, NumRequests: cfg.NumRequests, Concurrency: cfg.Concurrency, Clients: cfg.Clients,
 		BlockSize: cfg.BlockSize, Seed: cfg.Seed, Speed: cfg.Speed,
 	}
 	if cfg.Rate != "" {
-		if opt.Rate, err = cfg.RequestRate(); err != nil {
+		rate, err := cfg.RequestRate()
+		if err != nil {
 			return nil, err
 		}
+		opt.Rate = rate
 	}
-	w, err := workload.ReadTrace(cfg.Trace, f, opt)
-	if err == nil {
-		w.Duration = time.Duration(cfg.Duration * float64(time.Second))
+	var w *workload.Workload
+	partial, err := archive.ReadWith(cfg.Trace, func(r io.Reader) (err error) {
+		w, err = workload.ReadTrace(cfg.Trace, r, opt)
+		return err
+	})
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		err = fmt.Errorf("trace: %w", err)
 	}
-	return w, err
+	if err != nil {
+		return nil, err
+	}
+	if partial {
+		w.Notes = append(w.Notes, fmt.Sprintf("%s has lost its end: what is left of it is replayed", cfg.Trace))
+	}
+	w.Duration = time.Duration(cfg.Duration * float64(time.Second))
+	return w, nil
 }

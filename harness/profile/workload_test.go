@@ -2,6 +2,7 @@ package profile_test
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"kvtune/harness"
+	"kvtune/harness/archive"
 	"kvtune/harness/profile"
 )
 
@@ -137,6 +139,46 @@ func TestWorkloadOfATrace(t *testing.T) {
 	if _, err = profile.Workload(cfg, server); !errors.Is(err, fs.ErrNotExist) ||
 		!strings.Contains(err.Error(), "none.csv") {
 		t.Errorf("a trace that is not there: %v", err)
+	}
+}
+
+// TestTraceOfAnArchive: the requests of a run are a trace; what was changed since is not replayed as what was recorded.
+func TestTraceOfAnArchive(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := archive.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const steps = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,100,20\n2023-11-16 18:15:50,110,30\n"
+	if err := folder.WriteFile("azure.csv", func(w io.Writer) error {
+		_, err := io.WriteString(w, steps)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cfg := harness.DefaultConfig()
+	cfg.Trace = filepath.Join(dir, "azure.csv")
+	for _, tt := range []struct {
+		name, text string
+		requests   int
+		note       string
+		damaged    bool
+	}{
+		{"as written", steps, 2, "", false},
+		{"without its end", steps[:strings.LastIndex(steps, "2023")], 1, "has lost its end", false},
+		{"another figure", strings.Replace(steps, "110", "910", 1), 0, "", true},
+	} {
+		if err := os.WriteFile(cfg.Trace, []byte(tt.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		w, err := profile.Workload(cfg, harness.ServerInfo{MaxModelLen: 1 << 14, BlockSize: 16})
+		if e := (*archive.DamagedError)(nil); errors.As(err, &e) != tt.damaged || err == nil == tt.damaged {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if err == nil && (len(w.Requests) != tt.requests || tt.note != "" &&
+			!strings.Contains(strings.Join(w.Notes, "; "), tt.note)) {
+			t.Errorf("%s: %d requests, notes %q", tt.name, len(w.Requests), w.Notes)
+		}
 	}
 }
 
