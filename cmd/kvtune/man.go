@@ -28,13 +28,15 @@ func manual(app *cli.App) []byte {
 	fmt.Fprint(b, ".TH KVTUNE 1\n.SH NAME\nkvtune \\- "+roff(app.Usage)+"\n")
 	fmt.Fprint(b, ".SH SYNOPSIS\n.B kvtune\n.I COMMAND\n.RI [ flags ]\n")
 	fmt.Fprint(b, ".SH DESCRIPTION\n")
-	for i, note := range notes {
-		if i > 0 {
-			fmt.Fprint(b, ".PP\n")
+	var sections []string // of the notes that have a heading
+	for _, note := range notes {
+		if head, text, ok := strings.Cut(note, ": "); ok {
+			sections = append(sections, fmt.Sprintf(".SH %s\n%s\n", strings.ToUpper(head), roff(text)))
+			continue
 		}
-		fmt.Fprintln(b, roff(note))
+		fmt.Fprintf(b, "%s\n.PP\n", roff(note))
 	}
-	fmt.Fprint(b, ".PP\nStart with:\n")
+	fmt.Fprint(b, "Start with:\n")
 	for _, line := range firstCommands {
 		fmt.Fprintf(b, ".TP\n.B %s\n%s\n", roff(line[0]), roff(line[1]))
 	}
@@ -44,7 +46,11 @@ func manual(app *cli.App) []byte {
 			continue
 		}
 		p := pageOf(cmd)
-		fmt.Fprintf(b, ".SS %s\n%s.\n", strings.TrimSpace("kvtune "+roff(p.name)+" "+roff(p.args)), roff(p.usage))
+		usage := p.usage
+		if !strings.HasSuffix(usage, "?") {
+			usage += "."
+		}
+		fmt.Fprintf(b, ".SS %s\n%s\n", strings.TrimSpace("kvtune "+roff(p.name)+" "+roff(p.args)), roff(usage))
 		if p.about != "" {
 			fmt.Fprintf(b, ".PP\n%s\n", roff(p.about))
 		}
@@ -71,6 +77,7 @@ func manual(app *cli.App) []byte {
 			writeFlags(b, g.flags)
 		}
 	}
+	fmt.Fprint(b, strings.Join(sections, ""))
 	return b.Bytes()
 }
 
