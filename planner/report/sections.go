@@ -178,26 +178,7 @@ func (p *page) binds(in Input) error {
 			blocks = append(blocks, block{Heading: r.Result.Name, Notes: []string{"not analysed"}})
 			continue
 		}
-		t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above", "limit", "why"}}
-		if a.Focus != nil {
-			t.Head[3] = a.Focus.Name() + ": share, binds above"
-		}
-		for _, b := range a.Bottlenecks {
-			binds := cellText{Words: true}
-			if b.Binds {
-				binds.Text, binds.Mark = "BINDS", true
-			}
-			t.Rows = append(t.Rows, []cellText{{Text: string(b.Kind)}, binds, {Text: share(b.Share)}, {Text: above(b)},
-				{Text: b.Limit, Words: true}, {Text: b.Why, Words: true}})
-		}
-		for _, rest := range []struct {
-			name  string
-			share *float64
-		}{{"light load", a.Light}, {"idle", a.Idle}} {
-			if rest.share != nil {
-				t.Rows = append(t.Rows, []cellText{{Text: rest.name}, {}, {Text: share(rest.share)}, {}, {}, {}})
-			}
-		}
+		t := causeTable(a)
 		blocks = append(blocks, block{Heading: r.Result.Name, Text: []string{a.Verdict}, Tables: []table{t}},
 			evidence(a))
 		if len(a.StepTime) > 0 || len(a.Use) > 0 {
@@ -219,12 +200,37 @@ func (p *page) binds(in Input) error {
 	return nil
 }
 
-// above is the share that a cause had to exceed to bind, behind its own where that is another than its share of the run.
-func above(b analysis.Bottleneck) string {
-	if b.FocusShare == nil {
-		return share(b.Threshold)
+// causeTable is what each cause takes of the run's time and, where the verdict is about some requests' time, of that.
+func causeTable(a *analysis.Report) table {
+	t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above", "limit", "why"}}
+	focused := func(share string, row ...cellText) []cellText {
+		if a.Focus == nil {
+			return row
+		}
+		return slices.Insert(row, 3, cellText{Text: share})
 	}
-	return share(b.FocusShare) + ", " + share(b.Threshold)
+	if a.Focus != nil {
+		t.Head = slices.Insert(t.Head, 3, a.Focus.Name())
+	}
+	for _, b := range a.Bottlenecks {
+		binds := cellText{Words: true}
+		if b.Binds {
+			binds.Text, binds.Mark = "BINDS", true
+		}
+		why := strings.ReplaceAll(b.Why, " %", "\u00a0%")
+		t.Rows = append(t.Rows, focused(share(b.FocusShare), cellText{Text: string(b.Kind)}, binds, cellText{Text: share(b.Share)},
+			cellText{Text: share(b.Threshold)}, cellText{Text: b.Limit, Words: true}, cellText{Text: why, Words: true}))
+	}
+	for _, rest := range []struct {
+		name  string
+		share *float64
+	}{{"light load", a.Light}, {"idle", a.Idle}} {
+		if rest.share != nil {
+			t.Rows = append(t.Rows, focused("", cellText{Text: rest.name}, cellText{}, cellText{Text: share(rest.share)}, cellText{},
+				cellText{}, cellText{}))
+		}
+	}
+	return t
 }
 
 // evidence are the numbers behind the verdict.
