@@ -121,7 +121,7 @@ func TestGainsInTheMissedMetric(t *testing.T) {
 	if g := r.Recommendations[0].Gain; g.Metric != harness.MetricTTFT || g.Stat != harness.StatP99 || g.Change < 0.3 {
 		t.Errorf("gain %+v", g)
 	}
-	if !strings.HasSuffix(r.Verdict, "TTFT p99") {
+	if !strings.Contains(r.Verdict, "; simulated: twice max_num_seqs, TTFT p99 better by ") {
 		t.Errorf("verdict %q", r.Verdict)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -202,14 +203,21 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 func (s *study) conclude(r *Report) {
 	for _, c := range r.Counterfactuals {
 		if c.Kind == r.Binding && c.Limit == r.Limit && len(c.Gains) > 0 {
-			r.Verdict += "; simulated: " + c.Name + " " + c.Gains[0].text()
+			r.Verdict += "; simulated: " + c.Name + c.Gains[0].text()
 		}
 	}
 }
 
-// text is the change in words: "+38 % total throughput".
+// text is the change in words: " +38 % total throughput", ", TTFT p99 better by 84 %".
 func (g *Gain) text() string {
-	return harness.Percent(g.Change, true) + " " + harness.Words(g.Metric, g.Stat)
+	if !harness.HigherIsBetter(g.Metric) {
+		how := "better"
+		if g.Change < 0 {
+			how = "worse"
+		}
+		return fmt.Sprintf(", %s %s by %s", harness.Words(g.Metric, g.Stat), how, harness.Percent(math.Abs(g.Change), false))
+	}
+	return " " + harness.Percent(g.Change, true) + " " + harness.Words(g.Metric, g.Stat)
 }
 
 // try simulates a proposal's settings and recommends the best of them where it is surely worth a restart. A setting that
