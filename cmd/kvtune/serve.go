@@ -67,7 +67,7 @@ func serve(c *cli.Context) error {
 	}
 	url, err := eng.Listen(c.String("listen"))
 	if err != nil {
-		return fmt.Errorf("--listen %s: %w", c.String("listen"), err)
+		return usageError{fmt.Errorf("--listen %s: %w", c.String("listen"), err)}
 	}
 	settings, err := json.Marshal(args)
 	if err != nil {

@@ -84,7 +84,7 @@ func (e *Engine) Listen(addr string) (url string, err error) {
 	}
 	if ip := net.ParseIP(host); !e.opt.AllowRemote && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return "", fmt.Errorf("listen address %q can be reached from other machines, and the engine has no authentication: "+
-			"use 127.0.0.1, or allow remote clients", addr)
+			"use 127.0.0.1, or allow remote clients (kvtune serve --allow-remote)", addr)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
