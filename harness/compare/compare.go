@@ -22,6 +22,8 @@ type Side struct {
 	OneRun bool
 	// Warnings are what a reader must know of it.
 	Warnings []string
+	// Simulated is set where a run of it is of no real server.
+	Simulated bool
 }
 
 // Series are the measured values of one case.
@@ -93,6 +95,8 @@ type Report struct {
 	OnlyA    []string `json:"only_a,omitempty"`
 	OnlyB    []string `json:"only_b,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+	// Simulated is set where a run of either side is of no real server.
+	Simulated bool `json:"simulated,omitempty"`
 }
 
 // Count is the number of cases with a verdict.
@@ -125,6 +129,7 @@ func Compare(a, b *Side, o Options) (*Report, error) {
 	}
 	r := &Report{A: a.Name, B: b.Name, Threshold: o.Threshold, Alpha: o.Alpha, Rows: []Row{}}
 	for _, side := range []*Side{a, b} {
+		r.Simulated = r.Simulated || side.Simulated
 		for _, w := range side.Warnings {
 			r.Warnings = append(r.Warnings, side.Name+": "+w)
 		}

@@ -112,6 +112,7 @@ func readProfiles(f *archive.Folder, path string) (*Side, error) {
 	}
 	side.warn("partial", partials, len(names))
 	side.warn("SIMULATED", simulated, len(names))
+	side.Simulated = len(simulated) > 0
 	if len(side.Series) == 0 {
 		return nil, fmt.Errorf("%s holds no kernel benchmark and no run with answered requests", path)
 	}

@@ -12,6 +12,13 @@ import (
 
 // Verdict is the whole comparison in one line.
 func (r *Report) Verdict() string {
+	if r.Simulated {
+		return r.verdict() + "; SIMULATED"
+	}
+	return r.verdict()
+}
+
+func (r *Report) verdict() string {
 	over := fmt.Sprintf("by more than %.3g %%", 100*r.Threshold)
 	worse, better := r.extreme(Worse), r.extreme(Better)
 	switch {
