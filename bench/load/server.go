@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"kvtune/harness/vllm"
+	"kvtune/harness/wire"
 )
 
 // server answers every completion with the same events, on time and without looking at the prompt: what a client
@@ -26,6 +27,8 @@ import (
 type server struct {
 	ttft, itl time.Duration
 	batch     int // events a write
+
+	group wire.Group
 
 	mu     sync.Mutex
 	stamps []stamp // in memory until the end: a write for each would delay what it times
@@ -74,7 +77,8 @@ func serve(args []string) error {
 
 // connection answers the requests of one connection. net/http's server would do, but costs more per write than there is
 // in it.
-func (s *server) connection(c net.Conn) {
+func (s *server) connection(conn net.Conn) {
+	c := s.group.Stamp(conn)
 	defer c.Close()
 	r := bufio.NewReaderSize(c, 2048)
 	var body bytes.Buffer
@@ -148,8 +152,8 @@ const (
 // chunked is one chunk of HTTP's chunked coding.
 func chunked(text string) []byte { return fmt.Appendf(nil, "%x\r\n%s\r\n", len(text), text) }
 
-func (s *server) complete(w io.Writer, body []byte, chat bool) error {
-	arrived := time.Now()
+func (s *server) complete(w *wire.Conn, body []byte, chat bool) error {
+	arrived := w.Received() // however late it was read
 	tokens := 16
 	for _, key := range []string{"max_tokens", "max_completion_tokens"} {
 		if n, err := strconv.Atoi(field(body, key)); err == nil {

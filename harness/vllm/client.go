@@ -9,7 +9,6 @@ import (
 	"hash/maphash"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"slices"
 	"strconv"
 	"sync"
@@ -116,21 +115,8 @@ func (c *Client) Prepare(r *workload.Request) load.Send {
 // post sends a body and reads the stream that answers it.
 func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sent func(time.Time),
 	event func(at time.Time, tokens int)) (load.Reply, error) {
-	var once sync.Once // net/http takes another connection where the first had been closed before a byte was written
-	var asked time.Time
-	var connect time.Duration
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { asked = time.Now() },
-		GotConn: func(info httptrace.GotConnInfo) {
-			once.Do(func() {
-				now := time.Now()
-				if !info.Reused {
-					connect = now.Sub(asked)
-				}
-				sent(now)
-			})
-		},
-	})
+	var x exchange
+	ctx = x.trace(ctx)
 	path := "/v1/completions"
 	if c.opt.API == Chat {
 		path = "/v1/chat/completions"
@@ -142,29 +128,32 @@ func (c *Client) post(ctx context.Context, r *workload.Request, body []byte, sen
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "text/event-stream")
 	resp, err := c.s.http.Do(req)
+	if at, ok := x.sent(); ok {
+		sent(at)
+	}
 	if err != nil {
-		return load.Reply{Connect: connect}, cause(ctx, fmt.Errorf("no answer from %s: %w", c.s.url, rootCause(err)))
+		return load.Reply{Connect: x.connect}, cause(ctx, fmt.Errorf("no answer from %s: %w", c.s.url, rootCause(err)))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // what arrived of the reason is better than nothing
 		e := parseAPIError(resp.StatusCode, body)
 		e.Wait = retryAfter(resp.Header.Get("Retry-After"))
-		return load.Reply{Connect: connect}, c.s.hideKey(e)
+		return load.Reply{Connect: x.connect}, c.s.hideKey(e)
 	}
 	if err := encoded(resp); err != nil {
-		return load.Reply{Connect: connect}, err
+		return load.Reply{Connect: x.connect}, err
 	}
 	st := stream{event: event, asked: r.OutputTokens, chat: c.opt.API == Chat}
 	if r.OutputID != 0 {
 		st.out = new(output)
 	}
 	events := c.scanners.Get().(*eventScanner)
-	events.reset(resp.Body, time.Now, eventLimit(r))
+	events.reset(resp.Body, x.arrived, eventLimit(r))
 	err = st.read(events)
-	st.reply.Connect = connect
+	st.reply.Connect = x.connect
 	c.audit(r, &st, err == nil)
-	events.r = nil
+	events.r, events.now = nil, nil
 	c.scanners.Put(events)
 	if st.out != nil {
 		c.mu.Lock()
