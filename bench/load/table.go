@@ -86,8 +86,9 @@ func (t *table) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Load generators on one processor\n\nMeasured %s by `make bench-load` on: %s. Pinned: %s.\n\n",
 		t.Date, t.Host, t.Pinned)
-	fmt.Fprintf(&b, "Streams of %s, from a static server that notes when it writes each first token. TTFT is what each "+
-		"client noted of each request, from its send; the error is the client's p99 minus the server's own. With a number "+
+	fmt.Fprintf(&b, "Streams of %s, from a static server that notes when each request arrives (by the kernel's stamp) and "+
+		"when it writes the first token. TTFT is what each client noted of each request, from its send; the error is the "+
+		"client's p99 minus the server's own. With a number "+
 		"in flight, the first of each slot are left out on both sides: they are one burst of new connections. The embedded "+
 		"engine has a mean of all requests only, and times of its own.\n", t.Streams)
 	for _, s := range t.Loads {

@@ -96,9 +96,9 @@ var ErrStreamCut = errors.New("stream cut off")
 
 // Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns what posts it as a stream:
 // exactly r.OutputTokens tokens, greedy: max_tokens and ignore_eos, without min_tokens, which would say the same to a vLLM
-// but costs it a pass over the logits in every step. That calls sent when a connection is in hand and the first byte goes
-// out, and event for every event that carries tokens, with the moment at which its last byte was read, taken before it is
-// parsed.
+// but costs it a pass over the logits in every step. That calls sent with the moment at which the first byte went out
+// (over HTTP/2, at which a connection was in hand), when the answer begins, and event for every event that carries tokens,
+// with the moment at which its last byte arrived ([wire.Conn]) or, over HTTP/2, was read.
 //
 // An event's tokens are counted by its token_ids; where a server sends none, by the growth of its running usage; else
 // each event with choices is one token (of a chat, each event with content). The reply holds what arrived, also beside

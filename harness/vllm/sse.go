@@ -61,8 +61,8 @@ func (s *eventScanner) reset(r io.Reader, now func() time.Time, limit int) {
 	}
 }
 
-// next returns the next event's data, valid until the next call, and when its end arrived: the clock is read right
-// after the read that brought it, before anything is parsed. It ends with io.EOF after a clean end of the stream.
+// next returns the next event's data, valid until the next call, and when its end arrived: now is asked right after the
+// read that brought it, before anything is parsed. It ends with io.EOF after a clean end of the stream.
 func (s *eventScanner) next() (data []byte, at time.Time, err error) {
 	s.data, s.any = s.data[:0], false
 	if data, ok := s.whole(); ok {
