@@ -100,17 +100,24 @@ func (g *Group) add(fd int32, c *Conn) error {
 
 // remove ends watching a connection that is still open.
 func (g *Group) remove(c *Conn) {
+	if epoll := g.forget(c); epoll != nil {
+		epoll.Close() // which ends watch, and waits for who looks at it: without g.mu, which they want
+	}
+}
+
+// forget returns what nobody needs to watch any more: nil as long as there are connections.
+func (g *Group) forget(c *Conn) (epoll *os.File) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.conns[c.socket.fd] != c {
-		return
+		return nil
 	}
 	delete(g.conns, c.socket.fd)
 	_ = unix.EpollCtl(g.fd, unix.EPOLL_CTL_DEL, int(c.socket.fd), nil)
 	if len(g.conns) == 0 {
-		g.epoll.Close() // which ends watch
-		g.epoll = nil
+		epoll, g.epoll = g.epoll, nil
 	}
+	return epoll
 }
 
 // watch looks whenever something comes, until epoll is closed.

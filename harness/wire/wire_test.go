@@ -197,6 +197,55 @@ func TestGroupBeginsAgain(t *testing.T) {
 	goleak.VerifyNone(t)
 }
 
+// Connections come and go while others are read, down to none and up again.
+func TestCloseUnderTraffic(t *testing.T) {
+	var g Group
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // echoes
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	for round := range 400 {
+		var wg sync.WaitGroup
+		for range 6 {
+			wg.Go(func() {
+				conn, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c := g.Stamp(conn)
+				said := bytes.Repeat([]byte{byte(round)}, 1+97*round)
+				heard := make([]byte, len(said))
+				wg.Go(func() { _, _ = c.Write(append(said, said...)) })
+				if _, err := io.ReadFull(c, heard); err != nil || !bytes.Equal(said, heard) {
+					t.Errorf("%d bytes said, heard others: %v", len(said), err)
+				}
+				wg.Go(func() { // the second half, or a part of it
+					for n, err := 1, error(nil); err == nil; n, err = c.Read(heard) {
+						time.Sleep(time.Duration(n) * time.Nanosecond)
+					}
+				})
+				time.Sleep(time.Millisecond) // so that looks are stale
+				c.Close()
+			})
+		}
+		wg.Wait()
+	}
+}
+
 func TestWrote(t *testing.T) {
 	var g Group
 	c, _ := pair(t, &g)
