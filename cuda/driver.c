@@ -6,6 +6,12 @@
 #include <pthread.h>
 #include <stdio.h>
 
+// cuTensorMapEncodeTiled, with its enumerations as numbers and the map's type left open.
+typedef CUresult tensor_map(void *map, unsigned type, unsigned rank, void *address, const unsigned long long *sizes,
+                            const unsigned long long *strides, const unsigned *box, const unsigned *steps,
+                            unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill);
+static tensor_map *encode;
+
 #ifndef KV_CUDA_H
 static struct {
 #define KV_POINTER(name, symbol, parameters, arguments) CUresult(*name) parameters;
@@ -28,6 +34,7 @@ static void load(void) {
   if (!(*(void **)&driver.name = dlsym(library, symbol)) && !missing[0])                         \
     snprintf(missing, sizeof missing, "libcuda.so.1 has no %s: the driver is too old", symbol);
   KV_FUNCTIONS(KV_FIND)
+  encode = (tensor_map *)dlsym(library, "cuTensorMapEncodeTiled");
 }
 
 const char *kv_load(void) {
@@ -36,6 +43,25 @@ const char *kv_load(void) {
   return missing[0] ? missing : NULL;
 }
 #endif
+
+#if defined KV_CUDA_H && CUDA_VERSION >= 12000
+_Static_assert(sizeof(CUtensorMap) == 128 && sizeof(cuuint64_t) == 8 && sizeof(CUtensorMapDataType) == 4, "types");
+_Static_assert(CU_TENSOR_MAP_DATA_TYPE_UINT16 == 1 && CU_TENSOR_MAP_INTERLEAVE_NONE == 0 &&
+               CU_TENSOR_MAP_SWIZZLE_128B == 3 && CU_TENSOR_MAP_L2_PROMOTION_L2_256B == 3 &&
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE == 0, "constants");
+static CUresult (*const same)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                              CUtensorMapSwizzle, CUtensorMapL2promotion,
+                              CUtensorMapFloatOOBfill) __attribute__((unused)) = cuTensorMapEncodeTiled;
+#endif
+
+int kv_tensor_map(void *map, CUdeviceptr address, const unsigned long long sizes[4],
+                  const unsigned long long strides[3], const unsigned box[4], CUresult *result) {
+  const unsigned steps[4] = {1, 1, 1, 1}, uint16 = 1, rows_of_128 = 3, promote_256 = 3;
+  if (!encode) return 0;
+  *result = encode(map, uint16, 4, (void *)address, sizes, strides, box, steps, 0, rows_of_128, promote_256, 0);
+  return 1;
+}
 
 #define TRY(function, ...)                       \
   do {                                           \

@@ -118,6 +118,12 @@ typedef struct { char bytes[16]; } CUuuid;
 #endif
 KV_FUNCTIONS(KV_DECLARE)
 
+// kv_tensor_map writes the CUtensorMap (128 bytes, aligned to 64) of an array of 16-bit numbers in four dimensions, the
+// innermost first, for bulk copies of boxes to shared memory in rows of 128 swizzled bytes. strides are the bytes between
+// neighbours in all dimensions but the innermost. 0 where the driver is too old for it (before CUDA 12).
+int kv_tensor_map(void *map, CUdeviceptr address, const unsigned long long sizes[4],
+                  const unsigned long long strides[3], const unsigned box[4], CUresult *result);
+
 // kv_op is one thing to enqueue.
 typedef struct {
   enum { KV_LAUNCH, KV_COPY, KV_FILL, KV_GRAPH } kind;

@@ -2,6 +2,7 @@
 
 package cuda
 
+// #include <stdlib.h>
 // #include "driver.h"
 import "C"
 
@@ -94,4 +95,29 @@ func (m *Memory) Download(bytes int64) ([]byte, error) {
 		code := C.cuMemcpyDtoH(unsafe.Pointer(&data[0]), C.CUdeviceptr(m.Address), C.size_t(bytes))
 		return failure("cuMemcpyDtoH", code)
 	})
+}
+
+// TensorMap describes an array to the engine that copies boxes of it to shared memory (a CUtensorMap of the driver).
+type TensorMap [128]byte
+
+// TensorMap describes an array of 16-bit numbers in four dimensions, the innermost first: their sizes, the bytes from one
+// to the next in all but the innermost (multiples of 16), and the box that a copy brings, in rows of at most 64 numbers
+// that the engine swizzles in 128 bytes. An error that wraps [ErrUnavailable] says that the driver has no such thing.
+func (d *Device) TensorMap(address uint64, sizes [4]uint64, strides [3]uint64, box [4]uint32) (TensorMap, error) {
+	const size, alignment = len(TensorMap{}), 64
+	memory := C.malloc(C.size_t(size + alignment))
+	defer C.free(memory)
+	at := unsafe.Add(memory, alignment-uintptr(memory)%alignment)
+	var result C.CUresult
+	var m TensorMap
+	err := d.do(func() error {
+		known := C.kv_tensor_map(at, C.CUdeviceptr(address), (*C.ulonglong)(&sizes[0]), (*C.ulonglong)(&strides[0]),
+			(*C.uint)(&box[0]), &result)
+		if known == 0 {
+			return fmt.Errorf("%w: the driver has no cuTensorMapEncodeTiled", ErrUnavailable)
+		}
+		return failure("cuTensorMapEncodeTiled", result)
+	})
+	copy(m[:], unsafe.Slice((*byte)(at), size))
+	return m, err
 }

@@ -2,6 +2,7 @@
 // segments; a block's warps take tiles of 16 tokens in turn, each with a pipeline of its own from the cache to shared
 // memory, and multiply them with the (up to 8) queries of the head's group. Who finishes a pair last adds its parts up.
 #include "attention.cuh"
+#include <cuda/std/type_traits>
 
 struct Segment {
   int32_t sequence, head;
@@ -27,11 +28,25 @@ struct Decode {
   float value_scale;
 };
 
-constexpr int WARPS = 4, ROWS = 8, STEP = WARPS * TILE;
-constexpr int WARP_BYTES = 16 * 1024;  // shared memory for the tiles of a warp
+// Work is a segment with what else a block has to know of it: the kernels that are direct read it with one access, the
+// others look it up where it stands.
+struct Work {
+  Segment segment;
+  int32_t table;  // where the blocks of the sequence begin in the table
+  int32_t at;     // the segment's number
+  int32_t end;    // of the block's segments: one more than the number of the last
+  int32_t unused;
+};
 
-// Pipeline is the shared memory of a block: for every warp STAGES tiles, then its sums.
-template <typename T, int D, Values V>
+struct DirectDecode : Decode {
+  const Work *work;   // of every segment
+  const Work *first;  // of every block
+};
+
+constexpr int WARPS = 4, ROWS = 8, STEP = WARPS * TILE;
+
+// Pipeline is the shared memory of a block: for every warp STAGES tiles in WARP_BYTES, then its sums.
+template <typename T, int D, Values V, int WARP_BYTES>
 struct Pipeline {
   static constexpr int STAGE = 2 * Tile<T, D, V>::HALF;
   static constexpr int STAGES = WARP_BYTES / STAGE < 8 ? WARP_BYTES / STAGE : 8;
@@ -125,9 +140,8 @@ __device__ __forceinline__ void finish(const Decode &p, const Segment &s, int ro
 }
 
 // add_up writes the output of a pair of which this block has finished the last part.
-template <typename T, int D>
+template <typename T, int D, int AHEAD>
 __device__ __forceinline__ void add_up(const Decode &p, const Segment &s) {
-  constexpr int AHEAD = 8;
   for (int i = threadIdx.x * 4; i < p.group * D; i += WARPS * 32 * 4) {
     const int row = i / D;
     const float2 *totals = p.total + (int64_t)s.first * ROWS + row;
@@ -184,14 +198,27 @@ struct Loader {
       break;
     }
   }
+  __device__ __forceinline__ void seek(const DirectDecode &p, int shares) {
+    for (; share < shares; share++)
+      if (take(p, p.work[share])) break;
+  }
+  // take goes to a segment, and says whether it has a tile for this warp.
+  __device__ __forceinline__ bool take(const Decode &p, const Work &w) {
+    token = w.segment.begin + threadIdx.x / 32 * TILE;
+    end = w.segment.end;
+    head = w.segment.head;
+    table = p.table + w.table;
+    return token < end;
+  }
   __device__ __forceinline__ void fetch(const Decode &p, int shares) {
     if (share < shares) block = __ldg(table + (min(token + (int)(threadIdx.x % TILE), end - 1) >> p.cache.shift));
   }
 };
 
-template <typename T, int D, Values V>
-__device__ void decode_kernel(const Decode &p) {
-  typedef Pipeline<T, D, V> S;
+template <typename T, int D, Values V, int WARP_BYTES, typename P>
+__device__ void decode_kernel(const P &p) {
+  constexpr bool DIRECT = cuda::std::is_same<P, DirectDecode>::value;
+  typedef Pipeline<T, D, V, WARP_BYTES> S;
   extern __shared__ __align__(128) char shared[];
   __shared__ float2 totals[WARPS][ROWS];
   __shared__ bool last;
@@ -199,11 +226,19 @@ __device__ void decode_kernel(const Decode &p) {
   const uint32_t stages = shared_address(shared) + warp * S::STAGES * S::STAGE;
   float *sums = (float *)(shared + WARPS * S::STAGES * S::STAGE);  // (warps, rows, D)
 
-  int share = p.shares[blockIdx.x];
-  const int shares = p.shares[blockIdx.x + 1];
+  int share, shares;
   Loader loader;
-  loader.share = share;
-  loader.seek(p, shares);
+  Work work;
+  if constexpr (DIRECT) {
+    work = p.first[blockIdx.x];
+    share = loader.share = work.at, shares = work.end;
+    if (!loader.take(p, work)) loader.share++, loader.seek(p, shares);
+  } else {
+    share = p.shares[blockIdx.x];
+    shares = p.shares[blockIdx.x + 1];
+    loader.share = share;
+    loader.seek(p, shares);
+  }
   loader.fetch(p, shares);
   int to = 0, from = 0;  // the stages that are loaded and attended to next
   auto load = [&]() {
@@ -267,22 +302,27 @@ __device__ void decode_kernel(const Decode &p) {
       __syncthreads();
       if (last) {
         __threadfence();
-        add_up<T, D>(p, s);
+        add_up<T, D, DIRECT ? 16 : 8>(p, s);
       }
     }
     __syncthreads();
   }
 }
 
-#define DECODE(name, ...)                                                              \
-  extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##name(const Decode p) { \
-    decode_kernel<__VA_ARGS__>(p);                                                     \
+#define DECODE(name, P, BYTES, ...)                                                         \
+  extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##name(const P p) {    \
+    decode_kernel<__VA_ARGS__, BYTES>(p);                                                   \
   }
+// Kinds: see planDecode's caller in load.go. deep has half as many tiles more under way.
+#define KINDS(name, ...)                                        \
+  DECODE(name, Decode, 16 * 1024, __VA_ARGS__)                  \
+  DECODE(name##_direct, DirectDecode, 16 * 1024, __VA_ARGS__)   \
+  DECODE(name##_deep, DirectDecode, 24 * 1024, __VA_ARGS__)
 #define SIZES(dtype)                                          \
-  HEAD_SIZE_64(DECODE(dtype##_64, dtype, 64, IN_ROWS))          \
-  HEAD_SIZE_64(DECODE(dtype##_64_packed, dtype, 64, PACKED))    \
-  DECODE(dtype##_128, dtype, 128, IN_ROWS)                      \
-  DECODE(dtype##_128_packed, dtype, 128, PACKED)
+  HEAD_SIZE_64(KINDS(dtype##_64, dtype, 64, IN_ROWS))         \
+  HEAD_SIZE_64(KINDS(dtype##_64_packed, dtype, 64, PACKED))   \
+  KINDS(dtype##_128, dtype, 128, IN_ROWS)                     \
+  KINDS(dtype##_128_packed, dtype, 128, PACKED)
 
 SIZES(bf16)
 SIZES(fp16)
