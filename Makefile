@@ -17,7 +17,7 @@ NVCC_FLAGS   ?=
 CUDA_MAJOR    = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
 CUDA_ARCHES  ?= 80 90 $(if $(filter 11,$(CUDA_MAJOR)),,90a)
 CUDA_PTX     ?= 90
-CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefill90)
+CUDA_SOURCES  = decode prefill move peak $(if $(filter 90a,$(CUDA_ARCHES)),prefill90 prefill90p)
 CUDA_IMAGES   = $(CUDA_SOURCES:%=kernels/gpu/image/%.fatbin)
 
 .PHONY: help build dist run test accuracy test-kernels test-fire test-kubernetes test-slurm test-report ranking cuda \
@@ -105,8 +105,8 @@ kernels/gpu/image/%.fatbin: kernels/gpu/%.cu $(CUDA_HEADERS)
 	$(COMPILE_CUDA)
 
 # wgmma is in sm_90a only, and in no PTX that runs elsewhere.
-%/prefill90.fatbin: override CUDA_ARCHES := 90a
-%/prefill90.fatbin: override CUDA_PTX :=
+%/prefill90.fatbin %/prefill90p.fatbin: override CUDA_ARCHES := 90a
+%/prefill90.fatbin %/prefill90p.fatbin: override CUDA_PTX :=
 
 # What can be tested of the tag cuda without a GPU. The kernels are compiled for one head size, to see that they
 # compile, the driver's functions are held against the headers of three CUDA versions, and the program is run where no

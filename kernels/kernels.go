@@ -62,3 +62,16 @@ type Output struct {
 	// not depend on the order.
 	Sum uint32
 }
+
+// Choice is one of the ways in which a backend can run a case, in words of the backend's own: "kernel=direct,blocks=2".
+type Choice string
+
+// Tunable is a kernel that can do its work in several ways, which differ in nothing but time. Which is fastest depends on
+// the machine and the case: who runs it measures it, or reads what was measured.
+type Tunable interface {
+	Kernel
+	// Choices are the ways, at least one. The first is what Load has prepared.
+	Choices() []Choice
+	// Choose makes the runs after it take one of Choices, and poisons the output anew. Nothing may be running.
+	Choose(Choice) error
+}

@@ -6,10 +6,13 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"kvtune/cuda"
 	"kvtune/harness/timing"
 	"kvtune/kernels"
+	"kvtune/kernels/layout"
 )
 
 //go:embed all:image
@@ -29,10 +32,10 @@ type Backend struct {
 }
 
 // sources are the .cu files, each an image.
-func sources() []string { return []string{"decode", "prefill", "prefill90", "move", "peak"} }
+func sources() []string { return []string{"decode", "prefill", "prefill90", "prefill90p", "move", "peak"} }
 
 // hopper says whether a source is for compute capability 9.0 only; a toolkit before CUDA 12 does not compile it.
-func hopper(source string) bool { return source == "prefill90" }
+func hopper(source string) bool { return strings.HasPrefix(source, "prefill90") }
 
 // Open opens the device with a number of 0 or more and loads the kernels.
 func Open(device int) (*Backend, error) {
@@ -83,27 +86,76 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	if err := in.Case.Validate(); err != nil {
 		return nil, err
 	}
-	k := &Kernel{stamps: b.stamps}
-	l := &loader{b: b, k: k, in: in}
-	steps := l.load()
-	if k.turn = len(steps); l.err == nil {
-		k.series, l.err = b.device.Series(steps)
-	}
-	if l.err != nil {
-		return nil, errors.Join(fmt.Errorf("case %s: %w", in.Case.Name(), l.err), k.Close())
+	k := &Kernel{stamps: b.stamps, ways: map[kernels.Choice]*way{}}
+	k.loader = &loader{b: b, k: k, in: in}
+	k.steps = k.loader.load()
+	without := *in // what choices are prepared from later has not the data
+	without.Query, without.Key, without.Value, without.NewKey, without.NewValue = nil, nil, nil, nil, nil
+	k.loader.in = &without
+	has := func(source string) bool { return b.modules[source] != nil }
+	k.choices = choicesOf(in.Case, in.Case.DType != layout.FP8 && !k.loader.packed(), has)
+	if err := k.Choose(k.choices[0].name()); err != nil {
+		return nil, errors.Join(err, k.Close())
 	}
 	return k, nil
 }
 
+// Architecture is what a table of choices is for: "sm_90".
+func (b *Backend) Architecture() string { return fmt.Sprintf("sm_%d%d", b.Info.Compute[0], b.Info.Compute[1]) }
+
 // Kernel is a case on the device.
 type Kernel struct {
-	stamps *stamps
+	*way
+	ways    map[kernels.Choice]*way
+	choices []choice
+	loader  *loader
+	steps   func(choice) [][]cuda.Op
+	stamps  *stamps
+	output  func() (kernels.Output, error)
+	poison  func() error // overwrites the output; nil where a case has one choice
+	memory  []*cuda.Memory
+}
+
+// way is a choice that is ready to run.
+type way struct {
 	series *cuda.Series
 	graphs *cuda.Series // of launches launches
 	per    int          // launches in one of graphs
 	turn   int          // steps in series
-	output func() (kernels.Output, error)
-	memory []*cuda.Memory
+}
+
+// Choices are the kernels and shares that the case can have.
+func (k *Kernel) Choices() (list []kernels.Choice) {
+	for _, c := range k.choices {
+		list = append(list, c.name())
+	}
+	return list
+}
+
+// Choose prepares a choice, or goes back to one that is prepared.
+func (k *Kernel) Choose(name kernels.Choice) error {
+	at := slices.IndexFunc(k.choices, func(c choice) bool { return c.name() == name })
+	if at < 0 {
+		return fmt.Errorf("choice %q: case %s has %q", name, k.loader.in.Case.Name(), k.Choices())
+	}
+	w := k.ways[name]
+	if w == nil {
+		w = &way{}
+		steps := k.steps(k.choices[at])
+		w.turn = len(steps)
+		k.loader.do(func() (err error) {
+			w.series, err = k.loader.b.device.Series(steps)
+			return err
+		})
+	}
+	if k.poison != nil {
+		k.loader.do(k.poison)
+	}
+	if k.loader.err != nil {
+		return fmt.Errorf("case %s, choice %q: %w", k.loader.in.Case.Name(), name, k.loader.err)
+	}
+	k.ways[name], k.way = w, w
+	return nil
 }
 
 // Turn is how many copies of the inputs launches take in turn.
@@ -159,9 +211,11 @@ func (k *Kernel) Empty(samples int) ([]float64, error) { return k.series.Time(sa
 
 // Close gives the memory back.
 func (k *Kernel) Close() (err error) {
-	for _, s := range []*cuda.Series{k.graphs, k.series} {
-		if s != nil {
-			err = errors.Join(err, s.Close())
+	for _, w := range k.ways {
+		for _, s := range []*cuda.Series{w.graphs, w.series} {
+			if s != nil {
+				err = errors.Join(err, s.Close())
+			}
 		}
 	}
 	for _, m := range k.memory {

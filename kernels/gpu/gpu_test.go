@@ -4,6 +4,7 @@ package gpu
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"testing"
 
@@ -109,17 +110,26 @@ func TestAgainstReference(t *testing.T) {
 	t.Logf("%d cases", len(cases))
 }
 
-// check runs a case twice: what the first run left in the workspace must not disturb the second.
+// check runs every choice of a case twice: what the first run left in the workspace must not disturb the second.
 func check(b *Backend, in *kernels.Inputs, want kernels.Output) error {
-	k, err := b.Load(in)
+	loaded, err := b.Load(in)
 	if err != nil {
 		return err
 	}
-	err = k.Run(2)
-	if err == nil {
-		var got kernels.Output
-		if got, err = k.Output(); err == nil {
-			err = in.Case.Check(got, want)
+	k := loaded.(*Kernel)
+	for _, choice := range k.Choices() {
+		one := k.Choose(choice)
+		if one == nil {
+			one = k.Run(2)
+		}
+		if one == nil {
+			var got kernels.Output
+			if got, one = k.Output(); one == nil {
+				one = in.Case.Check(got, want)
+			}
+		}
+		if one != nil {
+			err = errors.Join(err, fmt.Errorf("choice %q: %w", choice, one))
 		}
 	}
 	return errors.Join(err, k.Close())

@@ -56,10 +56,23 @@ type decode struct {
 	scales
 }
 
+type directDecode struct {
+	decode
+	Work, First uint64
+}
+
 type prefill struct {
 	attention
 	Queries, Context, Parts uint64
 	scales
+}
+
+// persistentPrefill has its tensor maps at multiples of 64 bytes.
+type persistentPrefill struct {
+	prefill
+	Shares       uint64
+	_            [8]byte
+	Keys, Values cuda.TensorMap
 }
 
 // cacheOf is where a cache of a shape lies.
@@ -90,18 +103,20 @@ type loader struct {
 	err error
 }
 
-// load copies the inputs and makes a step of launches for each copy.
-func (l *loader) load() [][]cuda.Op {
+// load copies the inputs, and says how to make a step of launches for each copy.
+func (l *loader) load() func(choice) [][]cuda.Op {
 	c := l.in.Case
 	if c.Op != kernels.OpDecode && c.Op != kernels.OpPrefill && c.Op != kernels.OpRead {
-		return l.moves()
+		steps := l.moves()
+		return func(choice) [][]cuda.Op { return steps }
 	}
 	sets := l.sets(kernels.Output{})
 	if c.Op == kernels.OpRead {
-		return l.read(sets)
+		steps := l.read(sets)
+		return func(choice) [][]cuda.Op { return steps }
 	}
 	output := l.workspace(len(l.in.Query))
-	l.do(func() error { return output.Upload(bytes.Repeat([]byte{kernels.Poison}, len(l.in.Query))) })
+	l.k.poison = func() error { return output.Upload(bytes.Repeat([]byte{kernels.Poison}, int(output.Bytes))) }
 	l.k.output = func() (kernels.Output, error) {
 		data, err := output.Download(output.Bytes)
 		if err != nil {
@@ -123,49 +138,100 @@ func (l *loader) load() [][]cuda.Op {
 	s := scales{Heads: int32(c.Heads), Group: int32(c.Heads / c.KVHeads), ValueScale: l.in.ValueScale,
 		Scale: float32(math.Log2E / math.Sqrt(float64(c.HeadSize)) * float64(l.in.KeyScale))}
 	if c.Op == kernels.OpDecode {
-		return l.decode(sets, decode{attention: a, scales: s})
+		return func(o choice) [][]cuda.Op { return l.decode(sets, decode{attention: a, scales: s}, starts, o) }
 	}
-	return l.prefill(sets, prefill{attention: a, scales: s})
-}
-
-func (l *loader) decode(sets []set, p decode) [][]cuda.Op {
-	c := l.in.Case
-	half := tile * c.HeadSize * c.DType.Bytes()
-	shared := warps * (min(decodeBytes/(2*half), 8)*2*half + decodeRows*c.HeadSize*4)
-	f, perProcessor := l.function("decode", l.variant("decode"), warps*32, shared)
-	plan := planDecode(l.in.Sequences, c.KVHeads, l.b.Info.Processors*perProcessor)
-	p.Segments, p.Shares = upload(l, plan.Segments), upload(l, plan.Shares)
-	p.Partial = l.workspace(max(plan.Parts, 1) * decodeRows * c.HeadSize * 4).Address
-	p.Total = l.workspace(max(plan.Parts, 1) * decodeRows * 8).Address
-	p.Tickets = upload(l, make([]int32, plan.Pairs))
-	return each(sets, func(s set) []cuda.Op {
-		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
-		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(plan.Shares) - 1}, Block: [3]int{warps * 32},
-			Shared: shared, Arguments: cuda.ArgumentsOf(p)}}
-	})
-}
-
-func (l *loader) prefill(sets []set, p prefill) [][]cuda.Op {
-	c := l.in.Case
-	threads, shared := warps*32, prefillRows*c.HeadSize*2+2*warps*2*tile*c.HeadSize*c.DType.Bytes()
-	source, name := "prefill", l.variant("prefill")
-	if l.b.modules["prefill90"] != nil && c.DType != layout.FP8 && !l.packed() {
-		threads, shared = 3*128, 7*prefillRows*c.HeadSize*2 // queries, three stages of 128 keys and values
-		source, name = "prefill90", l.variant("prefill90")
-	}
-	f, _ := l.function(source, name, threads, shared)
 	queries, context := []int32{0}, []int32{}
 	for _, s := range l.in.Sequences {
 		queries = append(queries, queries[len(queries)-1]+int32(s.New))
 		context = append(context, int32(s.Context))
 	}
-	parts := planPrefill(l.in.Sequences, c.Heads)
-	p.Queries, p.Context, p.Parts = upload(l, queries), upload(l, context), upload(l, parts)
+	p := prefill{attention: a, scales: s, Queries: upload(l, queries), Context: upload(l, context)}
+	return func(o choice) [][]cuda.Op { return l.prefill(sets, p, o) }
+}
+
+func (l *loader) decode(sets []set, p decode, starts []int32, o choice) [][]cuda.Op {
+	c := l.in.Case
+	bytes, name := decodeBytes, l.variant("decode")
+	if o.kernel != "" {
+		name += "_" + o.kernel
+	}
+	if o.kernel == "deep" {
+		bytes += decodeBytes / 2
+	}
+	half := tile * c.HeadSize * c.DType.Bytes()
+	shared := warps * (min(bytes/(2*half), 8)*2*half + decodeRows*c.HeadSize*4)
+	f, perProcessor := l.function("decode", name, warps*32, shared)
+	plan := planDecode(l.in.Sequences, c.KVHeads, l.b.Info.Processors*min(perProcessor, o.blocks), o.least)
+	p.Partial = l.workspace(max(plan.Parts, 1) * decodeRows * c.HeadSize * 4).Address
+	p.Total = l.workspace(max(plan.Parts, 1) * decodeRows * 8).Address
+	p.Tickets = upload(l, make([]int32, plan.Pairs))
+	direct := directDecode{}
+	if o.kernel == "" {
+		p.Segments, p.Shares = upload(l, plan.Segments), upload(l, plan.Shares)
+	} else {
+		all, first := plan.direct(starts)
+		direct.Work, direct.First = upload(l, all), upload(l, first)
+	}
 	return each(sets, func(s set) []cuda.Op {
 		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
-		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(parts)}, Block: [3]int{threads}, Shared: shared,
-			Arguments: cuda.ArgumentsOf(p)}}
+		arguments := cuda.ArgumentsOf(p)
+		if o.kernel != "" {
+			direct.decode = p
+			arguments = cuda.ArgumentsOf(direct)
+		}
+		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{len(plan.Shares) - 1}, Block: [3]int{warps * 32},
+			Shared: shared, Arguments: arguments}}
 	})
+}
+
+func (l *loader) prefill(sets []set, p prefill, o choice) [][]cuda.Op {
+	c := l.in.Case
+	threads, shared := 3*128, 7*prefillRows*c.HeadSize*2 // queries, three stages of 128 keys and values
+	source, name := "prefill90", l.variant("prefill90")
+	switch o.kernel {
+	case "mma":
+		threads, shared = warps*32, prefillRows*c.HeadSize*2+2*warps*2*tile*c.HeadSize*c.DType.Bytes()
+		source, name = "prefill", l.variant("prefill")
+	case "stay":
+		source, name = "prefill90p", l.variant("prefill90p")
+	case "bulk":
+		source, name = "prefill90p", l.variant("prefill90p")+"_bulk"
+	}
+	f, perProcessor := l.function(source, name, threads, shared)
+	parts := planPrefill(l.in.Sequences, c.Heads)
+	grid, stay := len(parts), source == "prefill90p"
+	var all persistentPrefill
+	if stay {
+		var shares []int32
+		parts, shares = planShares(parts, l.in.Sequences, l.b.Info.Processors*perProcessor)
+		grid, all.Shares = len(shares)-1, upload(l, shares)
+	}
+	p.Parts = upload(l, parts)
+	return each(sets, func(s set) []cuda.Op {
+		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
+		arguments := cuda.ArgumentsOf(p)
+		if stay {
+			all.prefill = p
+			if o.kernel == "bulk" {
+				all.Keys, all.Values = l.boxes(p.Cache, s.key.Address), l.boxes(p.Cache, s.value.Address)
+			}
+			arguments = cuda.ArgumentsOf(all)
+		}
+		return []cuda.Op{cuda.Launch{Function: f, Grid: [3]int{grid}, Block: [3]int{threads}, Shared: shared,
+			Arguments: arguments}}
+	})
+}
+
+// boxes describes an array of a cache in rows for copies as prefill90p.cu makes them: 64 numbers of what a warp copies.
+func (l *loader) boxes(c cache, address uint64) (m cuda.TensorMap) {
+	s := l.in.Shape
+	sizes := [4]uint64{uint64(s.HeadSize), uint64(s.BlockSize), uint64(s.KVHeads), uint64(s.Blocks)}
+	strides := [3]uint64{uint64(c.Slot) * 16, uint64(c.Head) * 16, uint64(c.Block) * 16}
+	l.do(func() (err error) {
+		m, err = l.b.device.TensorMap(address, sizes, strides, [4]uint32{64, uint32(min(s.BlockSize, 32)), 1, 1})
+		return err
+	})
+	return m
 }
 
 // read's grid is what the device runs at a time.

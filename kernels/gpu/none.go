@@ -24,6 +24,9 @@ func Open(device int) (*Backend, error) {
 // Name is "gpu".
 func (*Backend) Name() string { return "gpu" }
 
+// Architecture is "".
+func (*Backend) Architecture() string { return "" }
+
 // Load returns cuda.ErrUnavailable.
 func (*Backend) Load(*kernels.Inputs) (kernels.Kernel, error) { return nil, cuda.ErrUnavailable }
 

@@ -35,7 +35,8 @@ const (
 // Peak prepares any of the peaks. The matrix is of bf16, multiplied by wgmma where the image has it (sm_90a), else by
 // mma.sync.
 func (b *Backend) Peak(p kernels.Peak) (kernels.Kernel, float64, error) {
-	k := &Kernel{stamps: b.stamps}
+	only := &way{turn: 1}
+	k := &Kernel{stamps: b.stamps, way: only, ways: map[kernels.Choice]*way{"": only}}
 	l := &loader{b: b, k: k}
 	op, units := l.peak(p)
 	if l.err == nil && op != nil {

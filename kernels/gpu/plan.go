@@ -33,21 +33,20 @@ type decodePlan struct {
 	Pairs    int
 }
 
-// leastShare is the units below which it costs more to add parts up than more blocks gain.
-const leastShare = 4
 
 // unit is the tokens that the warps of a block take at a time: a share is a multiple of it.
 const unit = tile * warps
 
-// planDecode deals the tokens of all pairs to at most blocks blocks in shares that are about equal, in order. A pair is
-// not cut for the last sixteenth of a share, since adding parts up costs more than that.
-func planDecode(sequences []kernels.Sequence, kvHeads, blocks int) decodePlan {
+// planDecode deals the tokens of all pairs to at most blocks blocks in shares that are about equal, in order. A share is
+// at least so many units: below, it costs more to add parts up than more blocks gain. A pair is not cut for the last
+// sixteenth of a share, for the same reason.
+func planDecode(sequences []kernels.Sequence, kvHeads, blocks, least int) decodePlan {
 	p := decodePlan{Pairs: len(sequences) * kvHeads, Shares: []int32{0}}
 	total := 0
 	for _, s := range sequences {
 		total += (s.Context + unit - 1) / unit * kvHeads
 	}
-	share := max((total+blocks-1)/blocks, leastShare)
+	share := max((total+blocks-1)/blocks, least)
 	left := share // units that the current block still takes
 	flush := func() {
 		if n := int32(len(p.Segments)); n > p.Shares[len(p.Shares)-1] {
@@ -85,6 +84,25 @@ func planDecode(sequences []kernels.Sequence, kvHeads, blocks int) decodePlan {
 	return p
 }
 
+// work is decode.cu's Work.
+type work struct {
+	segment
+	Table, At, End, _ int32
+}
+
+// direct lists the work of every segment, and the first of every block. starts is where the blocks of a sequence begin
+// in the table.
+func (p decodePlan) direct(starts []int32) (all, first []work) {
+	for i := range p.Shares[1:] {
+		for at := p.Shares[i]; at < p.Shares[i+1]; at++ {
+			s := p.Segments[at]
+			all = append(all, work{segment: s, Table: starts[s.Sequence], At: at, End: p.Shares[i+1]})
+		}
+		first = append(first, all[p.Shares[i]])
+	}
+	return all, first
+}
+
 // part is prefill.cu's Part: up to prefillRows queries of one head of one sequence.
 type part struct{ Sequence, Head, First, _ int32 }
 
@@ -106,4 +124,30 @@ func planPrefill(sequences []kernels.Sequence, heads int) []part {
 		}
 	}
 	return parts
+}
+
+// planShares deals parts, which [planPrefill] has listed, to blocks that stay, the next always to the block that has the
+// least to do (Graham, "Bounds on multiprocessing timing anomalies", 1969: the longest first). Block i has the parts from
+// shares[i] to shares[i+1] of the list that is returned.
+func planShares(parts []part, sequences []kernels.Sequence, blocks int) (dealt []part, shares []int32) {
+	const start = 1 // what a part costs beside its tiles of prefillRows tokens
+	blocks = min(blocks, len(parts))
+	load, own := make([]int, blocks), make([][]part, blocks)
+	for _, p := range parts {
+		s, at := sequences[p.Sequence], 0
+		for i := range load {
+			if load[i] < load[at] {
+				at = i
+			}
+		}
+		seen := s.Context + min(int(p.First)+prefillRows, s.New)
+		load[at] += start + (seen+prefillRows-1)/prefillRows
+		own[at] = append(own[at], p)
+	}
+	shares = []int32{0}
+	for _, list := range own {
+		dealt = append(dealt, list...)
+		shares = append(shares, int32(len(dealt)))
+	}
+	return dealt, shares
 }

@@ -6,6 +6,9 @@ import (
 	"kvtune/kernels"
 )
 
+// leastShare is that of the default choice.
+const leastShare = 4
+
 // TestDecodePlan: every token of every pair is in exactly one part, parts are numbered, and no block has much more than
 // its share.
 func TestDecodePlan(t *testing.T) {
@@ -21,7 +24,7 @@ func TestDecodePlan(t *testing.T) {
 		}
 		for _, blocks := range []int{1, 7, 264, 5000} {
 			const heads = 8
-			plan := planDecode(sequences, heads, blocks)
+			plan := planDecode(sequences, heads, blocks, leastShare)
 			if n := len(plan.Shares) - 1; n > blocks || int(plan.Shares[n]) != len(plan.Segments) {
 				t.Errorf("%s: %d shares for %d blocks, of %d segments the last is %d", name, n, blocks, len(plan.Segments),
 					plan.Shares[n])
@@ -50,6 +53,21 @@ func TestDecodePlan(t *testing.T) {
 			}
 			if int(parts) != plan.Parts {
 				t.Errorf("%s, %d blocks: %d parts, want %d", name, blocks, plan.Parts, parts)
+			}
+			starts := make([]int32, len(sequences))
+			for i := range starts {
+				starts[i] = int32(1000 * i)
+			}
+			all, firsts := plan.direct(starts)
+			for i, w := range all {
+				if w.segment != plan.Segments[i] || int(w.At) != i || w.Table != starts[w.Sequence] || w.End <= w.At {
+					t.Fatalf("%s, %d blocks: work %d is %+v", name, blocks, i, w)
+				}
+			}
+			for i, w := range firsts {
+				if w.At != plan.Shares[i] || w.End != plan.Shares[i+1] || len(firsts) != len(plan.Shares)-1 {
+					t.Fatalf("%s, %d blocks: block %d begins with %+v", name, blocks, i, w)
+				}
 			}
 			share := max((total+blocks-1)/blocks, leastShare)
 			for i := range plan.Shares[1:] {
@@ -81,5 +99,38 @@ func TestPrefillPlan(t *testing.T) {
 	}
 	if len(seen) != heads*(3+1+1) {
 		t.Errorf("%d parts", len(seen))
+	}
+}
+
+// TestPrefillShares: every part is dealt once, a block's longest come first, and no block has more than a part above the
+// mean.
+func TestPrefillShares(t *testing.T) {
+	sequences := []kernels.Sequence{{New: 8192}, {Context: 9000, New: 700}, {New: 1}}
+	const heads = 8
+	parts := planPrefill(sequences, heads)
+	for _, blocks := range []int{1, 7, 132, 10_000} {
+		dealt, shares := planShares(parts, sequences, blocks)
+		seen := map[part]bool{}
+		total, most, longest := 0, 0, 0
+		for i := range shares[1:] {
+			load, last := 0, 1<<30
+			for _, p := range dealt[shares[i]:shares[i+1]] {
+				s := sequences[p.Sequence]
+				tokens := s.Context + min(int(p.First)+prefillRows, s.New)
+				if seen[p] || tokens > last {
+					t.Fatalf("%d blocks: part %+v of block %d", blocks, p, i)
+				}
+				seen[p], last = true, tokens
+				load += tokens/prefillRows + 2
+				longest = max(longest, tokens/prefillRows+2)
+			}
+			if load == 0 {
+				t.Errorf("%d blocks: block %d has nothing", blocks, i)
+			}
+			total, most = total+load, max(most, load)
+		}
+		if n := len(shares) - 1; len(seen) != len(parts) || n != min(blocks, len(parts)) || most > total/n+longest {
+			t.Errorf("%d blocks: %d of %d parts in %d shares, the largest %d of %d", blocks, len(seen), len(parts), n, most, total)
+		}
 	}
 }
