@@ -39,6 +39,10 @@ type Options struct {
 	Rounds int
 	// Timing is for each case in each round.
 	Timing timing.Options
+	// Tuning, if not nil, says which of a kernel's choices its case takes. Cases that it does not have take the first;
+	// with Tune not 0, every choice of them is timed for so long, the fastest taken, and written into Tuning.
+	Tuning *harness.Tuning
+	Tune   time.Duration
 	// Progress, if not nil, is told what begins, and how many of all steps are done.
 	Progress func(done, of int, what string)
 }
@@ -74,7 +78,7 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	// The collector would take its turns within samples. Inputs are collected between cases.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	begin := time.Now()
-	r := &runner{Options: o, begin: begin, steps: (1 + o.Rounds) * len(o.Cases)}
+	r := &runner{Options: o, chosen: map[string]string{}, begin: begin, steps: (1 + o.Rounds) * len(o.Cases)}
 	if !o.NoCeilings {
 		r.limits = ceilings(o.Cases)
 		r.steps += len(r.limits)
@@ -156,13 +160,14 @@ func Run(ctx context.Context, o Options) (*Outcome, error) {
 	case err != nil:
 		b.Partial, b.Why = true, err.Error()
 	}
-	out.conclude(timed)
+	out.conclude(timed, r.chosen)
 	b.Conditions.Duration = time.Since(begin).Seconds()
 	return out, err
 }
 
 type runner struct {
 	Options
+	chosen      map[string]string // by case
 	begin       time.Time
 	limits      []ceiling
 	done, steps int
@@ -170,10 +175,15 @@ type runner struct {
 }
 
 func (r *runner) tell(what string) {
+	r.say(what)
+	r.done++
+}
+
+// say tells what begins within a step.
+func (r *runner) say(what string) {
 	if r.Progress != nil {
 		r.Progress(r.done, r.steps, what)
 	}
-	r.done++
 }
 
 // states are the GPU's before and after a measurement.
@@ -195,8 +205,9 @@ func (r *runner) states(of *timing.Result) (samples []harness.Sample) {
 	return samples
 }
 
-// time loads a case and measures it; with check set it first looks at places of what one launch leaves.
-func (r *runner) time(ctx context.Context, on kernels.Backend, c kernels.Case, check bool) (*timing.Result, error) {
+// time loads a case and measures it; with first set it chooses how to run it, and looks at places of what one launch
+// leaves.
+func (r *runner) time(ctx context.Context, on kernels.Backend, c kernels.Case, first bool) (*timing.Result, error) {
 	in, err := kernels.NewInputs(c)
 	if err != nil {
 		return nil, err
@@ -206,34 +217,47 @@ func (r *runner) time(ctx context.Context, on kernels.Backend, c kernels.Case, c
 		return nil, err
 	}
 	defer k.Close()
-	if check {
-		if err := r.spot(k, in); err != nil {
-			return nil, err
-		}
-	}
-	runtime.GC()
 	o := r.Timing
 	if k, ok := k.(interface{ Turn() int }); ok {
 		o.Turn = k.Turn()
 	}
-	clock, onDevice := k.(timing.Clock)
-	if !onDevice {
-		var before func() error
-		// What is several times larger than the cache evicts itself.
-		if size := cacheSize(); r.Cold && c.Bytes() < 4*size {
-			before, o.Launches = func() error { r.evict(size); return nil }, 1
+	switch choice := r.chosen[c.Name()]; {
+	case first:
+		if choice, err = r.choose(ctx, k, in, o); err != nil {
+			return nil, err
 		}
-		clock = timing.CPU(k.Run, before)
+		r.chosen[c.Name()] = choice
+		if err := r.spot(k, in); err != nil {
+			return nil, err
+		}
+	case choice != "":
+		if err := k.(kernels.Tunable).Choose(kernels.Choice(choice)); err != nil {
+			return nil, err
+		}
 	}
-	result, err := timing.Measure(ctx, clock, o)
+	runtime.GC()
+	result, err := timing.Measure(ctx, r.clock(k, c, &o), o)
 	if err != nil {
 		return nil, fmt.Errorf("case %s: %w", c.Name(), err)
 	}
 	return result, nil
 }
 
-// conclude makes the rows of what was timed, one list of results per case.
-func (out *Outcome) conclude(timed [][]*timing.Result) {
+// clock is a loaded case's own clock, or one of the host's that finds the caches as the options say.
+func (r *runner) clock(k kernels.Kernel, c kernels.Case, o *timing.Options) timing.Clock {
+	if clock, onDevice := k.(timing.Clock); onDevice {
+		return clock
+	}
+	var before func() error
+	// What is several times larger than the cache evicts itself.
+	if size := cacheSize(); r.Cold && c.Bytes() < 4*size {
+		before, o.Launches = func() error { r.evict(size); return nil }, 1
+	}
+	return timing.CPU(k.Run, before)
+}
+
+// conclude makes the rows of what was timed, one list of results per case, with the choices that were taken.
+func (out *Outcome) conclude(timed [][]*timing.Result, chosen map[string]string) {
 	b := out.Bench
 	values := out.values()
 	rows, cases := b.Cases[:0], out.cases[:0:0]
@@ -244,6 +268,7 @@ func (out *Outcome) conclude(timed [][]*timing.Result) {
 		row := b.Cases[i]
 		fill(&row, results, values[row.Case])
 		row.Cycles = out.cycles(row.Case)
+		row.Choice = chosen[row.Case]
 		rows, cases = append(rows, row), append(cases, out.cases[i])
 	}
 	b.Cases, out.cases = rows, cases

@@ -48,6 +48,8 @@ type BenchCase struct {
 	// Case is its name as a Go benchmark; Axes are the parts of it.
 	Case string            `json:"case"`
 	Axes map[string]string `json:"axes"`
+	// Choice is which of the backend's ways to run the case was taken (see [Tuning]); "" where it has one only.
+	Choice string `json:"choice,omitempty"`
 	// Median and its 95 % interval, in seconds. The ends are nil where the samples cannot bound it.
 	Median float64  `json:"median_s"`
 	Low    *float64 `json:"low_s"`

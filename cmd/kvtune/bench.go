@@ -42,6 +42,10 @@ func benchCommand() *cli.Command {
 				Value: 0.005},
 			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2},
 			&cli.BoolFlag{Name: "no-ceilings", Usage: "do not measure what the machine does at most"},
+			&cli.PathFlag{Name: "tuning", Usage: "a `file` of which kernels were the fastest, by architecture and case: they are " +
+				"taken; with --tune, written"},
+			&cli.DurationFlag{Name: "tune", Usage: "time every choice of a case that the file does not have for so `long` " +
+				"first, and take the fastest"},
 		), in(catOutput,
 			formatFlag("csv", "bench"),
 			outputDirFlag("results"),
@@ -60,6 +64,9 @@ func benchAction(c *cli.Context) error {
 	}
 	if p := c.Float64("precision"); !(p > 0 && p < 1) {
 		return usagef("--precision %v: expected a number above 0 and below 1", p)
+	}
+	if c.Duration("tune") < 0 || c.Duration("tune") > 0 && c.Path("tuning") == "" {
+		return usagef("--tune %v: expected a time above 0, with --tuning FILE to write", c.Duration("tune"))
 	}
 	shard, err := shardOf(c)
 	if err != nil {
@@ -111,6 +118,12 @@ func benchAction(c *cli.Context) error {
 	if len(o.Cases) < shard.Count {
 		return usagef("--shard %v: %d cases do not divide into %d shards; use at most %d", shard, len(o.Cases), shard.Count, len(o.Cases))
 	}
+	if file := c.Path("tuning"); file != "" {
+		if o.Tuning, err = bench.ReadTuning(file); err != nil {
+			return usageError{fmt.Errorf("--tuning: %w", err)}
+		}
+		o.Tune = c.Duration("tune")
+	}
 	var folder *archive.Folder
 	command := words(c, "command")
 	if shard.Whole() {
@@ -127,6 +140,11 @@ func benchAction(c *cli.Context) error {
 	}
 	out, err := bench.Run(c.Context, o)
 	failed := err
+	if o.Tune > 0 { // what was tuned is kept, whatever came after
+		if err := bench.WriteTuning(c.Path("tuning"), o.Tuning); err != nil {
+			return errors.Join(failed, err)
+		}
+	}
 	if out == nil {
 		return failed
 	}

@@ -64,6 +64,7 @@ var schemaRoots = map[string]schemaRoot{
 	"requests": {"harness/workload.line", "a line of <name>_requests.jsonl.zst"},
 	"series":   {"harness/archive.sampleLine", "a line of <name>_series.jsonl.zst"},
 	"bench":    {"harness.Bench", "<name>_bench.json"},
+	"tuning":   {"harness.Tuning", "the file of kvtune bench --tuning"},
 	"samples":  {"harness/archive.sampleOfCase", "a line of <name>_samples.jsonl.zst"},
 	"cost":     {"planner/cost.wire", "kvtune_cost.json, and what kvtune fit writes"},
 	"analysis": {"planner/analysis.Report", "performance_analysis.json and <name>_analysis.json"},

@@ -32,7 +32,9 @@ type Backend struct {
 }
 
 // sources are the .cu files, each an image.
-func sources() []string { return []string{"decode", "prefill", "prefill90", "prefill90p", "move", "peak"} }
+func sources() []string {
+	return []string{"decode", "prefill", "prefill90", "prefill90p", "move", "peak"}
+}
 
 // hopper says whether a source is for compute capability 9.0 only; a toolkit before CUDA 12 does not compile it.
 func hopper(source string) bool { return strings.HasPrefix(source, "prefill90") }
@@ -101,7 +103,9 @@ func (b *Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 }
 
 // Architecture is what a table of choices is for: "sm_90".
-func (b *Backend) Architecture() string { return fmt.Sprintf("sm_%d%d", b.Info.Compute[0], b.Info.Compute[1]) }
+func (b *Backend) Architecture() string {
+	return fmt.Sprintf("sm_%d%d", b.Info.Compute[0], b.Info.Compute[1])
+}
 
 // Kernel is a case on the device.
 type Kernel struct {

@@ -33,7 +33,6 @@ type decodePlan struct {
 	Pairs    int
 }
 
-
 // unit is the tokens that the warps of a block take at a time: a share is a multiple of it.
 const unit = tile * warps
 
