@@ -2,12 +2,15 @@
 # Measure a GPU and write the record that bench/results/<gpu> keeps: `make bench-h200` on a machine with a Go toolchain
 # and a CUDA compiler, or this script where only the programs are.
 #
-#   record.sh BIN OUT
+#   record.sh BIN OUT [CASES]
 #
 # BIN holds kvtune-cuda, and the test programs gpu.test (of kernels/gpu) and bench.test (of bench). With a Python that
-# has vLLM (PYTHON, python3 by default) its kernels are timed too. OUT is replaced part by part:
+# has vLLM (PYTHON, python3 by default) its kernels are timed too. CASES are gpu.cases if not given. OUT is replaced part
+# by part:
 #
-#   first, second   two whole runs of gpu.cases, in processes of their own: archives
+#   tuning.json     which kernel was the fastest for every case, and what the others took
+#   first, second   two whole runs of the cases, in processes of their own: archives. The first tunes, with a tuning.json
+#                   that is there for the cases that it does not have; the second takes the same kernels
 #   peer            vLLM's kernels on the cases that they have: an archive
 #   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
 #   env.txt compare.txt targets.txt gpu.cases
@@ -15,7 +18,8 @@
 # What it does not run, because it takes longer: planted.sh, and bench.test -test.run TestGPUCases under
 # compute-sanitizer.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 BIN OUT" >&2; exit 2; }
+[ $# -eq 2 ] || [ $# -eq 3 ] || { echo "usage: $0 BIN OUT [CASES]" >&2; exit 2; }
+cases=$(realpath "${3:-$(dirname "$0")/gpu.cases}")
 here=$(cd "$(dirname "$0")" && pwd) bin=$(cd "$1" && pwd)
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
@@ -24,17 +28,19 @@ step() { echo "== $SECONDS s: $*" >&2; }
 step environment
 "$bin/kvtune-cuda" env >"$out/env.txt"
 step the full product against the reference
-(cd "$here" && "$bin/gpu.test" -test.v -test.run 'TestAgainstReference|TestPeaks') |
-  grep -v '^ *\(=== \|--- PASS: TestAgainstReference/\)' >"$out/checked.txt" || { cat "$out/checked.txt"; exit 1; }
+(cd "$here" && "$bin/gpu.test" -test.v -test.run 'TestAgainstReference|TestLongCases|TestPeaks') |
+  grep -v '^ *\(=== \|--- PASS: Test[A-Za-z]*/\)' >"$out/checked.txt" || { cat "$out/checked.txt"; exit 1; }
+cp "$cases" "$out/gpu.cases"
+tune=(--tuning tuning.json --tune 150ms)
 for run in first second; do
   step "$run run"
   rm -rf "${out:?}/$run"
-  cp "$here/gpu.cases" "$out/"
   # The command stands in the record: no path of this machine.
-  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend cuda --cases gpu.cases --rounds 1 --time 800ms \
+  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend cuda --cases gpu.cases "${tune[@]}" --rounds 1 --time 800ms \
     --output-dir "$run" 2>"$run.log" >"$run.txt") || { tail -3 "$out/$run.log" >&2; exit 1; }
   mv "$out/$run.txt" "$out/$run/kernels.txt"
   rm "$out/$run.log"
+  tune=(--tuning tuning.json)
 done
 if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
   step peers

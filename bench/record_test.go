@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ var recordFlag = flag.String("record", "", "the `folder` of a record, as bench/r
 // record is what bench/record.sh has measured on a GPU.
 type record struct {
 	first, second *harness.Bench
+	tuning        *harness.Tuning
 	peer          struct {
 		Peer   string             `json:"peer"`
 		Median map[string]float64 `json:"median_s"`
@@ -38,6 +40,10 @@ func readRecord(dir string) (*record, error) {
 		if *to, _, err = archive.ReadBench(filepath.Join(dir, name)); err != nil {
 			return nil, err
 		}
+	}
+	var err error
+	if r.tuning, err = ReadTuning(filepath.Join(dir, "tuning.json")); err != nil {
+		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "peer")); err == nil {
 		peer, _, err := archive.ReadBench(filepath.Join(dir, "peer"))
@@ -106,6 +112,22 @@ func (r *record) laws(t *testing.T) {
 	}
 }
 
+// choices writes what the choices of every case took against the first, which runs untuned.
+func (r *record) choices(text *strings.Builder) {
+	for _, arch := range slices.Sorted(maps.Keys(r.tuning.Architectures)) {
+		table := r.tuning.Architectures[arch]
+		fmt.Fprintf(text, "\nchoices on %s: the first's us, and of the others what they take of it\n", arch)
+		for _, name := range slices.Sorted(maps.Keys(table)) {
+			first := table[name].Candidates[0]
+			fmt.Fprintf(text, "%s\n   %.1f %s", name, first.Median*1e6, first.Choice)
+			for _, c := range table[name].Candidates[1:] {
+				fmt.Fprintf(text, " | %.3f %s", c.Median/first.Median, c.Choice)
+			}
+			fmt.Fprintf(text, "\n   -> %s\n", table[name].Choice)
+		}
+	}
+}
+
 // print writes the tables of a record.
 func (r *record) print(text *strings.Builder) {
 	a, b := r.first, r.second
@@ -149,6 +171,7 @@ func (r *record) print(text *strings.Builder) {
 	}
 	t.Flush()
 
+	r.choices(text)
 	if len(r.peer.Median) > 0 {
 		fmt.Fprintf(text, "\nbeside %s, in the same run\n", r.peer.Peer)
 		t = tabwriter.NewWriter(text, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -135,6 +135,60 @@ func check(b *Backend, in *kernels.Inputs, want kernels.Output) error {
 	return errors.Join(err, k.Close())
 }
 
+// TestLongCases looks at places of what every choice leaves of cases in which a block has several parts or segments, or
+// a warp goes through its stages many times.
+func TestLongCases(t *testing.T) {
+	b := open(t)
+	b.Warm = true
+	var cases []kernels.Case
+	for _, dtype := range []layout.DType{layout.BF16, layout.FP16} {
+		for _, size := range []int{64, 128} {
+			for _, block := range []int{1, 8, 16, 64, 256} {
+				c := kernels.Case{Layout: layout.NHD, DType: dtype, HeadSize: size, BlockSize: block, Heads: 32, KVHeads: 8,
+					Batch: 3, Ragged: true, Permuted: true, Seed: uint64(block)}
+				if block == 16 {
+					c.Layout = layout.HND
+				}
+				c.Op, c.Context = kernels.OpDecode, 5000
+				cases = append(cases, c)
+				c.Op, c.Context, c.New = kernels.OpPrefill, 700, 1500
+				cases = append(cases, c)
+				c.Batch, c.Context, c.New, c.Ragged = 1, 0, 2048, false
+				cases = append(cases, c)
+			}
+		}
+	}
+	for _, c := range cases {
+		t.Run(c.Name(), func(t *testing.T) {
+			in, err := kernels.NewInputs(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			loaded, err := b.Load(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer loaded.Close()
+			k := loaded.(*Kernel)
+			for _, choice := range k.Choices() {
+				err := k.Choose(choice)
+				if err == nil {
+					err = k.Run(3)
+				}
+				if err == nil {
+					var got kernels.Output
+					if got, err = k.Output(); err == nil {
+						err = ref.Spot(in, got, 200)
+					}
+				}
+				if err != nil {
+					t.Errorf("choice %q: %v", choice, err)
+				}
+			}
+		})
+	}
+}
+
 // TestPeaks: there is every peak, and the clock's rate beside its time is one that a GPU can have.
 func TestPeaks(t *testing.T) {
 	b := open(t)
