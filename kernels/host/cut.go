@@ -12,13 +12,17 @@ const (
 	unitBytes   = 256     // in which items of copy and read count
 )
 
-// cut divides a case among threads, so that each has several items and the last to finish is not far behind the others.
-// For decode, start has the first item of every sequence, then the number of items.
-func cut(in *kernels.Inputs, threads int) (items []item, start []int32) {
+// shares lists into how many items decode cuts a thread's part: the more, the less is the last to finish behind the
+// others; the fewer, the less is to be added up. The first is taken where nothing is known.
+func shares() []int { return []int{8, 2, 32} }
+
+// cut divides a case among threads, so that each has several items and the last to finish is not far behind the others,
+// each of decode as many as share says. For decode, start has the first item of every sequence, then the number of items.
+func cut(in *kernels.Inputs, threads, share int) (items []item, start []int32) {
 	token := int(in.Shape.BytesPerToken())
 	switch in.Case.Op {
 	case kernels.OpDecode:
-		step := roundUp(max(in.ContextTokens()/(8*threads), 128), tile)
+		step := roundUp(max(in.ContextTokens()/(share*threads), 128), tile)
 		for i, s := range in.Sequences {
 			start = append(start, int32(len(items)))
 			items = split(items, i, s.Context, step)

@@ -20,7 +20,9 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -84,6 +86,9 @@ func Open(o Options) (*Backend, error) {
 // Name is "host".
 func (b *Backend) Name() string { return "host" }
 
+// Architecture is what a table of choices is for: the instruction set in use.
+func (b *Backend) Architecture() string { return b.Variant() }
+
 // Variant is the instruction set in use.
 func (b *Backend) Variant() string { return C.GoString(b.variant.name) }
 
@@ -146,11 +151,51 @@ type kernel struct {
 	backend *Backend
 	name    string
 	c       *C.struct_host_case // nil when closed
+	in      kernels.Inputs      // without the arrays of numbers
 	arrays  []unsafe.Pointer    // what is C's
 	out     kernels.Output      // views of the arrays that a run writes
 	sum     uint32
 	err     error // the first array that found no memory
 }
+
+// Choices are the ways to cut the work.
+func (k *kernel) Choices() []kernels.Choice {
+	if k.in.Case.Op != kernels.OpDecode {
+		return []kernels.Choice{""}
+	}
+	var list []kernels.Choice
+	for _, n := range shares() {
+		list = append(list, choice(n))
+	}
+	return list
+}
+
+// choice is decode with so many items a thread.
+func choice(items int) kernels.Choice { return kernels.Choice(fmt.Sprintf("items=%d", items)) }
+
+// Choose cuts the work anew.
+func (k *kernel) Choose(name kernels.Choice) error {
+	if k.c == nil {
+		return fmt.Errorf("case %s is closed", k.name)
+	}
+	if !slices.Contains(k.Choices(), name) {
+		return fmt.Errorf("choice %q: case %s has %q", name, k.name, k.Choices())
+	}
+	k.backend.mu.Lock()
+	defer k.backend.mu.Unlock()
+	for _, n := range shares() {
+		if choice(n) == name {
+			k.loadItems(k.c, &k.in, n)
+		}
+	}
+	for i := range k.out.Attention {
+		k.out.Attention[i] = poisoned
+	}
+	return k.err
+}
+
+// poisoned is a number of which every byte is the poison.
+var poisoned = math.Float32frombits(0x01010101 * kernels.Poison)
 
 // Run does the operation n times in one call of C.
 func (k *kernel) Run(n int) error {

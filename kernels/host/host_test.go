@@ -20,7 +20,7 @@ func open(t testing.TB, o Options) *Backend {
 	return b
 }
 
-// check runs a case on every backend and compares it with the truth. It runs twice, because an operation must leave the
+// check runs every choice of a case on every backend and compares it with the truth. It runs twice, because an operation must leave the
 // same output every time.
 func check(t *testing.T, c kernels.Case, backends []*Backend) {
 	in, err := kernels.NewInputs(c)
@@ -36,15 +36,21 @@ func check(t *testing.T, c kernels.Case, backends []*Backend) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := k.Run(2); err != nil {
-			t.Fatal(err)
-		}
-		got, err := k.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Check(got, want); err != nil {
-			t.Errorf("%s: %v", b.Variant(), err)
+		tunable := k.(kernels.Tunable)
+		for _, choice := range tunable.Choices() {
+			if err := tunable.Choose(choice); err != nil {
+				t.Fatal(err)
+			}
+			if err := k.Run(2); err != nil {
+				t.Fatal(err)
+			}
+			got, err := k.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Check(got, want); err != nil {
+				t.Errorf("%s, choice %q: %v", b.Variant(), choice, err)
+			}
 		}
 		if err := k.Close(); err != nil {
 			t.Fatal(err)

@@ -67,10 +67,12 @@ func (k *kernel) load(in *kernels.Inputs) error {
 	c.out = at[C.float](k.out.Attention)
 	c.out_key, c.out_value = at[C.uint8_t](k.out.Key), at[C.uint8_t](k.out.Value)
 	k.loadSequences(c, in)
-	k.loadItems(c, in)
+	k.loadItems(c, in, shares()[0])
 	c.scratch_bytes = (C.host_scratch(c, k.backend.variant) + 63) / 64 * 64
 	c.scratch = at[C.uint8_t](alloc[byte](k, int(c.scratch_bytes)*k.backend.Threads()))
 	k.c = c
+	k.in = *in // what is cut from later has not the data
+	k.in.Query, k.in.Key, k.in.Value, k.in.NewKey, k.in.NewValue = nil, nil, nil, nil, nil
 	return k.err
 }
 
@@ -98,8 +100,8 @@ func (k *kernel) loadSequences(c *C.struct_host_case, in *kernels.Inputs) {
 }
 
 // loadItems cuts the work.
-func (k *kernel) loadItems(c *C.struct_host_case, in *kernels.Inputs) {
-	items, start := cut(in, k.backend.Threads())
+func (k *kernel) loadItems(c *C.struct_host_case, in *kernels.Inputs, share int) {
+	items, start := cut(in, k.backend.Threads(), share)
 	list := alloc[C.struct_item](k, len(items))
 	for i, w := range items {
 		list[i] = C.struct_item{sequence: C.int32_t(w.sequence), from: C.int32_t(w.from), to: C.int32_t(w.to),
