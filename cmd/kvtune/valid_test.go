@@ -84,7 +84,8 @@ var ofLines = map[string]string{
 
 // ofKind are the schemas' names by the kind in a file's field "schema".
 var ofKind = map[string]string{
-	"kvtune.output": "output", "kvtune.result": "results", "kvtune.bench": "bench", "kvtune.cost": "cost",
+	"kvtune.output": "output", "kvtune.result": "results", "kvtune.bench": "bench",
+	"kvtune.tuning": "tuning", "kvtune.cost": "cost",
 	"kvtune.analysis": "analysis", "kvtune.plans": "plans", "kvtune.archive": "manifest",
 }
 
