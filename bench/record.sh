@@ -5,12 +5,12 @@
 #   record.sh BIN OUT [CASES]
 #
 # BIN holds kvtune-cuda, and the test programs gpu.test (of kernels/gpu) and bench.test (of bench). With a Python that
-# has vLLM (PYTHON, python3 by default) its kernels are timed too. CASES are gpu.cases if not given. OUT is replaced part
-# by part:
+# has vLLM (PYTHON, python3 by default) its kernels are timed too. CASES are gpu.cases if not given. OUT is replaced
+# part by part:
 #
 #   tuning.json     which kernel was the fastest for every case, and what the others took
-#   first, second   two whole runs of the cases, in processes of their own: archives. The first tunes, with a tuning.json
-#                   that is there for the cases that it does not have; the second takes the same kernels
+#   first, second   two whole runs of the cases, in processes of their own: archives. The first tunes the cases that
+#                   tuning.json, if it is there, has not; the second takes the same kernels
 #   peer            vLLM's kernels on the cases that they have: an archive
 #   checked.txt     the full product of operations, layouts, block sizes and dtypes against the float64 reference
 #   env.txt compare.txt targets.txt gpu.cases
@@ -36,8 +36,8 @@ for run in first second; do
   step "$run run"
   rm -rf "${out:?}/$run"
   # The command stands in the record: no path of this machine.
-  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend cuda --cases gpu.cases "${tune[@]}" --rounds 1 --time 800ms \
-    --output-dir "$run" 2>"$run.log" >"$run.txt") || { tail -3 "$out/$run.log" >&2; exit 1; }
+  (cd "$out" && PATH=$bin:$PATH && kvtune-cuda bench --backend cuda --cases gpu.cases "${tune[@]}" --rounds 1 \
+    --time 800ms --output-dir "$run" 2>"$run.log" >"$run.txt") || { tail -3 "$out/$run.log" >&2; exit 1; }
   mv "$out/$run.txt" "$out/$run/kernels.txt"
   rm "$out/$run.log"
   tune=(--tuning tuning.json)

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"kvtune/kernels"
+	"kvtune/kernels/layout"
 )
 
 // leastShare is that of the default choice.
@@ -131,6 +132,38 @@ func TestPrefillShares(t *testing.T) {
 		}
 		if n := len(shares) - 1; len(seen) != len(parts) || n != min(blocks, len(parts)) || most > total/n+longest {
 			t.Errorf("%d blocks: %d of %d parts in %d shares, the largest %d of %d", blocks, len(seen), len(parts), n, most, total)
+		}
+	}
+}
+
+// TestChoices: what runs untuned comes first, choices have names of their own, and bulk copies are for blocks of whole
+// rows of the swizzle's pattern.
+func TestChoices(t *testing.T) {
+	all, none := func(string) bool { return true }, func(string) bool { return false }
+	c := kernels.Case{Op: kernels.OpPrefill, Layout: layout.NHD, BlockSize: 16}
+	for _, test := range []struct {
+		op    kernels.Op
+		size  int
+		rows  bool
+		has   func(string) bool
+		first kernels.Choice
+		n     int
+	}{
+		{kernels.OpPrefill, 16, true, all, "kernel=wgmma", 4},
+		{kernels.OpPrefill, bulkSlots / 2, true, all, "kernel=wgmma", 3},
+		{kernels.OpPrefill, 16, false, all, "kernel=mma", 1},
+		{kernels.OpPrefill, 16, true, none, "kernel=mma", 1},
+		{kernels.OpDecode, 16, true, all, "blocks=2,least=4", 10},
+		{kernels.OpAppend, 16, true, all, "", 1},
+	} {
+		c.Op, c.BlockSize = test.op, test.size
+		list := choicesOf(c, test.rows, test.has)
+		seen := map[kernels.Choice]bool{}
+		for _, o := range list {
+			seen[o.name()] = true
+		}
+		if len(list) != test.n || len(seen) != test.n || list[0].name() != test.first {
+			t.Errorf("%+v: %+v", test, list)
 		}
 	}
 }
