@@ -343,7 +343,7 @@ func TestStopCommand(t *testing.T) {
 	}
 	gone(t, p.PID())
 	mark := filepath.Join(t.TempDir(), "stopped")
-	p, err = launchFake(t, "serve", LaunchOptions{StopCommand: []string{"touch", mark}, Grace: 50 * time.Millisecond})
+	p, err = launchFake(t, "serve", LaunchOptions{StopCommand: []string{"touch", mark}, Grace: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
