@@ -18,7 +18,7 @@ import (
 var levels = map[string]int{
 	"kernels/layout": 0, "harness/hist": 0, "harness/stats": 0, "harness/workload": 0, "planner/spec": 0, "cuda": 0,
 	"harness/wire": 0,
-	"harness": 1, "kernels": 1,
+	"harness":      1, "kernels": 1,
 	"kernels/ref": 2, "kernels/host": 2, "kernels/gpu": 2, "kernels/vllm": 2, "harness/vllmflags": 2, "harness/timing": 2,
 	"harness/archive": 2, "harness/telemetry": 2, "harness/load": 2, "planner/cost": 2,
 	"harness/vllm": 3, "harness/profile": 3, "harness/compare": 3, "planner/sim": 3,
