@@ -211,7 +211,7 @@ func (p *Plans) Plan(s Strategy) *Plan {
 }
 
 // ReadPlans reads custom_schedule_plans.json. Unknown fields are ignored; another kind of file and a newer major
-// version are refused.
+// version are refused. Objectives of a measured plan that the version which wrote it did not judge are judged.
 func ReadPlans(r io.Reader) (*Plans, error) {
 	var plans Plans
 	if err := json.NewDecoder(r).Decode(&plans); err != nil {
@@ -222,6 +222,13 @@ func ReadPlans(r io.Reader) (*Plans, error) {
 	}
 	if len(plans.Plans) == 0 && plans.Infeasible == nil {
 		return nil, errors.New("plans: the file holds no plan")
+	}
+	for i := range plans.Plans {
+		p := &plans.Plans[i]
+		judged := slices.ContainsFunc(p.SLOs, func(c SLOCheck) bool { return c.MeasuredMet != nil })
+		if len(p.Measured) > 0 && !judged {
+			p.setMeasuredSLOs([]Measured{{Metrics: p.Measured}})
+		}
 	}
 	return &plans, nil
 }

@@ -149,7 +149,7 @@ func printPlans(c *cli.Context, plans *planner.Plans, sweep *planner.SweepResult
 func printVerified(c *cli.Context, plans *planner.Plans, trials *workflow.Trials, files []string) error {
 	verified := trials.Verified()
 	slos, worse := judgedPlans(verified)
-	in := report.Input{Verdict: verifiedVerdict(verified), Runs: trials.Report(), Files: files}
+	in := report.Input{Verdict: report.VerifiedPlansVerdict(verified), Runs: trials.Report(), Files: files}
 	out := outputOf(in)
 	out.Plans, out.SLOs, out.NotVerified = plans, slos, trials.NotVerified
 	sections := append([]report.Section{report.VerifiedTable(verified)}, lines(append(notVerified(trials.NotVerified...), sloLines(slos)...))...)
@@ -169,22 +169,6 @@ func printVerified(c *cli.Context, plans *planner.Plans, trials *workflow.Trials
 		return errNegative
 	}
 	return missed(slos)
-}
-
-// verifiedVerdict speaks of the first plan that missed an objective or is worse than its baseline, else of the first that
-// is not a baseline.
-func verifiedVerdict(verified []*planner.Plan) string {
-	if len(verified) == 0 {
-		return "nothing was verified"
-	}
-	plans := slices.DeleteFunc(slices.Clone(verified), func(p *planner.Plan) bool {
-		return !slices.Contains(planner.Strategies(), p.Strategy)
-	})
-	speaks := append(plans, verified[0])[0]
-	if i := slices.IndexFunc(plans, func(p *planner.Plan) bool { return p.Missed() || p.GainVerdict == planner.GainWorse }); i >= 0 {
-		speaks = plans[i]
-	}
-	return string(speaks.Strategy) + ": " + report.VerifiedVerdict(speaks)
 }
 
 func notVerified(whys ...string) (lines []string) {
@@ -234,12 +218,7 @@ func (s *setup) printOutcome(c *cli.Context, done *workflow.Outcome) error {
 		out.NotVerified = []string{done.NotVerified}
 	}
 	out.SLOs = judgedOutcome(done)
-	var sections []report.Section
-	if in.Plans != nil {
-		sections = append(sections, report.PlanSummary(in.Plans))
-	} else if len(in.Runs) > 0 {
-		sections = append(sections, report.RunTable(in.Runs, true))
-	}
+	sections := gist(in)
 	more := append(done.Others(), notVerified(done.NotVerified)...)
 	if in.Kernels != nil {
 		more = append(more, report.BenchVerdict(in.Kernels))
@@ -268,6 +247,20 @@ func (s *setup) printOutcome(c *cli.Context, done *workflow.Outcome) error {
 		return err
 	}
 	return c.Context.Err()
+}
+
+// gist is what a terminal gets of what a page shows: plans on five metrics, or the runs.
+func gist(in report.Input) []report.Section {
+	switch {
+	case in.Plans == nil && len(in.Runs) == 0:
+		return nil
+	case in.Plans == nil:
+		return []report.Section{report.RunTable(in.Runs, true)}
+	}
+	if verified := report.Verified(in.Plans); len(verified) > 1 {
+		return []report.Section{report.VerifiedTable(verified)}
+	}
+	return []report.Section{report.PlanSummary(in.Plans)}
 }
 
 // judgedOutcome says which objectives the verified plans of a workflow kept, by configuration.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 
 	"github.com/urfave/cli/v2"
@@ -19,10 +20,13 @@ func reportCommand() *cli.Command {
 			"loads nothing; `kvtune workflow` writes it by itself. A run that was not analysed is, as far as the\n" +
 			"archive allows.\n\nExamples:\n" +
 			"   kvtune report results\n" +
-			"   kvtune report --html h100.html bench/results/h100/first",
+			"   kvtune report --html h100.html bench/results/h100/first\n" +
+			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H100 --kernels bench/results/h100/first bench/results/h100/loop/conversation",
 		Flags: join(in(catInput,
 			&cli.StringFlag{Name: "model", Usage: "`name` or path of the runs' model, where the archive does not tell it"},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the runs' server, where the archive does not tell it"},
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` of that server; without it the archive's, or one that is fitted from the runs"},
+			&cli.PathFlag{Name: "kernels", Usage: "benchmark `FILE` of that device, for its measured ceilings; without it the archive's"},
 		), in(catOutput,
 			&cli.PathFlag{Name: "html", Usage: "write the page alone, to `FILE` (default: " + workflow.ReportFile + " and the pictures, in the archive)"},
 		)),
@@ -38,7 +42,19 @@ func reportAction(c *cli.Context) error {
 		return usagef("%d things to report on: expected one archive, kvtune report ARCHIVE", c.NArg())
 	}
 	path := c.Args().First()
-	content, err := workflow.ReadReport(c.Context, path, workflow.Server{Model: c.String("model"), GPU: c.String("gpu")})
+	server := workflow.Server{Model: c.String("model"), GPU: c.String("gpu")}
+	var err error
+	if file := c.Path("cost"); file != "" {
+		if server.Cost, err = readCost(file); err != nil {
+			return usageError{fmt.Errorf("--cost: %w", err)}
+		}
+	}
+	if file := c.Path("kernels"); file != "" {
+		if server.Kernels, _, err = archive.ReadBench(file); err != nil {
+			return usageError{fmt.Errorf("--kernels: %w", err)}
+		}
+	}
+	content, err := workflow.ReadReport(c.Context, path, server)
 	if err != nil {
 		return usageError{err}
 	}
@@ -52,5 +68,5 @@ func reportAction(c *cli.Context) error {
 		return err
 	}
 	content.Page, content.Files = files[0], files
-	return show(c, outputOf(content), func(w io.Writer) error { return report.Text(w, content) })
+	return showReport(c, content, outputOf(content), gist(content)...)
 }

@@ -330,14 +330,19 @@ const (
 )
 
 // Analyze says what binds a run of the basis's server, and simulates what lifting a limit or changing a flag would gain
-// (not where the workload cannot be made again, as when a trace is gone); see [analysis.Analyze].
+// (a trace that is gone is replayed from the run's requests); see [analysis.Analyze].
 func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 	in := analysis.Input{
 		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
 		SLOs: b.SLOs, Device: b.Device, File: b.File,
 	}
 	in.Flops, in.Bandwidth = b.ceilings()
-	if w, err := b.workload(b.Config.Seed); err == nil && len(w.Requests) <= whatIfRequests {
+	w, err := b.workload(b.Config.Seed)
+	if err != nil && b.Config.Trace != "" { // the trace is not here, the requests are
+		w, err = workload.Replay(run.Records, workload.TraceOptions{MaxModelLen: b.Info.MaxModelLen, BlockSize: b.Info.BlockSize,
+			Concurrency: b.Config.Concurrency, Clients: b.Config.Clients, Seed: b.Config.Seed})
+	}
+	if err == nil && len(w.Requests) <= whatIfRequests {
 		in.Workload = w
 	}
 	return analysis.Analyze(ctx, in)

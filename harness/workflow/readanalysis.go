@@ -14,11 +14,16 @@ import (
 	"kvtune/planner/spec"
 )
 
-// Server names what an archive may not say of the server its runs were taken on; "" is what it does say.
-type Server struct{ Model, GPU string }
+// Server is what an archive may not say of the server its runs were taken on; what is zero is what the archive says.
+type Server struct {
+	Model, GPU string
+	// Cost is a model of its steps, Kernels a benchmark of its device, whose ceilings hold for it.
+	Cost    *cost.Model
+	Kernels *harness.Bench
+}
 
-// analyze says what binds the runs of an archive that hold no analysis, with its cost model where that is of the run's
-// model and GPU, else with one that is fitted from the archive's runs of both. Without the model's shape and the GPU
+// analyze says what binds the runs of an archive that hold no analysis, with the cost model that was given, the archive's
+// where that is of the run's model and GPU, else with one that is fitted from the archive's runs of both. Without the model's shape and the GPU
 // there is none, and what then cannot be told is not observed; the notes name what is missing. probes is nil where the
 // archive has none.
 func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.Output) {
@@ -43,14 +48,14 @@ func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.O
 		var m *cost.Model
 		if err == nil {
 			of := servedBy(run, model, gpu)
-			if m = fitted[of]; m == nil {
+			if m = cmp.Or(s.Cost, fitted[of]); m == nil {
 				m, err = s.fit(ctx, in, probes, of)
 				fitted[of] = m
 			}
 		}
 		if err == nil {
 			basis := BasisOf(run.Result, model, gpu, m)
-			basis.SLOs = slos
+			basis.SLOs, basis.Kernels = slos, in.Kernels
 			run.Analysis = basis.Analyze(ctx, run)
 			in.Cost = cmp.Or(in.Cost, m)
 			continue

@@ -21,7 +21,7 @@ import (
 
 // ReadReport makes a report of what lies in an archive: the runs with their analyses, the plans, the cost model, a kernel
 // benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an analysis is
-// analysed as far as the archive and server allow. What is not there is not shown; an archive that holds neither a run
+// analysed as far as the archive and what is known of its server allow. What is not there is not shown; an archive that holds neither a run
 // nor plans nor a benchmark is an error.
 func ReadReport(ctx context.Context, path string, server Server) (report.Input, error) {
 	in := report.Input{Title: "kvtune report on " + filepath.Base(path)}
@@ -67,6 +67,12 @@ func ReadReport(ctx context.Context, path string, server Server) (report.Input, 
 	}
 	if len(in.Runs) == 0 && in.Kernels == nil && in.Plans == nil {
 		return in, fmt.Errorf("%s holds no run, no plan and no kernel benchmark to report on", path)
+	}
+	if server.Kernels != nil {
+		in.Kernels = server.Kernels
+	}
+	if server.Cost != nil {
+		in.Cost = server.Cost
 	}
 	server.analyze(ctx, &in, probes)
 	in.Verdict = reportVerdict(&in)
@@ -150,12 +156,7 @@ func readPlansAndCost(folder *archive.Folder, in *report.Input) error {
 // reportVerdict is what the most telling part of an archive says.
 func reportVerdict(in *report.Input) string {
 	if in.Plans != nil {
-		for i := range in.Plans.Plans {
-			if missed := report.MissedVerdict(&in.Plans.Plans[i]); missed != "" {
-				return missed
-			}
-		}
-		return in.Plans.Verdict
+		return report.PlansVerdict(in.Plans)
 	}
 	if len(in.Runs) == 1 && in.Runs[0].Analysis != nil {
 		return report.AnalysisVerdict(&in.Runs[0])

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -111,8 +112,7 @@ func ReadTrace(name string, r io.Reader, opt TraceOptions) (*Workload, error) {
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("%s has no requests", name)
 	}
-	t := trace{opt: opt, rows: rows, next: finish(opt.Seed+1) &^ (1<<40 - 1)}
-	w, err := t.workload()
+	w, err := replay(rows, opt)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -120,6 +120,23 @@ func ReadTrace(name string, r io.Reader, opt TraceOptions) (*Workload, error) {
 		w.Notes = append(w.Notes, fmt.Sprintf("%s ends in the middle of a line: its %d whole ones are replayed", name, len(rows)))
 	}
 	return w, nil
+}
+
+// Replay makes the workload that replays records, as [ReadTrace] makes it of their file.
+func Replay(records []Record, opt TraceOptions) (*Workload, error) {
+	if len(records) == 0 {
+		return nil, errors.New("no requests to replay")
+	}
+	rows := make([]row, len(records))
+	for i := range records {
+		rows[i] = rowOf(&records[i])
+	}
+	return replay(rows, opt)
+}
+
+func replay(rows []row, opt TraceOptions) (*Workload, error) {
+	t := trace{opt: opt, rows: rows, next: finish(opt.Seed+1) &^ (1<<40 - 1)}
+	return t.workload()
 }
 
 // source gives the lines of a trace file.

@@ -233,6 +233,34 @@ func TestReplayReproducesARun(t *testing.T) {
 	})
 }
 
+// Records are replayed as their file is.
+func TestReplayOfRecords(t *testing.T) {
+	records := []Record{
+		{Index: 0, Phase: Measured, Due: new(time.Second), Sent: time.Second, PromptTokens: 40, OutputTokens: 3, Session: "a"},
+		{Index: 1, Phase: Measured, Due: new(2 * time.Second), Sent: 3 * time.Second, PromptTokens: 90, OutputTokens: 2, AskedTokens: 7, Error: "reset"},
+	}
+	var file bytes.Buffer
+	for _, r := range records {
+		if err := json.NewEncoder(&file).Encode(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opt := TraceOptions{MaxModelLen: 80, BlockSize: 16, Seed: 3}
+	got, err := Replay(records, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := read(t, file.String(), opt); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v\nwant what its file gives: %+v", got, want)
+	}
+	if got.Requests[1].OutputTokens != 7 || len(got.Notes) == 0 {
+		t.Errorf("a request that failed is not asked for again in full, or its cut prompt is not noted: %+v", got)
+	}
+	if _, err := Replay(nil, opt); err == nil {
+		t.Error("a replay of nothing")
+	}
+}
+
 func TestReplayConversations(t *testing.T) {
 	const text = `{"index":0,"due_s":1,"prompt_tokens":10,"output_tokens":4,"session":"a","token_times_s":[[1,4]]}
 {"index":1,"due_s":1.5,"prompt_tokens":30,"output_tokens":4,"session":"b"}

@@ -204,31 +204,36 @@ func switchFact(ps *planner.Plans, s planner.Switch) string {
 // predictedPanel draws, for every metric of a verified plan, where the measurement was expected and where it came out,
 // both against the prediction.
 func predictedPanel(plan *planner.Plan) panel {
-	p := panel{subject: "measured against predicted, with the predicted 95 % range",
-		xLabel: "difference to the prediction, %", legend: []string{"predicted", "measured"}}
-	var rows []forestRow
-	outside := 0
-	for _, c := range plan.Compared {
-		label := labelOf(c.Metric, c.Stat)
-		if label == "" || c.Predicted == 0 {
-			continue
-		}
-		r := forestRow{label: label, marks: []float64{0, c.Measured/c.Predicted - 1}}
-		if m := plan.Predicted.Get(c.Metric, c.Stat); m != nil && m.Low != nil && m.High != nil {
-			r.low, r.high = new(*m.Low/c.Predicted-1), new(*m.High/c.Predicted-1)
-		}
-		if c.Inside != nil && !*c.Inside {
-			outside++
-		}
-		rows = append(rows, r)
-	}
+	p := panel{subject: "predicted with its 95 % range, against measured",
+		xLabel: "error of the prediction, % of what was measured", legend: []string{"predicted", "measured"}}
+	rows, inside := predictedRows(plan)
 	if len(rows) == 0 {
 		p.missing = "nothing could be compared"
 		return p
 	}
-	p.title = fmt.Sprintf("%d of %d metrics came out within the range", len(rows)-outside, len(rows))
+	p.title = fmt.Sprintf("%d of %d metrics were within the predicted range", inside, len(rows))
 	p.forest(rows)
 	return p
+}
+
+// predictedRows are what was predicted of each metric as shares of what was measured, and how many were measured inside
+// the predicted range or have none.
+func predictedRows(plan *planner.Plan) (rows []forestRow, inside int) {
+	for _, c := range plan.Compared {
+		label := labelOf(c.Metric, c.Stat)
+		if label == "" || c.Error == nil {
+			continue
+		}
+		r := forestRow{label: label, marks: []float64{*c.Error, 0}}
+		if m := plan.Predicted.Get(c.Metric, c.Stat); m != nil && m.Low != nil && m.High != nil {
+			r.low, r.high = new((*m.Low-c.Measured)/c.Measured), new((*m.High-c.Measured)/c.Measured)
+		}
+		if c.Inside == nil || *c.Inside {
+			inside++
+		}
+		rows = append(rows, r)
+	}
+	return rows, inside
 }
 
 // forestRow is one line of a forest plot: marks and an interval as shares.

@@ -51,12 +51,15 @@ func (p *page) plans(in Input) error {
 	for _, plan := range all {
 		row(string(plan.Strategy), "predicted", plan.Predicted)
 		if len(plan.Measured) > 0 {
-			row(string(plan.Strategy), strings.TrimSuffix(measuredOrigin(plan), " server"), plan.Measured)
+			origin := "measured"
+			if plan.MeasuredOrigin != harness.OriginMeasured {
+				origin = "SIMULATED"
+			}
+			row(string(plan.Strategy), origin, plan.Measured)
 		}
 	}
 	first.Tables = []table{t}
 	blocks := []block{first}
-	var verified []block
 	for i, plan := range all {
 		b := block{Heading: string(plan.Strategy), List: planDetails(plan)}
 		if plan.Why != "" {
@@ -74,40 +77,55 @@ func (p *page) plans(in Input) error {
 			b.Fold, b.Heading = b.Heading+": keep your settings", ""
 		}
 		blocks = append(blocks, b)
-		if len(plan.Compared) == 0 {
-			continue
-		}
-		head := []string{"metric", "unit", "predicted", "95 % range", "measured", "error", "inside"}
-		rows := func(everything bool) (rows [][]string) {
-			for _, c := range comparisonsOf(plan, everything) {
-				rows = append(rows, c.cells())
-			}
-			return rows
-		}
-		caption := fmt.Sprintf("%s: predicted beside measured (%s)", plan.Strategy, measuredOrigin(plan))
-		forest := predictedPanel(plan)
-		forest.stamped = plan.MeasuredOrigin != harness.OriginMeasured
-		cs, err := charts([]panel{forest}, nil)
-		if err != nil {
-			return err
-		}
-		cs[0].Table = table{}
-		t := tableOf(caption, head, rows(false))
-		t.Sort, t.Filter = false, false
-		for i, row := range t.Rows {
-			if row[len(row)-1].Text == "no" {
-				t.Rows[i][len(row)-1].Mark = true
-			}
-		}
-		verified = append(verified, block{Tables: []table{t}, Charts: cs},
-			block{Fold: "every metric of " + string(plan.Strategy), Tables: []table{tableOf("", head, rows(true))}})
 	}
 	blocks = append(blocks, block{Notes: ps.Notes})
 	if ps.Search.Statement != "" {
 		blocks = append(blocks, block{Text: []string{"Search: " + ps.Search.Statement}})
 	}
 	p.add("plans", "Plan", blocks...)
-	p.add("verified", "Predicted and measured", verified...)
+	return p.verified(Verified(ps))
+}
+
+// verified lays out what was predicted beside what was measured of plans: of the one that the verdict speaks of, and
+// folded away of the others.
+func (p *page) verified(plans []*planner.Plan) error {
+	if len(plans) == 0 {
+		return nil
+	}
+	first := told(plans)
+	var blocks []block
+	for _, plan := range append([]*planner.Plan{first}, slices.DeleteFunc(plans, func(p *planner.Plan) bool { return p == first })...) {
+		rows := func(everything bool) (rows [][]string) {
+			for _, c := range comparisonsOf(plan, everything) {
+				rows = append(rows, c.cells())
+			}
+			return rows
+		}
+		head := []string{"metric", "unit", "predicted", "95 % range", "measured", "error", "inside"}
+		forest := predictedPanel(plan)
+		forest.stamped = plan.MeasuredOrigin != harness.OriginMeasured
+		cs, err := charts([]panel{forest}, nil)
+		if err != nil {
+			return err
+		}
+		cs[0].Table = table{} // the one beside it
+		caption := fmt.Sprintf("%s: predicted beside measured on %s", plan.Strategy, measuredOn(plan))
+		t := tableOf(caption, head, rows(false))
+		t.Sort, t.Filter = false, false
+		t.Note = "error: of the prediction, as a share of what was measured; inside: the measured value lies in the predicted range"
+		for i, row := range t.Rows {
+			if row[len(row)-1].Text == "no" {
+				t.Rows[i][len(row)-1].Mark = true
+			}
+		}
+		b := block{Text: []string{string(plan.Strategy) + ": " + VerifiedVerdict(plan) + "."}, Tables: []table{t}, Charts: cs}
+		if plan != first {
+			b.Fold = string(plan.Strategy) + ": predicted beside measured"
+		}
+		blocks = append(blocks, b,
+			block{Fold: string(plan.Strategy) + ": every metric", Tables: []table{tableOf("", head, rows(true))}})
+	}
+	p.add("verified", "Predicted and measured", blocks...)
 	return nil
 }
 

@@ -171,7 +171,7 @@ func PlanDetails(ps *planner.Plans) Section {
 }
 
 // VerifiedTable is what was measured of plans beside what was predicted, on five metrics, a column for all plans with the
-// same settings; then what that says of each.
+// same settings; then the command that starts the one that the verdict speaks of, and what the figures say of each.
 func VerifiedTable(plans []*planner.Plan) Section {
 	return func(b *bufio.Writer) {
 		if len(plans) == 0 {
@@ -179,6 +179,7 @@ func VerifiedTable(plans []*planner.Plan) Section {
 			return
 		}
 		var facts []string
+		launch := told(plans).Launch
 		plans := slices.CompactFunc(slices.Clone(plans), func(next, first *planner.Plan) bool {
 			same := first.Args.Equal(next.Args)
 			if same {
@@ -209,7 +210,10 @@ func VerifiedTable(plans []*planner.Plan) Section {
 			fmt.Fprintln(b, line("  predicted", "", func(p *planner.Plan) string { return number(p.Predicted) }))
 			fmt.Fprintln(b, line("  off by", "", func(p *planner.Plan) string { return errorOf(p, c.name, c.stat) }))
 		}
-		fmt.Fprintf(b, "(%s; ! is outside the predicted 95 %% range)\n", measuredOrigin(plans[len(plans)-1]))
+		fmt.Fprintf(b, "(measured on %s; ! is outside the predicted 95 %% range)\n", measuredOn(plans[len(plans)-1]))
+		if len(launch) > 0 {
+			fmt.Fprintf(b, "\n  $ %s\n\n", clean(ShellLine(launch), 1<<20))
+		}
 		for _, p := range plans {
 			facts = append(facts, string(p.Strategy)+": "+VerifiedVerdict(p))
 		}

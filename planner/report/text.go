@@ -368,16 +368,16 @@ func comparisonsOf(p *planner.Plan, all bool) []comparison {
 	return cs
 }
 
-// origin of a verified plan's measurement: "SIMULATED" or "measured".
-func measuredOrigin(p *planner.Plan) string {
+// measuredOn is where a verified plan was measured.
+func measuredOn(p *planner.Plan) string {
 	if p.MeasuredOrigin == harness.OriginMeasured {
-		return "measured"
+		return "a real server"
 	}
-	return "SIMULATED server"
+	return "a SIMULATED server"
 }
 
 func predictedMeasured(b *bufio.Writer, p *planner.Plan) {
-	fmt.Fprintf(b, "plan %s: predicted beside measured (%s)\n", clean(string(p.Strategy), 20), measuredOrigin(p))
+	fmt.Fprintf(b, "plan %s: predicted beside measured on %s\n", clean(string(p.Strategy), 20), measuredOn(p))
 	line := func(c comparison) {
 		s := pad(clean(c.metric, 22), 22) + " " + pad(c.unit, 9) + " " + padLeft(c.predicted, 12) + "  "
 		s += padLeft(c.interval, 22) + " " + padLeft(c.measured, 12) + " " + padLeft(c.err, 9) + " " + padLeft(c.inside, 6)

@@ -218,6 +218,50 @@ func TestMissedSLOs(t *testing.T) {
 	}
 }
 
+// What is said of verified plans is what was measured, not what was predicted: of a recorded loop on an H100 whose file says
+// CHANGE and does not judge its objectives.
+func TestPlansVerdict(t *testing.T) {
+	for name, want := range map[string]string{
+		"conversation": "throughput: SLO MISSED: p99 itl <= 80ms, measured 80.7 ms; total throughput +40 % over current (one run each), predicted +32 %",
+		"prefix":       "cache: cache hit rate +91 % over current (one run each), predicted +94 %",
+	} {
+		file, err := os.Open(filepath.Join("../../bench/results/h100/loop", name, "custom_schedule_plans.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ps, err := planner.ReadPlans(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file.Close()
+		if got := PlansVerdict(ps); got != want {
+			t.Errorf("%s: %s\nwant %s", name, got, want)
+		}
+		for i := range ps.Plans { // as before it was verified
+			ps.Plans[i].MeasuredGain, ps.Plans[i].Measured, ps.Plans[i].SLOs = nil, nil, nil
+		}
+		if got := PlansVerdict(ps); got != ps.Verdict {
+			t.Errorf("%s: %s, want the planner's verdict", name, got)
+		}
+	}
+}
+
+// A prediction of nothing but its own figures: the chart's error is the table's, and what was measured lies at 0.
+func TestPredictedPanel(t *testing.T) {
+	p := planner.Plan{Predicted: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(3), Low: value(1), High: value(4)},
+		{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.2), Low: value(0.1), High: value(0.3)},
+		{Name: harness.MetricPreemptions, Unit: "request", Value: value(1)}}}
+	p.SetMeasured(planner.Measured{Metrics: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(2)},
+		{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.05)}, {Name: harness.MetricPreemptions, Unit: "request", Value: value(0)}}})
+	rows, inside := predictedRows(&p)
+	if len(rows) != 2 || inside != 1 {
+		t.Fatalf("%d rows, %d inside the range: %+v", len(rows), inside, rows)
+	}
+	if r := rows[0]; r.marks[0] != 0.5 || r.marks[1] != 0 || *r.low != -0.5 || *r.high != 1 {
+		t.Errorf("predicted 3 (1 to 4) and measured 2 is drawn at %v from %v to %v", r.marks, *r.low, *r.high)
+	}
+}
+
 // The chart of a range of rates says how far the worst choice is from each rate's own best, and where it has no say; its
 // table has every rate.
 func TestRangePanel(t *testing.T) {

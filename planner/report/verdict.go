@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"kvtune/harness"
@@ -78,21 +79,62 @@ func MissedVerdict(p *planner.Plan) string {
 	return ""
 }
 
-// VerifiedVerdict says of a verified plan, in one sentence, which objective it missed; else whether its gain holds; else
-// how near the prediction came in the metrics that people ask for.
-func VerifiedVerdict(p *planner.Plan) string {
-	if missed := MissedVerdict(p); missed != "" {
-		return missed
+// PlansVerdict is what plans come to, in one sentence: what was measured of them where they were verified against their
+// baseline or missed an objective, else what is predicted.
+func PlansVerdict(ps *planner.Plans) string {
+	if verified := Verified(ps); len(verified) > 0 {
+		if p := told(verified); p.Missed() || p.MeasuredGain != nil {
+			return VerifiedPlansVerdict(verified)
+		}
 	}
+	return ps.Verdict
+}
+
+// Verified are the plans that were measured, baselines first.
+func Verified(ps *planner.Plans) []*planner.Plan {
+	return slices.DeleteFunc(allPlans(ps), func(p *planner.Plan) bool { return len(p.Measured) == 0 })
+}
+
+// VerifiedPlansVerdict speaks of the first plan that missed an objective or is worse than its baseline, else of the first
+// that is not a baseline.
+func VerifiedPlansVerdict(verified []*planner.Plan) string {
+	if len(verified) == 0 {
+		return "nothing was verified"
+	}
+	speaks := told(verified)
+	return string(speaks.Strategy) + ": " + VerifiedVerdict(speaks)
+}
+
+// told is the plan that [VerifiedPlansVerdict] speaks of.
+func told(verified []*planner.Plan) *planner.Plan {
+	plans := slices.DeleteFunc(slices.Clone(verified), func(p *planner.Plan) bool {
+		return !slices.Contains(planner.Strategies(), p.Strategy)
+	})
+	if i := slices.IndexFunc(plans, func(p *planner.Plan) bool { return p.Missed() || p.GainVerdict == planner.GainWorse }); i >= 0 {
+		return plans[i]
+	}
+	return append(plans, verified[0])[0]
+}
+
+// VerifiedVerdict says of a verified plan, in one sentence, which objective it missed and whether its gain holds; where
+// neither was looked at, how near the prediction came in the metrics that people ask for.
+func VerifiedVerdict(p *planner.Plan) string {
+	missed := MissedVerdict(p)
 	if g := p.MeasuredGain; g != nil {
 		text := gainShare(*g) + " over " + string(p.MeasuredOver)
+		if g.Low == nil {
+			text += " (one run each)"
+		}
 		if p.Gain != nil && p.Gain.Metric == g.Metric {
 			text += ", predicted " + harness.Percent(p.Gain.Change, true)
 		}
 		if p.GainVerdict != "" {
 			text += ": " + string(p.GainVerdict)
 		}
-		return text
+		return strings.TrimPrefix(missed+"; "+text, "; ")
+	}
+	if missed != "" {
+		return missed
 	}
 	var parts []string
 	for _, m := range planned {
