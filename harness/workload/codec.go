@@ -197,6 +197,11 @@ func (r *Record) UnmarshalJSON(data []byte) error {
 			r.OutputTokens += e.Tokens
 		}
 	}
+	return r.checkCounts()
+}
+
+// checkCounts says which count of a record that was read is none.
+func (r *Record) checkCounts() error {
 	for _, c := range []struct {
 		key string
 		n   int

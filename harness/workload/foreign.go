@@ -45,12 +45,22 @@ func ReadForeign(name string, r io.Reader) ([]Foreign, error) {
 	if read == nil {
 		return nil, ErrNotForeign
 	}
+	return readRuns(s, read)
+}
+
+// readRuns reads the runs of a file and checks what their records claim.
+func readRuns(s *source, read func(*source) ([]Foreign, error)) ([]Foreign, error) {
 	runs, err := read(s)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", s.name, err)
 	}
-	for i := range runs {
-		fromFirst(runs[i].Records)
+	for _, run := range runs {
+		for i := range run.Records {
+			if err := run.Records[i].checkCounts(); err != nil {
+				return nil, fmt.Errorf("%s: request %d: %w", s.name, i, err)
+			}
+		}
+		fromFirst(run.Records)
 	}
 	return runs, nil
 }
@@ -85,14 +95,13 @@ func isForeign(head []byte) bool { return foreignReader(head) != nil }
 
 // readForeignRows replays another tool's run.
 func readForeignRows(s *source) ([]row, error) {
-	runs, err := foreignReader(s.head)(s)
+	runs, err := readRuns(s, foreignReader(s.head))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.name, err)
+		return nil, err
 	}
 	if len(runs) != 1 {
 		return nil, fmt.Errorf("%s holds %d runs, and one can be replayed at a time", s.name, len(runs))
 	}
-	fromFirst(runs[0].Records)
 	rows := make([]row, 0, len(runs[0].Records))
 	for i := range runs[0].Records {
 		if rows, err = s.append(rows, rowOf(&runs[0].Records[i])); err != nil {
@@ -122,9 +131,9 @@ func fromFirst(records []Record) {
 	}
 }
 
-// span is a number of units as a duration, within what files may hold.
+// span is a number of units as a duration, within half of what one holds: a request's send and its length are added.
 func span(v float64, unit time.Duration) (time.Duration, error) {
-	if d := v * float64(unit); d >= 0 && d <= maxSeconds*1e9 {
+	if d := v * float64(unit); d >= 0 && d <= float64(maxOffset) {
 		return time.Duration(math.Round(d)), nil
 	}
 	return 0, fmt.Errorf("a time of %g x %v: expected one from 0 on", v, unit)
@@ -136,8 +145,9 @@ func chunks(first float64, gaps []float64, unit time.Duration) ([]TokenEvent, er
 	list := []TokenEvent{{At: at, Tokens: 1}}
 	for _, gap := range gaps {
 		d, e := span(gap, unit)
-		err = errors.Join(err, e)
-		at += d
+		if at += d; e != nil || at > maxOffset {
+			return nil, cmp.Or(e, errors.New("the gaps between its chunks add up to more than 140 years"))
+		}
 		list = append(list, TokenEvent{At: at, Tokens: 1})
 	}
 	return list, err

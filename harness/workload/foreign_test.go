@@ -105,6 +105,9 @@ func TestReadForeignErrors(t *testing.T) {
 		{aiperfSummary, "profile_export.jsonl"},
 		{strings.Replace(vllmBench, `"input_lens": [30, 31, 30]`, `"input_lens": [30]`, 1), "expected one each per request"},
 		{strings.Replace(vllmBench, `"itls": [[0.001`, `"itls": [[-1`, 1), "expected one from 0 on"},
+		{strings.Replace(vllmBench, `"input_lens": [30, 31, 30]`, `"input_lens": [30, 31, -30]`, 1), "request 2: prompt_tokens is -30"},
+		{strings.Replace(vllmBench, `"itls": [[0.001`, `"itls": [[4e9, 4e9`, 1), "request 0: the gaps between its chunks"},
+		{strings.Replace(guidellm, `"turn_index":0`, `"turn_index":-3`, 1), "request 0: turn is -3"},
 		{vllmBench[:len(vllmBench)-40], "unexpected EOF"},
 		{`{"metadata":{"guidellm_version":"0.8.1"},"benchmarks":[]}`, "no benchmark"},
 		{strings.Replace(aiperf, `"request_start_ns":1795624302500000000`, `"metrics_ns":1`, 1), "line 1: no metadata.request_start_ns"},
@@ -149,7 +152,7 @@ func FuzzReadForeign(f *testing.F) {
 		for _, run := range runs {
 			for i := range run.Records {
 				r := &run.Records[i]
-				if r.Index != i || r.Sent < 0 || r.Start() < 0 || r.PromptTokens < 0 || r.OutputTokens < 0 {
+				if r.Index != i || r.Sent < 0 || r.Start() < 0 || r.End() < r.Start() || r.checkCounts() != nil {
 					t.Fatalf("record %d: %+v", i, r)
 				}
 				for k := range r.Tokens {
