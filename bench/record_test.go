@@ -91,6 +91,22 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// TestRecordWithoutCeilings: what was not measured is said to be so.
+func TestRecordWithoutCeilings(t *testing.T) {
+	r, err := readRecord(filepath.Join("results", "h200"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.second.MatrixCeiling, r.second.LaunchFloor, r.first.ToHost, r.second.ToHost = nil, nil, nil, nil
+	var text strings.Builder
+	r.print(&text)
+	for _, want := range []string{"TFLOP/s, not measured\n", "us, not measured\n", "to the host: not measured, not measured\n"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in\n%s", want, &text)
+		}
+	}
+}
+
 // laws are what holds for a record, whatever the figures are.
 func (r *record) laws(t *testing.T) {
 	for _, b := range []*harness.Bench{r.first, r.second} {
@@ -131,10 +147,32 @@ func (r *record) choices(text *strings.Builder) {
 // print writes the tables of a record.
 func (r *record) print(text *strings.Builder) {
 	a, b := r.first, r.second
-	fmt.Fprintf(text, "ceilings of both runs: read %s, %s; copy %s, %s; matrix %.0f, %.0f TFLOP/s; to the host %s, %s; to the device %s, %s\n",
-		rate(*a.ReadCeiling), rate(*b.ReadCeiling), rate(*a.CopyCeiling), rate(*b.CopyCeiling), *a.MatrixCeiling/1e12,
-		*b.MatrixCeiling/1e12, rate(*a.ToHost), rate(*b.ToHost), rate(*a.ToDevice), rate(*b.ToDevice))
-	fmt.Fprintf(text, "an empty launch in a graph: %.3g us, %.3g us\n\n", *a.LaunchFloor*1e6, *b.LaunchFloor*1e6)
+	flops := func(v float64) string { return fmt.Sprintf("%.0f TFLOP/s", v/1e12) }
+	seconds := func(v float64) string { return fmt.Sprintf("%.3g us", v*1e6) }
+	text.WriteString("ceilings of both runs\n")
+	for _, ceiling := range []struct {
+		name          string
+		first, second *float64
+		say           func(v float64) string
+	}{
+		{"read", a.ReadCeiling, b.ReadCeiling, rate},
+		{"copy", a.CopyCeiling, b.CopyCeiling, rate},
+		{"matrix", a.MatrixCeiling, b.MatrixCeiling, flops},
+		{"to the host", a.ToHost, b.ToHost, rate},
+		{"to the device", a.ToDevice, b.ToDevice, rate},
+		{"an empty launch in a graph", a.LaunchFloor, b.LaunchFloor, seconds},
+	} {
+		fmt.Fprintf(text, "  %s:", ceiling.name)
+		for i, v := range []*float64{ceiling.first, ceiling.second} {
+			said := "not measured"
+			if v != nil {
+				said = ceiling.say(*v)
+			}
+			fmt.Fprintf(text, "%s %s", []string{"", ","}[i], said)
+		}
+		text.WriteString("\n")
+	}
+	text.WriteString("\n")
 
 	t := tabwriter.NewWriter(text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(t, "repeatability of medians\tcases\tmedian\tworst\tlimit\tbeyond it\tworst case\t\n")
