@@ -22,15 +22,7 @@ func TestServerSendsWhatItIsAskedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					go s.connection(c)
-				}
-			}()
+			go s.accept(l)
 			srv, err := vllm.Connect(t.Context(), "http://"+l.Addr().String(), vllm.Options{})
 			if err != nil {
 				t.Fatal(err)

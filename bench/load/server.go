@@ -59,14 +59,19 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		<-ctx.Done()
-		l.Close()
-	}()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	if err := s.accept(l); err != nil {
+		return err
+	}
+	return s.save(*file)
+}
+
+// accept answers the connections to l until it is closed.
+func (s *server) accept(l net.Listener) error {
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return s.save(*file)
+			return nil
 		}
 		if err != nil {
 			return err

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"kvtune/harness/timing"
 	"kvtune/kernels"
 	"kvtune/kernels/layout"
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 		serve(how)
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m) // no goroutine outlives the tests
 }
 
 // serve is a helper that computes in Go, from nothing but what it is sent, NHD only.
