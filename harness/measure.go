@@ -46,7 +46,7 @@ func Measure(records []workload.Record) Metrics {
 		if r.OutputTokens > 1 {
 			tpot = append(tpot, tpotOf(r))
 		}
-		if len(r.Tokens) > 1 {
+		if len(r.Tokens) > 1 && !r.EndsOnly {
 			gaps = append(gaps, gapsOf(r)...)
 			gapSums = append(gapSums, (last - first).Seconds())
 			gapCounts = append(gapCounts, float64(len(r.Tokens)-1))
@@ -60,32 +60,9 @@ func Measure(records []workload.Record) Metrics {
 		}
 	}
 
-	ms := Metrics{
-		observed(MetricRequests, StatOK, "request", float64(len(ok)), 0),
-		observed(MetricRequests, StatFail, "request", float64(failed), 0),
-	}
-	n := len(ok) + failed
-	if n == 0 {
-		ms = append(ms, absent(MetricErrorRate, "", "ratio", "no measured request"))
-	} else {
-		ms = append(ms, observed(MetricErrorRate, "", "ratio", float64(failed)/float64(n), n).
-			within(stats.ShareInterval(failed, n, level)))
-	}
 	from, duration := window(records)
-	if duration > 0 {
-		ms = append(ms, observed(MetricDuration, "", "s", duration.Seconds(), 0))
-	} else {
-		ms = append(ms, absent(MetricDuration, "", "s", noneFinished))
-	}
-	ms = append(ms, observed(MetricPromptTokens, StatTotal, "token", float64(prompt), len(ok)))
-	if cachedKnown == len(ok) && cachedKnown > 0 {
-		ms = append(ms, observed(MetricCachedTokens, StatTotal, "token", float64(cached), cachedKnown))
-	} else {
-		ms = append(ms, absent(MetricCachedTokens, StatTotal, "token", "the server does not report it per request"))
-	}
-	ms = append(ms,
-		observed(MetricOutputTokens, StatTotal, "token", float64(output), len(ok)),
-		observed(MetricAskedTokens, StatTotal, "token", float64(asked), len(ok)))
+	ms := counts{ok: len(ok), failed: failed, prompt: prompt, cached: cached, cachedKnown: cachedKnown, output: output,
+		asked: asked}.metrics(duration)
 
 	const oneToken = "no finished request has more than one token"
 	gapMean := func(stats.Sample) stats.Interval { return stats.RatioInterval(gapSums, gapCounts, level) }
@@ -101,6 +78,37 @@ func Measure(records []workload.Record) Metrics {
 	return append(ms, decodeLatency(records)...)
 }
 
+// counts are sums over the measured requests.
+type counts struct{ ok, failed, prompt, cached, cachedKnown, output, asked int }
+
+func (c counts) metrics(duration time.Duration) Metrics {
+	ms := Metrics{
+		observed(MetricRequests, StatOK, "request", float64(c.ok), 0),
+		observed(MetricRequests, StatFail, "request", float64(c.failed), 0),
+	}
+	n := c.ok + c.failed
+	if n == 0 {
+		ms = append(ms, absent(MetricErrorRate, "", "ratio", "no measured request"))
+	} else {
+		ms = append(ms, observed(MetricErrorRate, "", "ratio", float64(c.failed)/float64(n), n).
+			within(stats.ShareInterval(c.failed, n, level)))
+	}
+	if duration > 0 {
+		ms = append(ms, observed(MetricDuration, "", "s", duration.Seconds(), 0))
+	} else {
+		ms = append(ms, absent(MetricDuration, "", "s", noneFinished))
+	}
+	ms = append(ms, observed(MetricPromptTokens, StatTotal, "token", float64(c.prompt), c.ok))
+	if c.cachedKnown == c.ok && c.cachedKnown > 0 {
+		ms = append(ms, observed(MetricCachedTokens, StatTotal, "token", float64(c.cached), c.cachedKnown))
+	} else {
+		ms = append(ms, absent(MetricCachedTokens, StatTotal, "token", "the server does not report it per request"))
+	}
+	return append(ms,
+		observed(MetricOutputTokens, StatTotal, "token", float64(c.output), c.ok),
+		observed(MetricAskedTokens, StatTotal, "token", float64(c.asked), c.ok))
+}
+
 const noneFinished = "no measured request finished"
 
 // tpotOf is a request's time per output token in seconds; 0 for a single token.
@@ -111,8 +119,11 @@ func tpotOf(r *workload.Record) float64 {
 	return (r.Tokens[len(r.Tokens)-1].At - r.Tokens[0].At).Seconds() / float64(r.OutputTokens-1)
 }
 
-// gapsOf are the gaps between a request's events in seconds.
+// gapsOf are the gaps between a request's events in seconds; none where not all events are known.
 func gapsOf(r *workload.Record) []float64 {
+	if r.EndsOnly {
+		return nil
+	}
 	gaps := make([]float64, 0, len(r.Tokens))
 	for i := 1; i < len(r.Tokens); i++ {
 		gaps = append(gaps, (r.Tokens[i].At - r.Tokens[i-1].At).Seconds())
@@ -139,58 +150,73 @@ func window(records []workload.Record) (from, length time.Duration) {
 // the first token arrives. The mean over equal parts is the throughput itself, so the interval is centred on it;
 // ramp-up and the tail of a closed batch widen it.
 func throughputs(ok []*workload.Record, from, duration time.Duration) Metrics {
-	names := [...][2]string{{MetricRequestThroughput, "request/s"}, {MetricOutputThroughput, "token/s"},
-		{MetricTotalThroughput, "token/s"}}
 	if duration <= 0 || len(ok) == 0 {
-		ms := Metrics{}
-		for _, n := range names {
-			ms = append(ms, absent(n[0], "", n[1], noneFinished))
-		}
-		return ms
+		return noThroughputs()
 	}
-	const parts = 10
-	var share [len(names)][parts]float64
+	var s shares
 	part := func(at time.Duration) int {
 		return min(int(float64(at-from)/float64(duration)*parts), parts-1)
 	}
-	var total [len(names)]float64
-	var begun [parts]bool
+	output, prompt := 0, 0
 	for _, r := range ok {
 		// A server that does not stream exact counts may report more tokens than its events carry: the rest is put where
 		// the request ends, so that the parts add up to the total.
 		rest := r.OutputTokens
 		for _, e := range r.Tokens {
 			n := min(e.Tokens, rest)
-			share[1][part(r.Sent+e.At)] += float64(n)
+			s.amount[1][part(r.Sent+e.At)] += float64(n)
 			rest -= n
 		}
-		share[1][part(r.End())] += float64(rest)
-		share[2][part(r.Sent+r.Tokens[0].At)] += float64(r.PromptTokens)
-		begun[part(r.Sent)] = true
-		share[0][part(r.End())]++
-		total[0]++
-		total[1] += float64(r.OutputTokens)
-		total[2] += float64(r.OutputTokens + r.PromptTokens)
+		s.amount[1][part(r.End())] += float64(rest)
+		s.amount[2][part(r.Sent+r.Tokens[0].At)] += float64(r.PromptTokens)
+		s.begun[part(r.Sent)] = true
+		s.amount[0][part(r.End())]++
+		output, prompt = output+r.OutputTokens, prompt+r.PromptTokens
 	}
-	var ms Metrics
-	for i, n := range names {
-		m := observed(n[0], "", n[1], total[i]/duration.Seconds(), len(ok))
+	return rates(s, len(ok), output, prompt, duration)
+}
+
+// throughputNames are the metrics of throughput with their units.
+var throughputNames = [...][2]string{{MetricRequestThroughput, "request/s"}, {MetricOutputThroughput, "token/s"},
+	{MetricTotalThroughput, "token/s"}}
+
+func noThroughputs() (ms Metrics) {
+	for _, n := range throughputNames {
+		ms = append(ms, absent(n[0], "", n[1], noneFinished))
+	}
+	return ms
+}
+
+// parts is how many equal parts of a run the interval of a throughput rests on.
+const parts = 10
+
+// shares are what happened in each part: requests that ended, output tokens, prompt tokens; and whether a request was sent.
+type shares struct {
+	amount [len(throughputNames)][parts]float64
+	begun  [parts]bool
+}
+
+// rates are the throughputs of n requests.
+func rates(s shares, n, output, prompt int, duration time.Duration) (ms Metrics) {
+	total := [...]float64{float64(n), float64(output), float64(output + prompt)}
+	for i, name := range throughputNames {
+		m := observed(name[0], "", name[1], total[i]/duration.Seconds(), n)
 		switch {
-		case len(ok) < 2*parts:
+		case n < 2*parts:
 			m.Note = "too few requests for an interval"
-		case slices.Contains(begun[:parts-2], false):
+		case slices.Contains(s.begun[:parts-2], false):
 			// Parts of a burst differ because it is one, not by chance.
 			m.Note = "no interval: requests came in bursts, not steadily"
 		default:
-			rates := make([]float64, parts)
-			for k := range rates {
-				amount := share[i][k]
+			each := make([]float64, parts)
+			for k := range each {
+				amount := s.amount[i][k]
 				if i == 2 {
-					amount += share[1][k]
+					amount += s.amount[1][k]
 				}
-				rates[k] = amount * parts / duration.Seconds()
+				each[k] = amount * parts / duration.Seconds()
 			}
-			iv := stats.New(rates).MeanInterval(level)
+			iv := stats.New(each).MeanInterval(level)
 			iv.Low = max(0, iv.Low)
 			m = m.within(iv)
 		}
@@ -211,7 +237,7 @@ func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 	var edges []edge
 	for i := range records {
 		r := &records[i]
-		if r.Phase != workload.Measured || !r.OK() || len(r.Tokens) < 2 || r.Tokens[0].At == r.Tokens[len(r.Tokens)-1].At {
+		if r.Phase != workload.Measured || !r.OK() || r.EndsOnly || len(r.Tokens) < 2 || r.Tokens[0].At == r.End()-r.Sent {
 			continue
 		}
 		edges = append(edges, edge{r.Sent + r.Tokens[0].At, +1}, edge{r.End(), -1})
@@ -242,7 +268,7 @@ func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 	var found []gap
 	for i := range records {
 		r := &records[i]
-		if r.Phase != workload.Measured || !r.OK() {
+		if r.Phase != workload.Measured || !r.OK() || r.EndsOnly {
 			continue
 		}
 		for j := 1; j < len(r.Tokens); j++ {

@@ -276,13 +276,17 @@ func spread(name string, values []float64, mean func(stats.Sample) stats.Interva
 	ms := Metrics{observed(name, StatMean, "s", s.Mean(), s.N()).within(mean(s))}
 	for _, p := range percentiles {
 		m := observed(name, p.stat, "s", s.Percentile(p.p), s.N())
-		m = m.within(s.PercentileInterval(p.p, level, independent))
-		if float64(s.N())*(100-p.p) < 100 { // no sample is expected above it
-			m.Note = fmt.Sprintf("of only %d samples: close to the largest", s.N())
-		}
-		ms = append(ms, m)
+		ms = append(ms, m.within(s.PercentileInterval(p.p, level, independent)).fewAbove(p.p))
 	}
 	return ms
+}
+
+// fewAbove notes that no sample is expected above a percentile.
+func (m Metric) fewAbove(p float64) Metric {
+	if float64(m.N)*(100-p) < 100 {
+		m.Note = fmt.Sprintf("of only %d samples: close to the largest", m.N)
+	}
+	return m
 }
 
 func tInterval(s stats.Sample) stats.Interval { return s.MeanInterval(level) }

@@ -241,15 +241,23 @@ func (w *RequestWriter) Close() error {
 
 // WriteRequests writes `<name>_requests.jsonl.zst` at once.
 func (f *Folder) WriteRequests(name string, records []workload.Record) error {
-	err := f.WriteFile(name+RequestsSuffix, compressed(func(w io.Writer) error {
-		e := json.NewEncoder(w)
-		e.SetEscapeHTML(false)
+	return f.StreamRequests(name, func(add func(*workload.Record) error) error {
 		for i := range records {
-			if err := e.Encode(&records[i]); err != nil {
+			if err := add(&records[i]); err != nil {
 				return err
 			}
 		}
 		return nil
+	})
+}
+
+// StreamRequests is WriteRequests for records that are not kept: from writes each by add. The file is there when from
+// has returned without an error, else the one before it stays.
+func (f *Folder) StreamRequests(name string, from func(add func(*workload.Record) error) error) error {
+	err := f.WriteFile(name+RequestsSuffix, compressed(func(w io.Writer) error {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		return from(func(rec *workload.Record) error { return e.Encode(rec) })
 	}))
 	if err == nil {
 		// What an earlier run of this part left is superseded.

@@ -50,6 +50,11 @@ func (r *Recorder) Quantile(q float64) time.Duration {
 	return time.Duration(r.h.ValueAtPercentile(100 * min(max(q, 0), 1)))
 }
 
+// Ordered is the i-th smallest of the held durations, from 0, exact to 3 digits and rounded up.
+func (r *Recorder) Ordered(i int64) time.Duration {
+	return r.Quantile((float64(i) + 1) / float64(r.Count()))
+}
+
 // Mean is the mean of the held durations, exact to 3 digits; 0 for an empty Recorder.
 func (r *Recorder) Mean() time.Duration { return time.Duration(r.h.Mean()) }
 

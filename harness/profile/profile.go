@@ -347,7 +347,7 @@ func Histograms(records []workload.Record) []hist.Interval {
 		end = max(end, r.End())
 		late := r.Sent - r.Start()
 		out[0].Hist.Record(late + r.Tokens[0].At)
-		for k := 1; k < len(r.Tokens); k++ {
+		for k := 1; k < len(r.Tokens) && !r.EndsOnly; k++ {
 			out[1].Hist.Record(r.Tokens[k].At - r.Tokens[k-1].At)
 		}
 		last := r.Tokens[len(r.Tokens)-1].At

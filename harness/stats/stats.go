@@ -66,15 +66,7 @@ func (s Sample) Max() float64 {
 // Percentile is the p-th percentile, p from 0 to 100, interpolated linearly between order statistics as
 // numpy.percentile does by default (and so `vllm bench serve`). It is NaN for an empty sample or a p out of range.
 func (s Sample) Percentile(p float64) float64 {
-	if s.N() == 0 || !(p >= 0 && p <= 100) {
-		return math.NaN()
-	}
-	at := p / 100 * float64(s.N()-1)
-	i := int(at)
-	if i+1 >= s.N() {
-		return s.sorted[s.N()-1]
-	}
-	return s.sorted[i] + (at-float64(i))*(s.sorted[i+1]-s.sorted[i])
+	return PercentileAt(s.N(), p, func(i int) float64 { return s.sorted[i] })
 }
 
 // Median is the 50th percentile.
@@ -89,7 +81,25 @@ func (s Sample) Median() float64 { return s.Percentile(50) }
 // request are not: with independent set to the number of requests, the ranks are chosen as if only so many values had
 // been seen, which is on the safe side.
 func (s Sample) PercentileInterval(p, level float64, independent int) Interval {
-	n := s.N()
+	return PercentileInterval(s.N(), p, level, independent, func(i int) float64 { return s.sorted[i] })
+}
+
+// PercentileAt is [Sample.Percentile] of n values of which at gives the i-th smallest, from 0.
+func PercentileAt(n int, p float64, at func(i int) float64) float64 {
+	if n == 0 || !(p >= 0 && p <= 100) {
+		return math.NaN()
+	}
+	place := p / 100 * float64(n-1)
+	i := int(place)
+	if i+1 >= n {
+		return at(n - 1)
+	}
+	low := at(i)
+	return low + (place-float64(i))*(at(i+1)-low)
+}
+
+// PercentileInterval is [Sample.PercentileInterval] of n values of which at gives the i-th smallest, from 0.
+func PercentileInterval(n int, p, level float64, independent int, at func(i int) float64) Interval {
 	if independent <= 0 || independent > n {
 		independent = n
 	}
@@ -104,10 +114,10 @@ func (s Sample) PercentileInterval(p, level float64, independent int) Interval {
 	iv := Interval{math.Inf(-1), math.Inf(1)}
 	// The interpolated percentile may lie between the largest values while the bound is the largest: keep it inside.
 	if low >= 1 {
-		iv.Low = min(s.sorted[rank(low, independent, n, math.Floor)], s.Percentile(p))
+		iv.Low = min(at(rank(low, independent, n, math.Floor)), PercentileAt(n, p, at))
 	}
 	if high <= independent {
-		iv.High = max(s.sorted[rank(high, independent, n, math.Ceil)], s.Percentile(p))
+		iv.High = max(at(rank(high, independent, n, math.Ceil)), PercentileAt(n, p, at))
 	}
 	return iv
 }
@@ -123,12 +133,14 @@ func rank(r, m, n int, outwards func(float64) float64) int {
 
 // MeanInterval is Student's t interval of the mean: right for independent values that are not wildly skewed. It is NaN
 // for fewer than 2 values.
-func (s Sample) MeanInterval(level float64) Interval {
-	if s.N() < 2 || !(level > 0 && level < 1) {
+func (s Sample) MeanInterval(level float64) Interval { return meanInterval(s.N(), s.mean, s.sd, level) }
+
+func meanInterval(n int, mean, sd, level float64) Interval {
+	if n < 2 || !(level > 0 && level < 1) {
 		return none()
 	}
-	half := tQuantile(level, s.N()-1) * s.sd / math.Sqrt(float64(s.N()))
-	return Interval{s.mean - half, s.mean + half}
+	half := tQuantile(level, n-1) * sd / math.Sqrt(float64(n))
+	return Interval{mean - half, mean + half}
 }
 
 // tQuantile is the two-sided quantile of Student's t with nu degrees of freedom.
@@ -141,23 +153,20 @@ func tQuantile(level float64, nu int) float64 {
 // (Cochran, Sampling Techniques, 3rd ed., section 6.3) with Student's t. It is NaN for fewer than 2 pairs or a sum of
 // den that is not positive. The slices have the same length.
 func RatioInterval(num, den []float64, level float64) Interval {
-	n := len(num)
-	var a, b float64
+	var r RatioMoments
 	for i := range num {
-		a += num[i]
-		b += den[i]
+		r.Add(num[i], den[i])
 	}
-	if n < 2 || !(b > 0) || !(level > 0 && level < 1) {
+	if !(r.den > 0) {
 		return none()
 	}
-	ratio := a / b
+	ratio := r.num / r.den
 	var ss float64
 	for i := range num {
 		d := num[i] - ratio*den[i]
 		ss += d * d
 	}
-	half := tQuantile(level, n-1) * math.Sqrt(ss*float64(n)/float64(n-1)) / b
-	return Interval{ratio - half, ratio + half}
+	return r.interval(ss, level)
 }
 
 // ShareInterval is Wilson's interval of a share of k successes in n trials (Wilson 1927), right also for k = 0 and

@@ -300,21 +300,27 @@ func (b *Basis) simulate(ctx context.Context, w *workload.Workload) (*report.Run
 	if err != nil {
 		return nil, err
 	}
-	warnings := slices.Concat(b.Notes, w.Notes)
+	res := b.simulated(harness.Measure(out.Records), out, timer, w.Notes)
+	return &report.Run{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series}, nil
+}
+
+// simulated is the result of a simulation with the metrics of its requests.
+func (b *Basis) simulated(metrics harness.Metrics, out *sim.Outcome, timer *cost.Watched, notes []string) *harness.Result {
+	warnings := slices.Concat(b.Notes, notes)
 	if text := timer.Extrapolated(); text != "" {
 		warnings = append(warnings, "EXTRAPOLATED: "+text)
 	}
 	res := &harness.Result{
 		Schema: harness.ResultSchema, Name: b.Config.Name, Origin: harness.OriginSimulated, Config: b.Config,
 		Conditions: harness.Conditions{Server: b.Info, Seed: b.Config.Seed},
-		Metrics:    append(harness.Measure(out.Records), harness.Observe(b.Info, out.Counters, out.Series)...),
+		Metrics:    append(metrics, harness.Observe(b.Info, out.Counters, out.Series)...),
 		Counters:   out.Counters,
 		Warnings:   warnings,
 	}
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d
 	}
-	return &report.Run{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series}, nil
+	return res
 }
 
 // DeviceOf is what vLLM's defaults and legal values depend on.

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"math/rand/v2"
 	"strconv"
@@ -70,7 +71,7 @@ func (r Rate) Mean() float64 { return (r.From + r.To) / 2 }
 // exponential gaps, the number of arrivals in a window has variance equal to its mean. Any other burstiness, above 0, is
 // the shape of independent gamma gaps, whose coefficient of variation is 1/sqrt(burstiness): below 1 is burstier than
 // Poisson and above 1 more even (the same parameter as in `vllm bench serve`).
-func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.Rand) []time.Duration {
+func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.Rand) iter.Seq[time.Duration] {
 	length := over.Seconds()
 	if over == 0 {
 		length = float64(n) / r.Mean()
@@ -80,27 +81,26 @@ func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.
 	// The k-th arrival of a constant rate becomes that of the ramp where the same number is expected:
 	// From t + (To - From) t^2 / 2T = x, with x = mean rate x (the moment at the constant rate).
 	slope := (r.To - r.From) / length
-	at := make([]time.Duration, 0, int(min(float64(n), r.Mean()*length+1, 1<<20)))
-	sum := 0.0 // in mean gaps
-	for len(at) < n {
-		switch {
-		case r.Even:
-			sum = float64(len(at))
-		case burstiness == 0 || burstiness == 1:
-			sum += rng.ExpFloat64()
-		default:
-			sum += gamma(burstiness, rng) / burstiness
+	return func(yield func(time.Duration) bool) {
+		sum := 0.0 // in mean gaps
+		for k := range n {
+			switch {
+			case r.Even:
+				sum = float64(k)
+			case burstiness == 0 || burstiness == 1:
+				sum += rng.ExpFloat64()
+			default:
+				sum += gamma(burstiness, rng) / burstiness
+			}
+			t := sum / r.Mean()
+			if r.From != r.To {
+				root := max(0, r.From*r.From+2*slope*sum) // below 0 behind the end of a ramp that falls to nearly nothing
+				t = 2 * sum / (r.From + math.Sqrt(root))
+			}
+			next := time.Duration(math.Min(t, maxSeconds) * 1e9)
+			if over > 0 && next >= over || !yield(next) {
+				return
+			}
 		}
-		t := sum / r.Mean()
-		if r.From != r.To {
-			root := max(0, r.From*r.From+2*slope*sum) // below 0 behind the end of a ramp that falls to nearly nothing
-			t = 2 * sum / (r.From + math.Sqrt(root))
-		}
-		next := time.Duration(math.Min(t, maxSeconds) * 1e9)
-		if over > 0 && next >= over {
-			break
-		}
-		at = append(at, next)
 	}
-	return at
 }

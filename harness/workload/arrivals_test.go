@@ -3,6 +3,7 @@ package workload
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,14 +50,14 @@ func TestArrivalProcesses(t *testing.T) {
 		{0.25, 2, 4, 0.8},   // a renewal process: Fano tends to cv^2
 		{4, 0.5, 0.25, 0.05},
 	} {
-		at := Rate{From: 50, To: 50}.Arrivals(c.burstiness, 100_000, 0, rand.New(rand.NewPCG(3, 4)))
+		at := slices.Collect(Rate{From: 50, To: 50}.Arrivals(c.burstiness, 100_000, 0, rand.New(rand.NewPCG(3, 4))))
 		mean, cv, auto, fano := process(at, 50)
 		if math.Abs(mean*50-1) > 0.02 || math.Abs(cv-c.cv) > c.cv*0.03 || math.Abs(auto) > 0.01 || math.Abs(fano-c.fano) > c.within {
 			t.Errorf("burstiness %g: mean gap %.4f s, cv %.3f, lag-1 autocorrelation %.4f, Fano factor %.3f: want 0.02, %g, 0, %g",
 				c.burstiness, mean, cv, auto, fano, c.cv, c.fano)
 		}
 	}
-	for i, at := range (Rate{From: 8, To: 8, Even: true}).Arrivals(0, 5, 0, nil) {
+	for i, at := range slices.Collect((Rate{From: 8, To: 8, Even: true}).Arrivals(0, 5, 0, nil)) {
 		if at != time.Duration(i)*125*time.Millisecond {
 			t.Errorf("fixed arrival %d at %v", i, at)
 		}
@@ -68,7 +69,7 @@ func TestRateRamp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := r.Arrivals(0, 50_000, 0, rand.New(rand.NewPCG(5, 6)))
+	at := slices.Collect(r.Arrivals(0, 50_000, 0, rand.New(rand.NewPCG(5, 6))))
 	total := 50_000 / 12.5 // s
 	counts := make([]float64, 4)
 	for i, a := range at {
@@ -87,7 +88,7 @@ func TestRateRamp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range down.Arrivals(0, 100, 0, nil) {
+	for i, a := range slices.Collect(down.Arrivals(0, 100, 0, nil)) {
 		if a < 0 || a.Seconds() > 10.1 { // 100 requests at 10/s on average
 			t.Errorf("arrival %d of a ramp that falls to nothing is at %v", i, a)
 		}
@@ -100,7 +101,7 @@ func TestArrivalsOverADuration(t *testing.T) {
 	sum, squares, late := 0.0, 0.0, 0.0
 	const runs, over = 2000, 10 * time.Second
 	for range runs {
-		at := Rate{From: 2, To: 8}.Arrivals(0, 0, over, rng)
+		at := slices.Collect(Rate{From: 2, To: 8}.Arrivals(0, 0, over, rng))
 		for _, a := range at {
 			if a >= over {
 				t.Fatalf("an arrival at %v of %v", a, over)
@@ -119,10 +120,10 @@ func TestArrivalsOverADuration(t *testing.T) {
 	if share := late / sum; math.Abs(share-0.65) > 0.01 { // the second half of 2..8 is 5..8: 32.5 of 50
 		t.Errorf("%.3f of the arrivals are in the second half, want 0.65", share)
 	}
-	if at := (Rate{From: 4, To: 4, Even: true}).Arrivals(0, 0, time.Second, nil); len(at) != 4 {
+	if at := slices.Collect((Rate{From: 4, To: 4, Even: true}).Arrivals(0, 0, time.Second, nil)); len(at) != 4 {
 		t.Errorf("%d arrivals at 4/s in 1 s: %v", len(at), at)
 	}
-	if at := (Rate{From: 4, To: 4, Even: true}).Arrivals(0, 3, time.Second, nil); len(at) != 3 {
+	if at := slices.Collect((Rate{From: 4, To: 4, Even: true}).Arrivals(0, 3, time.Second, nil)); len(at) != 3 {
 		t.Errorf("%d arrivals, want 3 at most", len(at))
 	}
 }
@@ -150,13 +151,13 @@ func FuzzParseRate(f *testing.F) {
 			return
 		}
 		last := time.Duration(0)
-		for _, at := range r.Arrivals(0.5, 20, 0, rand.New(rand.NewPCG(1, 2))) {
+		for _, at := range slices.Collect(r.Arrivals(0.5, 20, 0, rand.New(rand.NewPCG(1, 2)))) {
 			if at < last {
 				t.Fatalf("%q: an arrival at %v after one at %v", text, at, last)
 			}
 			last = at
 		}
-		for _, at := range r.Arrivals(0, 100, time.Second, rand.New(rand.NewPCG(1, 2))) {
+		for _, at := range slices.Collect(r.Arrivals(0, 100, time.Second, rand.New(rand.NewPCG(1, 2)))) {
 			if at >= time.Second {
 				t.Fatalf("%q: an arrival at %v of 1 s", text, at)
 			}

@@ -58,39 +58,59 @@ func (w *Workload) Classify(classes []Class, seed uint64) {
 	if len(classes) == 0 {
 		return
 	}
-	total := 0.0
-	for _, c := range classes {
-		total += c.Share
-	}
-	rng := rand.New(rand.NewPCG(seed, streamClasses))
-	draw := func() *Class {
-		x := rng.Float64() * total
-		for i := range classes {
-			if x -= classes[i].Share; x < 0 {
-				return &classes[i]
-			}
-		}
-		return &classes[len(classes)-1]
-	}
-	sessions := map[string]*Class{}
-	adapters := false
+	d := newDealer(classes, seed)
 	for i := range w.Requests {
-		r := &w.Requests[i]
-		if r.Phase == Prime || r.Class != "" {
-			continue
-		}
-		c, ok := sessions[r.Session]
-		if !ok || r.Session == "" {
-			c = draw()
-			sessions[r.Session] = c
-		}
-		r.Class, r.Priority, r.LoRA = c.Name, c.Priority, c.LoRA
-		adapters = adapters || c.LoRA != "" && r.SharedTokens > 0 && r.Turn == 0
+		d.deal(&w.Requests[i])
 	}
-	if adapters {
-		w.Notes = append(w.Notes, fmt.Sprintf("the M blocks are primed without an adapter: requests of a class with one (%s) "+
-			"compute them once more", classNames(classes)))
+	w.Notes = append(w.Notes, d.notes()...)
+}
+
+// dealer gives requests their classes, one after the other.
+type dealer struct {
+	classes  []Class
+	total    float64
+	rng      *rand.Rand
+	sessions map[string]*Class
+	adapters bool // a request with an adapter has a prefix that was primed without
+}
+
+func newDealer(classes []Class, seed uint64) *dealer {
+	d := &dealer{classes: classes, rng: rand.New(rand.NewPCG(seed, streamClasses)), sessions: map[string]*Class{}}
+	for _, c := range classes {
+		d.total += c.Share
 	}
+	return d
+}
+
+func (d *dealer) draw() *Class {
+	x := d.rng.Float64() * d.total
+	for i := range d.classes {
+		if x -= d.classes[i].Share; x < 0 {
+			return &d.classes[i]
+		}
+	}
+	return &d.classes[len(d.classes)-1]
+}
+
+func (d *dealer) deal(r *Request) {
+	if r.Phase == Prime || r.Class != "" {
+		return
+	}
+	c, ok := d.sessions[r.Session]
+	if !ok || r.Session == "" {
+		c = d.draw()
+		d.sessions[r.Session] = c
+	}
+	r.Class, r.Priority, r.LoRA = c.Name, c.Priority, c.LoRA
+	d.adapters = d.adapters || c.LoRA != "" && r.SharedTokens > 0 && r.Turn == 0
+}
+
+func (d *dealer) notes() []string {
+	if !d.adapters {
+		return nil
+	}
+	return []string{fmt.Sprintf("the M blocks are primed without an adapter: requests of a class with one (%s) compute them once more",
+		classNames(d.classes))}
 }
 
 func classNames(classes []Class) string {

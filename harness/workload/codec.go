@@ -58,7 +58,11 @@ func (r Record) MarshalJSON() ([]byte, error) {
 		b = strconv.AppendInt(b, int64(e.Tokens), 10)
 		b = append(b, ']')
 	}
-	b = append(b, `],"finish_reason":`...)
+	b = append(b, ']')
+	if r.EndsOnly {
+		b = append(b, `,"ends_only":true`...)
+	}
+	b = append(b, `,"finish_reason":`...)
 	b = appendNullable(b, r.FinishReason)
 	b = append(b, `,"error":`...)
 	b = appendNullable(b, r.Error)
@@ -150,6 +154,7 @@ type line struct {
 	Asked        int      `json:"asked_tokens"`
 	Output       *int     `json:"output_tokens"`
 	Tokens       events   `json:"token_times_s"`
+	EndsOnly     bool     `json:"ends_only"`
 	FinishReason string   `json:"finish_reason"`
 	Error        string   `json:"error"`
 	Retries      int      `json:"retries"`
@@ -178,8 +183,8 @@ func (r *Record) UnmarshalJSON(data []byte) error {
 	}
 	*r = Record{
 		Index: l.Index, Probe: l.Probe, Phase: l.Phase, PromptTokens: *l.Prompt, CachedTokens: l.Cached,
-		SharedPrefixTokens: l.Shared, AskedTokens: l.Asked, Tokens: l.Tokens, FinishReason: l.FinishReason, Error: l.Error,
-		Retries: l.Retries,
+		SharedPrefixTokens: l.Shared, AskedTokens: l.Asked, Tokens: l.Tokens, EndsOnly: l.EndsOnly,
+		FinishReason: l.FinishReason, Error: l.Error, Retries: l.Retries,
 		Session: l.Session, Turn: l.Turn, Think: time.Duration(l.Think), PrefixHashes: l.PrefixHashes, HashBlock: l.HashBlock,
 		Class: l.Class, Priority: l.Priority, LoRA: l.LoRA,
 	}

@@ -33,7 +33,8 @@ func pointer[T any](v T) *T { return &v }
 var full = Record{
 	Index: 7, Probe: "mixed32", Phase: Warmup, Due: pointer(1500 * time.Millisecond), Sent: 1500000001, PromptTokens: 100,
 	CachedTokens: pointer(0), SharedPrefixTokens: 96, AskedTokens: 4, OutputTokens: 3,
-	Tokens: []TokenEvent{{0, 1}, {20 * time.Millisecond, 2}}, FinishReason: "length", Error: "a \"<quoted>\" error\n",
+	Tokens: []TokenEvent{{0, 1}, {20 * time.Millisecond, 2}}, EndsOnly: true, FinishReason: "length",
+	Error:   "a \"<quoted>\" error\n",
 	Session: "user-1", Turn: 2, Think: 250 * time.Millisecond, PrefixHashes: []uint64{1, 1 << 63, 3}, HashBlock: 32,
 	Class: "gold", Priority: -1, LoRA: "adapter", Retries: 2,
 }
@@ -47,7 +48,7 @@ func TestRecordForm(t *testing.T) {
 			`"token_times_s":[],"finish_reason":null,"error":null}`},
 		{full, `{"index":7,"probe":"mixed32","phase":"warmup","due_s":1.5,"sent_s":1.500000001,"prompt_tokens":100,` +
 			`"cached_tokens":0,"shared_prefix_tokens":96,"asked_tokens":4,"output_tokens":3,"token_times_s":[[0,1],[0.02,2]],` +
-			`"finish_reason":"length","error":"a \"\u003cquoted\u003e\" error\n","retries":2,"session":"user-1","turn":2,"think_s":0.25,` +
+			`"ends_only":true,"finish_reason":"length","error":"a \"\u003cquoted\u003e\" error\n","retries":2,"session":"user-1","turn":2,"think_s":0.25,` +
 			`"prefix_hashes":[1,9223372036854775808,3],"hash_block":32,"class":"gold","priority":-1,"lora":"adapter"}`},
 	} {
 		got, err := json.Marshal(&c.r)

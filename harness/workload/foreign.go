@@ -94,21 +94,20 @@ func foreignReader(head []byte) func(*source) ([]Foreign, error) {
 func isForeign(head []byte) bool { return foreignReader(head) != nil }
 
 // readForeignRows replays another tool's run.
-func readForeignRows(s *source) ([]row, error) {
+func readForeignRows(s *source, each func(row) error) error {
 	runs, err := readRuns(s, foreignReader(s.head))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(runs) != 1 {
-		return nil, fmt.Errorf("%s holds %d runs, and one can be replayed at a time", s.name, len(runs))
+		return fmt.Errorf("%s holds %d runs, and one can be replayed at a time", s.name, len(runs))
 	}
-	rows := make([]row, 0, len(runs[0].Records))
 	for i := range runs[0].Records {
-		if rows, err = s.append(rows, rowOf(&runs[0].Records[i])); err != nil {
-			return nil, err
+		if err := s.give(rowOf(&runs[0].Records[i]), each); err != nil {
+			return err
 		}
 	}
-	return rows, nil
+	return nil
 }
 
 // fromFirst makes the times of a run count from its first due moment or send, and numbers its requests by their sends.

@@ -22,14 +22,14 @@ func isMooncake(first []byte) bool {
 
 // readMooncake reads Mooncake's traces: lines of timestamp (ms), input_length, output_length and hash_ids. A hash id
 // stands for a block of 512 tokens and everything before it; the last block of a prompt may be shorter.
-func readMooncake(s *source) ([]row, error) {
+func readMooncake(s *source, each func(row) error) error {
 	type request struct {
 		Timestamp *float64 `json:"timestamp"`
 		Input     *int     `json:"input_length"`
 		Output    *int     `json:"output_length"`
 		HashIDs   []uint64 `json:"hash_ids"`
 	}
-	return readJSON(s, func(line []byte) (row, error) {
+	return readJSON(s, each, func(line []byte) (row, error) {
 		var q request
 		if err := json.Unmarshal(line, &q); err != nil {
 			return row{}, err
@@ -53,8 +53,8 @@ func isRequests(first []byte) bool {
 }
 
 // readRequests reads kvtune's own requests files; see [Record].
-func readRequests(s *source) ([]row, error) {
-	return readJSON(s, func(line []byte) (row, error) {
+func readRequests(s *source, each func(row) error) error {
+	return readJSON(s, each, func(line []byte) (row, error) {
 		var r Record
 		if err := json.Unmarshal(line, &r); err != nil {
 			return row{}, err
@@ -83,39 +83,38 @@ func rowOf(r *Record) row {
 }
 
 // readJSON reads one object per line. A last line without its end that is no JSON was cut.
-func readJSON(s *source, parse func(line []byte) (row, error)) ([]row, error) {
-	var rows []row
+func readJSON(s *source, each func(row) error, parse func(line []byte) (row, error)) error {
 	for {
 		line, whole, err := s.next()
 		if err == io.EOF {
-			return rows, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		x, err := parse(line)
 		if err != nil {
-			if !whole && len(rows) > 0 && !json.Valid(line) {
+			if !whole && s.count > 0 && !json.Valid(line) {
 				s.cut = true
-				return rows, nil
+				return nil
 			}
-			return nil, s.fail("%w", err)
+			return s.fail("%w", err)
 		}
-		if rows, err = s.append(rows, x); err != nil {
-			return nil, err
+		if err := s.give(x, each); err != nil {
+			return err
 		}
 	}
 }
 
-// append checks a row's counts.
-func (s *source) append(rows []row, x row) ([]row, error) {
+// give checks a row's counts before it is handed on.
+func (s *source) give(x row, each func(row) error) error {
 	if x.prompt < 0 || x.output < 0 || x.prompt > maxCount || x.output > maxCount {
-		return nil, s.fail("%d input and %d output tokens, expected from 0 to %d", x.prompt, x.output, maxCount)
+		return s.fail("%d input and %d output tokens, expected from 0 to %d", x.prompt, x.output, maxCount)
 	}
-	if len(rows) == maxRequests {
-		return nil, s.fail("more than %d requests: cut the file", maxRequests)
+	if s.count++; s.count > maxRequests {
+		return s.fail("more than %d requests: cut the file", maxRequests)
 	}
-	return append(rows, x), nil
+	return each(x)
 }
 
 // Names of columns, as column sees them.
@@ -189,22 +188,22 @@ func isLog(first []byte) bool {
 }
 
 // readAzure reads the Azure LLM inference traces (2023 and 2024).
-func readAzure(s *source) ([]row, error) {
-	return readCSV(s, []string{"timestamp"}, []string{"contexttokens"}, []string{"generatedtokens"}, nil)
+func readAzure(s *source, each func(row) error) error {
+	return readCSV(s, each, []string{"timestamp"}, []string{"contexttokens"}, []string{"generatedtokens"}, nil)
 }
 
 // readVidur reads Vidur's processed traces.
-func readVidur(s *source) ([]row, error) {
-	return readCSV(s, []string{"arrivedat"}, []string{"numprefilltokens"}, []string{"numdecodetokens"}, nil)
+func readVidur(s *source, each func(row) error) error {
+	return readCSV(s, each, []string{"arrivedat"}, []string{"numprefilltokens"}, []string{"numdecodetokens"}, nil)
 }
 
 // readLog reads an access log, its columns found by their names.
-func readLog(s *source) ([]row, error) {
-	return readCSV(s, timeColumns, inputColumns, outputColumns, sessionColumns)
+func readLog(s *source, each func(row) error) error {
+	return readCSV(s, each, timeColumns, inputColumns, outputColumns, sessionColumns)
 }
 
-// readCSV reads a table with a header. Times are made to begin at 0.
-func readCSV(s *source, timeNames, inputNames, outputNames, sessionNames []string) ([]row, error) {
+// readCSV reads a table with a header.
+func readCSV(s *source, each func(row) error, timeNames, inputNames, outputNames, sessionNames []string) error {
 	names, separator := header(s.first)
 	at, in, out, session := find(names, timeNames), find(names, inputNames), find(names, outputNames), find(names, sessionNames)
 	for _, c := range []struct {
@@ -214,52 +213,51 @@ func readCSV(s *source, timeNames, inputNames, outputNames, sessionNames []strin
 	}{{at, "the time", timeNames}, {in, "input tokens", inputNames}, {out, "output tokens", outputNames}} {
 		if c.at < 0 {
 			s.line++
-			return nil, s.fail("no column for %s in %q: expected one of %s", c.what, names, strings.Join(c.names, ", "))
+			return s.fail("no column for %s in %q: expected one of %s", c.what, names, strings.Join(c.names, ", "))
 		}
 	}
 	before := s.line // empty lines
 	r := csv.NewReader(s.r)
 	r.Comma, r.ReuseRecord, r.FieldsPerRecord = separator, true, len(names)
 	if _, err := r.Read(); err != nil {
-		return nil, fmt.Errorf("%s: %w", s.name, err)
+		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	clock := clock{milliseconds: strings.HasSuffix(column(names[at]), "ms")}
 	turns := make(map[string]int)
-	var rows []row
 	for {
 		fields, err := r.Read()
 		var bad *csv.ParseError
 		switch {
 		case err == io.EOF:
-			return fromZero(rows), nil
+			return nil
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			s.cut = true
-			return fromZero(rows), nil
+			return nil
 		case errors.As(err, &bad):
 			s.line = before + bad.Line
-			return nil, s.fail("%w, expected %d columns as in the header", bad.Err, len(names))
+			return s.fail("%w, expected %d columns as in the header", bad.Err, len(names))
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", s.name, err)
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		line, _ := r.FieldPos(0)
 		s.line = before + line
-		x := row{end: unknown, index: len(rows)}
+		x := row{end: unknown, index: s.count}
 		if x.at, err = clock.parse(fields[at]); err != nil {
-			return nil, s.fail("%s: %w", names[at], err)
+			return s.fail("%s: %w", names[at], err)
 		}
 		if x.prompt, err = parseCount(fields[in]); err != nil {
-			return nil, s.fail("%s: %w", names[in], err)
+			return s.fail("%s: %w", names[in], err)
 		}
 		if x.output, err = parseCount(fields[out]); err != nil {
-			return nil, s.fail("%s: %w", names[out], err)
+			return s.fail("%s: %w", names[out], err)
 		}
 		if session >= 0 && fields[session] != "" {
 			x.session = strings.Clone(fields[session])
 			x.turn = turns[x.session]
 			turns[x.session]++
 		}
-		if rows, err = s.append(rows, x); err != nil {
-			return nil, err
+		if err := s.give(x, each); err != nil {
+			return err
 		}
 	}
 }

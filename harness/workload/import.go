@@ -272,8 +272,10 @@ func (im *importer) add(c *Columns, v [7]string) (err error) {
 			return im.fail("%s: %q is not a whole number", c.Priority, v[5])
 		}
 	}
-	im.rows, err = im.append(im.rows, x)
-	return err
+	return im.give(x, func(x row) error {
+		im.rows = append(im.rows, x)
+		return nil
+	})
 }
 
 // trace puts the rows in order of time and numbers the turns.

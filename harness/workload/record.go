@@ -33,6 +33,9 @@ type Record struct {
 	OutputTokens int
 	// Tokens are the streamed events in order of arrival; At is from Sent and never decreases.
 	Tokens []TokenEvent
+	// EndsOnly says that of a longer list Tokens holds the first and the last event only, the last with all tokens behind
+	// the first: when the others came is not known.
+	EndsOnly bool
 	// FinishReason is the server's: "length", "stop", "abort", ...; "" when the stream ended without one.
 	FinishReason string
 	// Error says why the request failed, "" for success.

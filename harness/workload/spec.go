@@ -3,6 +3,7 @@ package workload
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -290,6 +291,31 @@ func (s Spec) KVBlocks() int {
 
 // Build makes the requests. The same Spec gives the same Workload. Every refusal is a [*FieldError].
 func (s Spec) Build() (*Workload, error) {
+	p, err := s.plan()
+	if err != nil {
+		return nil, err
+	}
+	w := &Workload{Duration: s.Duration}
+	if s.M > 0 {
+		w.BlockSize = s.BlockSize
+	}
+	switch {
+	case s.Users > 0:
+		w.Concurrency = s.Users
+	case s.Concurrency > 0:
+		w.Concurrency, w.Clients, w.Think = s.Concurrency, s.Clients, s.ThinkTime
+	case s.Rate == "" && (s.Type == "mixed" || s.Type == ""):
+		w.Concurrency = s.B
+	}
+	w.Notes = p.build(func(r Request) bool {
+		w.Requests = append(w.Requests, r)
+		return true
+	})
+	return w, nil
+}
+
+// plan is resolve with the context limit checked.
+func (s Spec) plan() (*plan, error) {
 	p, err := s.resolve()
 	if err != nil {
 		return nil, err
@@ -297,33 +323,7 @@ func (s Spec) Build() (*Workload, error) {
 	if n := p.reserve(); s.MaxModelLen > 0 && p.longest(n) > s.MaxModelLen {
 		return nil, p.tooLong(n)
 	}
-	b := builder{
-		plan: p, w: &Workload{Notes: p.notes, Duration: s.Duration}, next: finish(s.Seed) &^ (1<<40 - 1),
-		lengths: rand.New(rand.NewPCG(s.Seed, streamLengths)),
-	}
-	if s.M > 0 {
-		b.w.BlockSize = s.BlockSize
-	}
-	switch {
-	case s.Users > 0:
-		b.w.Concurrency = s.Users
-	case s.Concurrency > 0:
-		b.w.Concurrency, b.w.Clients, b.w.Think = s.Concurrency, s.Clients, s.ThinkTime
-	case s.Rate == "" && (s.Type == "mixed" || s.Type == ""):
-		b.w.Concurrency = s.B
-	}
-	b.prime()
-	for range s.NumWarmup {
-		for k := range p.places {
-			b.add(k, Warmup, nil)
-		}
-		b.wave++
-	}
-	b.measure()
-	if b.cut > 0 {
-		b.w.Notes = append(b.w.Notes, fmt.Sprintf("%d outputs of %s cut to fit max_model_len %d", b.cut, p.OutputLen, s.MaxModelLen))
-	}
-	return b.w, nil
+	return p, nil
 }
 
 // tooLong names the field to change: the one that takes most of the context.
@@ -346,15 +346,37 @@ func (p *plan) tooLong(n int) error {
 	return &FieldError{"max_model_len", p.MaxModelLen, fmt.Sprintf("at least %d, %s", p.longest(n), sum)}
 }
 
-// builder appends requests.
+// builder makes requests, one after the other.
 type builder struct {
 	*plan
-	w       *Workload
+	put     func(Request) bool
+	made    int
+	stopped bool   // put wants no more
 	next    uint64 // the last segment ID given out
 	wave    int
 	shared  []Segment // the prefixes
 	lengths *rand.Rand
 	cut     int
+}
+
+// build gives every request to put, until that returns false, and returns the workload's notes.
+func (p *plan) build(put func(Request) bool) (notes []string) {
+	b := builder{
+		plan: p, put: put, next: finish(p.Seed) &^ (1<<40 - 1), lengths: rand.New(rand.NewPCG(p.Seed, streamLengths)),
+	}
+	b.prime()
+	for range b.NumWarmup {
+		for k := range b.places {
+			b.give(b.request(k, Warmup, nil))
+		}
+		b.wave++
+	}
+	b.measure()
+	notes = slices.Clone(p.notes)
+	if b.cut > 0 {
+		notes = append(notes, fmt.Sprintf("%d outputs of %s cut to fit max_model_len %d", b.cut, p.OutputLen, p.MaxModelLen))
+	}
+	return notes
 }
 
 // fresh is a segment that occurs nowhere else yet.
@@ -363,13 +385,15 @@ func (b *builder) fresh(tokens int) Segment {
 	return Segment{b.next, tokens}
 }
 
-func (b *builder) append(r Request) *Request {
-	r.Index, r.Wave = len(b.w.Requests), b.wave
-	b.w.Requests = append(b.w.Requests, r)
-	return &b.w.Requests[r.Index]
+// give hands out a request, which has its place then.
+func (b *builder) give(r Request) Request {
+	r.Index, r.Wave = b.made, b.wave
+	b.made++
+	b.stopped = b.stopped || !b.put(r)
+	return r
 }
 
-// prime adds one request per prefix. The token behind the prefix keeps the last block of the prefix from being the last
+// prime gives one request per prefix. The token behind the prefix keeps the last block of the prefix from being the last
 // block of the prompt, which no later request could take from the cache whole.
 func (b *builder) prime() {
 	if b.prefixes == 0 {
@@ -378,15 +402,15 @@ func (b *builder) prime() {
 	for range b.prefixes {
 		prefix := b.fresh(b.M * b.BlockSize)
 		b.shared = append(b.shared, prefix)
-		b.append(Request{
+		b.give(Request{
 			After: -1, Phase: Prime, Prompt: []Segment{prefix, b.fresh(1)}, SharedTokens: prefix.Tokens, OutputTokens: 1,
 		})
 	}
 	b.wave++
 }
 
-// add appends the k-th request of its kind. before is the turn before it, nil for none.
-func (b *builder) add(k int, phase Phase, before *Request) *Request {
+// request makes the k-th request of its kind. before is the turn before it, nil for none.
+func (b *builder) request(k int, phase Phase, before *Request) Request {
 	r := Request{After: -1, Phase: phase}
 	switch {
 	case before != nil:
@@ -408,46 +432,55 @@ func (b *builder) add(k int, phase Phase, before *Request) *Request {
 			b.cut++
 		}
 	}
-	return b.append(r)
+	return r
 }
 
-// measure adds the measured requests.
+// measure gives the measured requests.
 func (b *builder) measure() {
-	if b.Users > 0 {
+	switch {
+	case b.Users > 0:
 		for k := range b.measured {
 			b.converse(k)
 		}
-		return
-	}
-	var due []time.Duration
-	if b.rate != (Rate{}) {
-		due = b.rate.Arrivals(b.Burstiness, b.measured, b.Duration, rand.New(rand.NewPCG(b.Seed, streamArrivals)))
-		if b.measured = len(due); b.measured == 0 { // a short time at a low rate: one request is the least
-			due, b.measured = []time.Duration{0}, 1
-		}
-	}
-	for k := range b.measured {
-		if due == nil && b.w.Concurrency == 0 && k > 0 && k%b.places == 0 {
-			b.wave++
-		}
-		r := b.add(k, Measured, nil)
-		if due != nil {
-			r.Due = due[k]
+	case b.rate != (Rate{}):
+		b.arrive()
+	default:
+		batches := b.Concurrency == 0 && b.Type != "mixed" && b.Type != ""
+		for k := range b.measured {
+			if batches && k > 0 && k%b.places == 0 {
+				b.wave++
+			}
+			b.give(b.request(k, Measured, nil))
 		}
 	}
 }
 
-// converse adds the k-th conversation.
+// arrive gives the requests of an open loop.
+func (b *builder) arrive() {
+	k := 0
+	for due := range b.rate.Arrivals(b.Burstiness, b.measured, b.Duration, rand.New(rand.NewPCG(b.Seed, streamArrivals))) {
+		r := b.request(k, Measured, nil)
+		r.Due = due
+		b.give(r)
+		if k++; b.stopped {
+			return
+		}
+	}
+	if k == 0 { // a short time at a low rate: one request is the least
+		b.give(b.request(0, Measured, nil))
+	}
+}
+
+// converse gives the k-th conversation.
 func (b *builder) converse(k int) {
 	var before *Request
 	for turn := range b.turns {
-		r := b.add(k, Measured, before)
+		r := b.request(k, Measured, before)
 		r.Session, r.Turn = fmt.Sprintf("user-%d", k), turn
 		if turn < b.turns-1 {
 			r.OutputID = b.fresh(1).ID
 		}
-		// A copy: the next append may move the slice.
-		last := *r
-		before = &last
+		r = b.give(r)
+		before = &r
 	}
 }

@@ -47,18 +47,20 @@ type format struct {
 	name, shape string
 	// is tells the format by the first line that is not empty.
 	is   func(first []byte) bool
-	read func(s *source) ([]row, error)
+	read func(s *source, each func(row) error) error
+	// anywhere says that times count from anywhere: they are made to begin at 0.
+	anywhere bool
 }
 
 var formats = [...]format{
-	{"azure", "CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens", isAzure, readAzure},
+	{"azure", "CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens", isAzure, readAzure, true},
 	{"mooncake", `lines of {"timestamp": ms, "input_length": ..., "output_length": ..., "hash_ids": [one per 512 tokens]}`,
-		isMooncake, readMooncake},
-	{"vidur", "CSV with the columns arrived_at (s), num_prefill_tokens, num_decode_tokens", isVidur, readVidur},
+		isMooncake, readMooncake, false},
+	{"vidur", "CSV with the columns arrived_at (s), num_prefill_tokens, num_decode_tokens", isVidur, readVidur, true},
 	{"requests", `lines of {"due_s" or "sent_s": ..., "prompt_tokens": ..., "output_tokens": ...} as kvtune writes them`,
-		isRequests, readRequests},
+		isRequests, readRequests, false},
 	{"log", "CSV with a column each for time (time, timestamp, arrived_at, ...), input (prompt_tokens, input_tokens, ...) and " +
-		"output (output_tokens, completion_tokens, ...), and optionally session", isLog, readLog},
+		"output (output_tokens, completion_tokens, ...), and optionally session", isLog, readLog, true},
 }
 
 // row is one request of a trace.
@@ -105,9 +107,16 @@ func ReadTrace(name string, r io.Reader, opt TraceOptions) (*Workload, error) {
 		return nil, err
 	}
 	defer s.close()
-	rows, err := s.rows()
+	var rows []row
+	anywhere, err := s.read(func(x row) error {
+		rows = append(rows, x)
+		return nil
+	})
 	if err != nil {
 		return nil, err
+	}
+	if anywhere {
+		rows = fromZero(rows)
 	}
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("%s has no requests", name)
@@ -116,9 +125,7 @@ func ReadTrace(name string, r io.Reader, opt TraceOptions) (*Workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if s.cut {
-		w.Notes = append(w.Notes, fmt.Sprintf("%s ends in the middle of a line: its %d whole ones are replayed", name, len(rows)))
-	}
+	w.Notes = append(w.Notes, s.notes()...)
 	return w, nil
 }
 
@@ -135,7 +142,8 @@ func Replay(records []Record, opt TraceOptions) (*Workload, error) {
 }
 
 func replay(rows []row, opt TraceOptions) (*Workload, error) {
-	t := trace{opt: opt, rows: rows, next: finish(opt.Seed+1) &^ (1<<40 - 1)}
+	t := newTrace(opt)
+	t.rows = rows
 	return t.workload()
 }
 
@@ -147,6 +155,7 @@ type source struct {
 	first []byte // the beginning of the first line that is not empty
 	head  []byte // the beginning of the file from there on
 	line  int    // how many lines were consumed
+	count int    // rows given out
 	cut   bool   // the file ended in the middle
 }
 
@@ -173,21 +182,22 @@ func open(name string, r io.Reader) (*source, error) {
 	return s, nil
 }
 
-// rows finds the format and reads everything.
-func (s *source) rows() ([]row, error) {
+// read finds the format and gives every row to each, in the file's order. anywhere is the format's.
+func (s *source) read(each func(row) error) (anywhere bool, err error) {
 	if err := s.peek(); err != nil {
-		return nil, err
+		return false, err
 	}
 	if isForeign(s.head) {
-		return readForeignRows(s)
+		return false, readForeignRows(s, each)
 	}
 	for _, f := range formats {
 		if f.is(s.first) {
-			return f.read(s)
+			return f.anywhere, f.read(s, each)
 		}
 	}
 	s.line++
-	return nil, s.fail("not a trace: found %q, expected one of\n  %s", s.first[:min(len(s.first), 80)], strings.Join(Formats(), "\n  "))
+	return false, s.fail("not a trace: found %q, expected one of\n  %s", s.first[:min(len(s.first), 80)],
+		strings.Join(Formats(), "\n  "))
 }
 
 // peek finds the first line that is not empty, and keeps its first 64 KiB. Empty lines are consumed.
@@ -245,6 +255,14 @@ func (s *source) next() (line []byte, whole bool, err error) {
 	}
 }
 
+// notes say that the file ended in the middle.
+func (s *source) notes() []string {
+	if !s.cut {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s ends in the middle of a line: its %d whole ones are replayed", s.name, s.count)}
+}
+
 // fail is an error that names the file and the line.
 func (s *source) fail(format string, args ...any) error {
 	return fmt.Errorf("%s, line %d: %w", s.name, max(s.line, 1), fmt.Errorf(format, args...))
@@ -262,8 +280,13 @@ type trace struct {
 	last   map[string]int    // the request that is a session's latest turn
 
 	wave                                     int
+	added                                    int // requests
 	noOutput, noPrompt, cutPrompt, cutOutput int
 	lengthOnly, broken                       int
+}
+
+func newTrace(opt TraceOptions) *trace {
+	return &trace{opt: opt, next: finish(opt.Seed+1) &^ (1<<40 - 1)}
 }
 
 func (t *trace) workload() (*Workload, error) {
@@ -356,23 +379,24 @@ func (t *trace) keep() {
 
 // scale is by what times are multiplied.
 func (t *trace) scale() (float64, error) {
-	scale := 1.0
-	if t.opt.Speed > 0 {
-		scale = 1 / t.opt.Speed
-	}
-	if t.opt.Rate == 0 || t.opt.Concurrency > 0 {
-		return scale, nil
-	}
 	n, from, to := 0, time.Duration(math.MaxInt64), time.Duration(math.MinInt64)
 	for i := range t.rows {
 		if x := &t.rows[i]; x.phase == Measured {
 			n, from, to = n+1, min(from, x.at), max(to, x.at)
 		}
 	}
-	if n < 2 || to == from {
-		return 0, fmt.Errorf("all requests arrive at once: they cannot be brought to a rate of %g/s", t.opt.Rate)
+	return t.opt.scale(n, to-from)
+}
+
+// scale is by what the times of n measured requests are multiplied, the last of which comes so long after the first.
+func (opt *TraceOptions) scale(n int, span time.Duration) (float64, error) {
+	switch {
+	case opt.Rate == 0 || opt.Concurrency > 0:
+		return 1 / cmp.Or(opt.Speed, 1), nil
+	case n < 2 || span == 0:
+		return 0, fmt.Errorf("all requests arrive at once: they cannot be brought to a rate of %g/s", opt.Rate)
 	}
-	return float64(n-1) / (to - from).Seconds() / t.opt.Rate, nil
+	return float64(n-1) / span.Seconds() / opt.Rate, nil
 }
 
 func stretch(d time.Duration, scale float64) time.Duration {
@@ -387,7 +411,7 @@ func (t *trace) fresh(tokens int) Segment {
 // add appends the request that replays x.
 func (t *trace) add(w *Workload, x *row, scale float64, origin time.Duration) {
 	r := Request{
-		Index: len(w.Requests), After: -1, Wave: t.wave, Phase: x.phase, Probe: x.probe, Session: x.session, Turn: x.turn,
+		Index: t.added, After: -1, Wave: t.wave, Phase: x.phase, Probe: x.probe, Session: x.session, Turn: x.turn,
 		Class: x.class, Priority: x.priority, LoRA: x.lora, OutputTokens: x.output,
 	}
 	if x.output == 0 {
@@ -442,6 +466,7 @@ func (t *trace) add(w *Workload, x *row, scale float64, origin time.Duration) {
 		t.last[x.session] = r.Index
 	}
 	w.Requests = append(w.Requests, r)
+	t.added++
 }
 
 // turnBefore is the request that x continues, nil for none.
@@ -500,7 +525,7 @@ func (t *trace) notes() []string {
 	var notes []string
 	note := func(n int, format string, args ...any) {
 		if n > 0 {
-			notes = append(notes, fmt.Sprintf("%d of %d "+format, append([]any{n, len(t.rows)}, args...)...))
+			notes = append(notes, fmt.Sprintf("%d of %d "+format, append([]any{n, t.added}, args...)...))
 		}
 	}
 	note(t.cutPrompt, "prompts cut to fit max_model_len %d", t.opt.MaxModelLen)

@@ -272,6 +272,9 @@ type cluster struct {
 }
 
 func clusterArrivals(records []workload.Record) []cluster {
+	if slices.ContainsFunc(records, func(r workload.Record) bool { return r.EndsOnly }) {
+		return nil // when most of the tokens came is not known
+	}
 	type event struct {
 		at    time.Duration
 		index int

@@ -97,6 +97,10 @@ func observe(run Run) ([]cost.Observation, []*timeline, error) {
 		return nil, nil, fmt.Errorf("run %s: max_num_batched_tokens is not known; it is needed to tell how prompts were cut",
 			run.Name)
 	}
+	if slices.ContainsFunc(run.Records, func(r workload.Record) bool { return r.EndsOnly }) {
+		return nil, nil, fmt.Errorf("run %s: of its requests only the first and the last token are kept; the times of all are needed "+
+			"to tell its steps", run.Name)
+	}
 	var out []cost.Observation
 	var lines []*timeline
 	for _, records := range timelines(run.Records) {

@@ -76,10 +76,10 @@ func (m *Runner) Run(ctx context.Context, cfg Config, timer cost.Timer, w *workl
 	return out, err
 }
 
-// Stream is Run for a workload that is read while it is served, an open loop: requests in order of Due, waiting for
-// nothing else (no Wave, no After), each with its SharedTokens. done gets the record of each request when it has ended,
-// in order of ending; record and tokens hold during the call only. Memory is bounded by the requests in flight, unless
-// opt asks for Steps. The error is requests', done's, Validate's, or ctx's.
+// Stream is Run for a workload that is read while it is served, an open loop as a [workload.Stream] gives it: requests
+// in order of Wave and Due, waiting for nothing else (no After), each with its SharedTokens. done gets the record of each
+// request when it has ended, in order of ending; record and tokens hold during the call only. Memory is bounded by the
+// requests in flight, unless opt asks for Steps. The error is requests', done's, Validate's, or ctx's.
 func (m *Runner) Stream(ctx context.Context, cfg Config, timer cost.Timer, requests iter.Seq2[workload.Request, error],
 	done func(*workload.Record) error, opt Options) (*Outcome, error) {
 	r, err := m.start(cfg, timer, opt)

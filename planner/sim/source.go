@@ -47,11 +47,16 @@ type streamed struct {
 	err   error
 	index int
 	spare []*progress
+
+	wave   int
+	start  time.Duration // of the wave
+	latest time.Duration // end so far
+	left   int           // requests sent that have not ended
 }
 
 // advance reads the next request. A request that cannot be served ends the stream.
 func (s *streamed) advance() {
-	due := s.head.Due
+	due, wave := s.head.Due, s.head.Wave
 	r, err, ok := s.pull()
 	s.head, s.ok = r, ok && err == nil
 	if !s.ok {
@@ -59,28 +64,43 @@ func (s *streamed) advance() {
 		return
 	}
 	switch {
-	case r.After >= 0 || r.Wave != 0:
-		s.err = fmt.Errorf("request %d of a stream waits for others (After %d, Wave %d): expected After -1 and Wave 0", s.index,
-			r.After, r.Wave)
-	case r.Due < due:
-		s.err = fmt.Errorf("request %d of a stream is due at %v, before the one before it: expected order of time", s.index,
-			r.Due)
+	case r.After >= 0:
+		s.err = fmt.Errorf("request %d of a stream waits for request %d: expected After -1", s.index, r.After)
+	case r.Wave < wave || r.Wave == wave && r.Due < due:
+		s.err = fmt.Errorf("request %d of a stream is due at %v of wave %d, before the one before it: expected order of time",
+			s.index, r.Due, r.Wave)
 	case len(r.Prompt) == 0 || r.OutputTokens < 1:
 		s.err = fmt.Errorf("request %d of a stream has %d prompt and %d output tokens: expected at least 1 each", s.index,
 			r.PromptTokens(), r.OutputTokens)
 	}
 	s.ok = s.err == nil
+	s.nextWave()
 }
 
-func (s *streamed) Next() (int, time.Duration, bool) { return s.index, s.head.Due, s.ok }
+// nextWave begins the wave of the next request when the one before it has ended.
+func (s *streamed) nextWave() {
+	if s.ok && s.left == 0 && s.head.Wave != s.wave {
+		s.wave, s.start = s.head.Wave, s.latest
+	}
+}
+
+func (s *streamed) Next() (int, time.Duration, bool) {
+	return s.index, s.start + s.head.Due, s.ok && s.head.Wave == s.wave
+}
 
 func (s *streamed) Pop() {
 	s.index++
+	s.left++
 	s.advance()
 }
 
-func (s *streamed) Done(int, time.Duration) {}
-func (s *streamed) Intended(int) bool       { return true }
+func (s *streamed) Done(_ int, at time.Duration) {
+	s.left--
+	s.latest = max(s.latest, at)
+	s.nextWave()
+}
+
+func (s *streamed) Intended(int) bool { return true }
 
 func (s *streamed) begin(index int) (*progress, []uint64) {
 	var p *progress

@@ -33,6 +33,11 @@ func TestStreamIsRun(t *testing.T) {
 		}
 	}
 	w.Requests[7].Prompt[0].Tokens = 5000 // refused
+	for i := range w.Requests {           // a wave of 20 before the rest
+		if w.Requests[i].Wave = 1; i < 20 {
+			w.Requests[i].Wave, w.Requests[i].Due = 0, 0
+		}
+	}
 	want, err := Run(t.Context(), cfg, h100ish, w, Options{Series: true})
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +93,7 @@ func TestStreamStops(t *testing.T) {
 		"the file ends": {nil, broken, nothing},
 		"before the one before it": {[]workload.Request{{After: -1, Due: time.Second, Prompt: prompt, OutputTokens: 1},
 			{After: -1, Prompt: prompt, OutputTokens: 1}}, nil, nothing},
-		"waits for others":     {[]workload.Request{{After: 0, Prompt: prompt, OutputTokens: 1}}, nil, nothing},
+		"waits for request 0":  {[]workload.Request{{After: 0, Prompt: prompt, OutputTokens: 1}}, nil, nothing},
 		"0 prompt and 1 outpu": {[]workload.Request{{After: -1, OutputTokens: 1}}, nil, nothing},
 		"the disk is full": {[]workload.Request{{After: -1, Prompt: prompt, OutputTokens: 1}}, nil,
 			func(*workload.Record) error { return errors.New("the disk is full") }},
