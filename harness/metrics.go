@@ -320,7 +320,7 @@ func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metr
 	} else {
 		ms = append(ms, absent(MetricMemoryHost, StatPeak, "B", "the host was not sampled"))
 	}
-	return append(ms, batchEfficiency(info.Args.MaxNumSeqs, series))
+	return append(ms, BatchEfficiency(info.Args.MaxNumSeqs, series))
 }
 
 func hitRate(counters map[string]float64) Metric {
@@ -367,8 +367,9 @@ func deviceMemory(info ServerInfo, usage []float64) Metrics {
 	return gauge(MetricMemoryDevice, "B", held)
 }
 
-// batchEfficiency pairs running and waiting by their moment: one scrape gives both the same T.
-func batchEfficiency(maxNumSeqs int, series []Sample) Metric {
+// BatchEfficiency is [MetricBatchEfficiency] under a max_num_seqs, 0 unknown. It pairs running and waiting by their moment:
+// one scrape gives both the same T.
+func BatchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	waiting := make(map[time.Duration]float64)
 	for _, s := range series {
 		if s.Metric == SeriesWaiting {

@@ -18,7 +18,7 @@ func reportCommand() *cli.Command {
 		ArgsUsage: "ARCHIVE",
 		Description: "ARCHIVE is a folder that any command wrote, or a file of one run or benchmark. The page is one file that\n" +
 			"loads nothing; `kvtune workflow` writes it by itself. A run that was not analysed is, as far as the\n" +
-			"archive allows.\n\nExamples:\n" +
+			"archive allows, and its analysis is written beside it; one that was is again where a flag says more of its server.\n\nExamples:\n" +
 			"   kvtune report results\n" +
 			"   kvtune report --html h100.html bench/results/h100/first\n" +
 			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H100 --kernels bench/results/h100/first bench/results/h100/loop/conversation",
@@ -60,6 +60,11 @@ func reportAction(c *cli.Context) error {
 	}
 	files := []string{c.Path("html")}
 	if files[0] != "" {
+		for i := range content.Runs {
+			if run := &content.Runs[i]; run.NewAnalysis && len(run.Analysis.Recommendations) > 0 {
+				run.Analysis.Notes = append(run.Analysis.Notes, "kvtune verify reads an analysis that `kvtune report` writes without --html")
+			}
+		}
 		err = archive.WriteFile(files[0], func(w io.Writer) error { return report.HTML(w, content) })
 	} else {
 		files, err = workflow.WriteReportBeside(path, content)

@@ -340,7 +340,7 @@ const (
 func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 	in := analysis.Input{
 		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
-		SLOs: b.SLOs, Device: b.Device, File: b.File,
+		SLOs: b.SLOs, Device: b.Device, File: b.File, Endpoint: b.endpointWords(run.Result.Conditions.Command),
 	}
 	in.Flops, in.Bandwidth = b.ceilings()
 	w, err := b.workload(b.Config.Seed)

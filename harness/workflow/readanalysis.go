@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"kvtune/harness"
+	"kvtune/harness/archive"
 	"kvtune/harness/profile"
 	"kvtune/planner/analysis"
 	"kvtune/planner/cost"
@@ -26,7 +27,7 @@ type Server struct {
 // where that is of the run's model and GPU, else with one that is fitted from the archive's runs of both. Without the model's shape and the GPU
 // there is none, and what then cannot be told is not observed; the notes name what is missing. probes is nil where the
 // archive has none.
-func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.Output) {
+func (s Server) analyze(ctx context.Context, folder *archive.Folder, in *report.Input, probes *profile.Output) {
 	fitted := map[served]*cost.Model{}
 	if in.Cost != nil {
 		fitted[served{in.Cost.Model, in.Cost.GPU, in.Cost.Tensor}] = in.Cost
@@ -41,9 +42,10 @@ func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.O
 	}
 	for i := range in.Runs {
 		run := &in.Runs[i]
-		if run.Analysis != nil || len(run.Records) == 0 {
+		if run.Analysis != nil && s == (Server{}) || len(run.Records) == 0 {
 			continue
 		}
+		run.NewAnalysis = true
 		model, gpu, err := s.shapes(run, in.Cost)
 		var m *cost.Model
 		if err == nil {
@@ -55,7 +57,7 @@ func (s Server) analyze(ctx context.Context, in *report.Input, probes *profile.O
 		}
 		if err == nil {
 			basis := BasisOf(run.Result, model, gpu, m)
-			basis.SLOs, basis.Kernels = slos, in.Kernels
+			basis.SLOs, basis.Kernels, basis.File = slos, in.Kernels, folder.Path(analysisOf(run.Result.Name))
 			run.Analysis = basis.Analyze(ctx, run)
 			in.Cost = cmp.Or(in.Cost, m)
 			continue

@@ -77,3 +77,35 @@ func anonymous(t *testing.T, folder *archive.Folder, names ...string) {
 		}
 	}
 }
+
+// A recommendation is verified on a server like the one that was measured: what the command line of the run said of it is
+// said again.
+func TestVerifyCommandNamesTheServer(t *testing.T) {
+	tests := []struct{ command, want string }{
+		{"kvtune profile --launch --launch-arg srun --launch-arg=vllm --model ./m --rate 4 --output-dir o --gpu H100 --budget 45m -- --load-format dummy",
+			"--launch --launch-arg srun --launch-arg=vllm --model ./m --gpu H100 --budget 45m -- --load-format dummy"},
+		{"kvtune profile --endpoint http://HOST:8000 --shared-server --C 64 --slo x", "--endpoint http://HOST:8000 --shared-server --gpu L4"},
+		{"", "--gpu L4"},
+	}
+	for _, tt := range tests {
+		b, err := workflow.OnPaper(harness.Config{C: 32, B: 2, NumMeasurements: 1, EngineArgs: harness.EngineArgs{MaxNumSeqs: 1}},
+			gpt2(t), gpu(t, "L4"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Config.ProfilingType, b.Config.B, b.Config.NumMeasurements = harness.Mixed, 8, 2
+		run, err := b.Simulate(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		run.Result.Conditions.Command = strings.Fields(tt.command)
+		a := b.Analyze(t.Context(), run)
+		if len(a.Recommendations) == 0 {
+			t.Fatal("nothing is recommended where one request runs at a time")
+		}
+		want := strings.TrimSpace("kvtune verify --analysis-file performance_analysis.json --recommendation 1 " + tt.want)
+		if got := strings.Join(a.Recommendations[0].Verify, " "); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	}
+}

@@ -20,7 +20,8 @@ import (
 )
 
 // ReadReport makes a report of what lies in an archive: the runs with their analyses, the plans, the cost model, a kernel
-// benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an analysis is
+// benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an analysis, and
+// every run where something is said of its server, is
 // analysed as far as the archive and what is known of its server allow. What is not there is not shown; an archive that holds neither a run
 // nor plans nor a benchmark is an error.
 func ReadReport(ctx context.Context, path string, server Server) (report.Input, error) {
@@ -74,13 +75,14 @@ func ReadReport(ctx context.Context, path string, server Server) (report.Input, 
 	if server.Cost != nil {
 		in.Cost = server.Cost
 	}
-	server.analyze(ctx, &in, probes)
+	server.analyze(ctx, folder, &in, probes)
 	in.Verdict = reportVerdict(&in)
 	in.Commands, in.Files = reportCommands(&in), folder.Files()
 	return in, nil
 }
 
-// WriteReportBeside writes page and pictures into the archive that path is or lies in, and names the files.
+// WriteReportBeside writes page, pictures and the analyses that were made for them into the archive that path is or lies in,
+// and names the files.
 func WriteReportBeside(path string, in report.Input) ([]string, error) {
 	named, err := archive.Open(path)
 	if err != nil {
@@ -90,8 +92,21 @@ func WriteReportBeside(path string, in report.Input) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ReportFiles(folder, in), WriteReport(folder, in)
+	files := ReportFiles(folder, in)
+	for i := range in.Runs {
+		if run := &in.Runs[i]; run.NewAnalysis {
+			name := analysisOf(run.Result.Name)
+			if err := folder.WriteJSON(name, run.Analysis); err != nil {
+				return nil, err
+			}
+			files = append(files, folder.Path(name))
+		}
+	}
+	return files, WriteReport(folder, in)
 }
+
+// analysisOf is the file of a run's analysis.
+func analysisOf(run string) string { return run + "_analysis.json" }
 
 // ReportFiles are the files that [WriteReport] writes.
 func ReportFiles(folder *archive.Folder, in report.Input) []string {
@@ -119,7 +134,7 @@ func readReportRun(folder *archive.Folder, name string) (*report.Run, error) {
 	if run.Steps, _, err = folder.ReadSteps(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, file := range []string{name + "_analysis.json", AnalysisFile} {
+	for _, file := range []string{analysisOf(name), AnalysisFile} {
 		var a analysis.Report
 		err := archive.ReadJSON(folder.Path(file), analysis.Schema, &a)
 		switch {

@@ -2,6 +2,8 @@ package workflow
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"kvtune/harness"
 	"kvtune/planner"
@@ -39,4 +41,46 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 		Verdict:  fmt.Sprintf("CHANGE %s=%s, recommended by the analysis of %s; SIMULATED", rec.Flag, rec.Value, r.Result),
 		Baseline: base, Plans: []planner.Plan{plan},
 	}, nil
+}
+
+// endpointFlag says whether a flag of kvtune says where a server comes from or how it is spoken to, and whether it takes a
+// value.
+func endpointFlag(name string) (known, takes bool) {
+	switch name {
+	case "launch", "shared-server", "text":
+		return true, false
+	case "endpoint", "launch-arg", "stop-arg", "budget", "gpu", "api", "connect-timeout", "first-token-timeout", "token-timeout",
+		"request-timeout", "retries", "vocab", "model", "seed":
+		return true, true
+	}
+	return false, false
+}
+
+// endpointWords are those words of the command line that took a run which say where its server came from: with them
+// another command gets such a server. A GPU that the command did not name is that of the basis.
+func (b *Basis) endpointWords(command []string) (words []string) {
+	rest := command
+	var passed []string // on to the server
+	if i := slices.Index(command, "--"); i >= 0 {
+		rest, passed = command[:i], command[i:]
+	}
+	gpu := false
+	for i := 0; i < len(rest); i++ {
+		name, ok := strings.CutPrefix(rest[i], "--")
+		name, _, joined := strings.Cut(name, "=")
+		known, takes := endpointFlag(name)
+		if !ok || !known {
+			continue
+		}
+		gpu = gpu || name == "gpu"
+		words = append(words, rest[i])
+		if takes && !joined && i+1 < len(rest) {
+			i++
+			words = append(words, rest[i])
+		}
+	}
+	if !gpu && b.Server.GPU != nil {
+		words = append(words, "--gpu", b.Server.GPU.Name)
+	}
+	return append(words, passed...)
 }

@@ -335,7 +335,7 @@ func (opt *Options) planAll(ctx context.Context, out *Outcome) error {
 		basis := BasisOf(run.Result, opt.Model, opt.GPU, out.Cost)
 		basis.Kernels, basis.SLOs = opt.Kernels, opt.SLOs
 		if opt.Folder != nil {
-			basis.File = opt.Folder.Path(run.Result.Name + "_analysis.json")
+			basis.File = opt.Folder.Path(analysisOf(run.Result.Name))
 		}
 		run.Analysis = basis.Analyze(ctx, run)
 		opt.stage("%s: planning", run.Result.Name)
@@ -370,7 +370,7 @@ func (opt *Options) write(out *Outcome) error {
 	for i := range out.Plans {
 		name := out.Runs[i].Result.Name
 		if a := out.Runs[i].Analysis; a != nil {
-			errs = append(errs, opt.Folder.WriteJSON(name+"_analysis.json", a))
+			errs = append(errs, opt.Folder.WriteJSON(analysisOf(name), a))
 			if i == out.Chosen {
 				errs = append(errs, opt.Folder.WriteJSON(AnalysisFile, a))
 			}

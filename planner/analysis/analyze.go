@@ -40,6 +40,8 @@ type Input struct {
 	Device vllmflags.Device
 	// File is where the report will lie, for the commands in it that read it; "" is performance_analysis.json.
 	File string
+	// Endpoint are words of kvtune's command line that say where such a server comes from, for the same commands.
+	Endpoint []string
 }
 
 // A cause is what a moment of the run is given to.

@@ -22,7 +22,8 @@ type Focus struct {
 	Requests int `json:"requests"`
 	Of       int `json:"of"`
 	// Share is the part of the window in which at least one of them was being kept, 0..1; Mean how long it took each of
-	// them in the mean: until the first token for TTFT and queue time, from then on for ITL and TPOT, else from begin to end.
+	// them in the mean: until the first token for TTFT and queue time, from then on for TPOT and the mean ITL, between two
+	// tokens for every other limit on ITL, else from begin to end.
 	Share float64 `json:"share"`
 	Mean  float64 `json:"mean_s"`
 
@@ -36,15 +37,21 @@ type stretch struct{ from, to time.Duration }
 // window says it all. binding is what the whole window says.
 func (s *study) focusOf(binding Kind) *Focus {
 	if slo, m := s.missed(); m != nil {
-		late := func(r *workload.Record) bool { return slo.MissedBy(r, s.SLOs) }
 		own := slo.Of(s.Records)
-		stretches := stretchesOf(own, slo.Metric, late)
-		if len(stretches) == 0 { // the limit is on a statistic that no request has by itself
-			stretches = stretchesOf(own, slo.Metric, func(*workload.Record) bool { return true })
+		var stretches []stretch
+		requests := 0
+		if singleGaps(slo) {
+			stretches, requests = gapsBeyond(own, slo.Limit)
+		} else {
+			stretches = stretchesOf(own, slo.Metric, func(r *workload.Record) bool { return slo.MissedBy(r, s.SLOs) })
+			if len(stretches) == 0 { // the limit is on a statistic that no request has by itself
+				stretches = stretchesOf(own, slo.Metric, func(*workload.Record) bool { return true })
+			}
+			requests = len(stretches)
 		}
 		f := s.focusOn(stretches, true)
 		if f != nil {
-			f.SLO, f.Measured, f.Of = slo.String(), m.Value, measured(own)
+			f.SLO, f.Measured, f.Requests, f.Of = slo.String(), m.Value, requests, measured(own)
 		}
 		return f
 	}
@@ -85,6 +92,31 @@ func (s *study) missed() (worst harness.SLO, m *harness.Metric) {
 		}
 	}
 	return worst, m
+}
+
+// singleGaps says that an objective is on gaps between tokens one by one, the longest of which decide.
+func singleGaps(slo harness.SLO) bool {
+	return slo.Metric == harness.MetricITL && slo.Stat != harness.StatMean
+}
+
+// gapsBeyond are the gaps between tokens that are longer than a limit in s, and how many requests have one.
+func gapsBeyond(records []workload.Record, limit float64) (all []stretch, requests int) {
+	for i := range records {
+		r := &records[i]
+		if r.Phase != workload.Measured || !r.OK() {
+			continue
+		}
+		before := len(all)
+		for k := 1; k < len(r.Tokens); k++ {
+			if st := (stretch{r.Sent + r.Tokens[k-1].At, r.Sent + r.Tokens[k].At}); (st.to - st.from).Seconds() > limit {
+				all = append(all, st)
+			}
+		}
+		if len(all) > before {
+			requests++
+		}
+	}
+	return all, requests
 }
 
 // stretchesOf are the parts of requests' lives that a metric measures.
@@ -216,6 +248,9 @@ func (f *Focus) text() string {
 		return "the requests' time"
 	}
 	slo, _ := harness.ParseSLO(f.SLO) // which wrote it
+	if singleGaps(slo) {
+		return fmt.Sprintf("the gaps between tokens beyond it, in %d of %d requests", f.Requests, f.Of)
+	}
 	what := "time"
 	switch slo.Metric {
 	case harness.MetricTTFT, harness.MetricQueueTime:

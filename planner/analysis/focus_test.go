@@ -19,6 +19,20 @@ func bursts(n, size, fresh, output int, every time.Duration) *workload.Workload 
 	return w
 }
 
+// interrupted are eight long decodes, into which a prompt of its own is dropped every 400 ms.
+func interrupted() *workload.Workload {
+	w := requests(8+20, 1, 0, 7000, 2, 0)
+	for i := range w.Requests {
+		r := &w.Requests[i]
+		if i < 8 {
+			r.Prompt[0].Tokens, r.OutputTokens = 64, 1500
+		} else {
+			r.Due = time.Duration(i-7) * 400 * time.Millisecond
+		}
+	}
+	return w
+}
+
 // What binds where most of the run is idle or light: in bursts, and for the requests that miss an objective.
 func TestFocus(t *testing.T) {
 	model := prior(t)
@@ -43,6 +57,9 @@ func TestFocus(t *testing.T) {
 			"SLO missed"},
 		{"one decode at a time, too slow alone", roomy, requests(5, 1, 0, 64, 200, 20*time.Second), "mean TPOT <= 1ms", Bandwidth, LimitBandwidth,
 			"SLO missed"},
+		{"decodes that long prompts interrupt: the mean gap is the decodes'", roomy, interrupted(), "mean ITL <= 1ms", Bandwidth,
+			LimitBandwidth, "SLO missed"},
+		{"the same: the longest gaps are the prompts'", roomy, interrupted(), "p99 ITL <= 50ms", Compute, LimitArithmetic, "SLO missed"},
 		{"one short request a second, fast enough", roomy, requests(20, 1, 0, 64, 8, time.Second), "p99 TTFT <= 1s", LightLoad, "", ""},
 		{"throughput is of the whole run", roomy, requests(20, 1, 0, 64, 8, time.Second), "throughput >= 1000 token/s", LightLoad, "", ""},
 		{"a closed loop that misses is bound by what binds it", few, closed(requests(128, 1, 0, 128, 128, 0), 64), "p99 TTFT <= 200ms",

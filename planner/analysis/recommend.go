@@ -220,5 +220,5 @@ func (s *study) verification(n int) []string {
 	if file == "" {
 		file = "performance_analysis.json"
 	}
-	return []string{"kvtune", "verify", "--analysis-file", file, "--recommendation", strconv.Itoa(n)}
+	return append([]string{"kvtune", "verify", "--analysis-file", file, "--recommendation", strconv.Itoa(n)}, s.Endpoint...)
 }

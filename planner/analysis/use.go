@@ -33,7 +33,12 @@ func (s *study) ofResult(name, stat, unit string) harness.Metric {
 	return missing(name, stat, unit, "the run's result does not hold it")
 }
 
+// batchEfficiency is the result's, or under the max_num_seqs that the server did not state.
 func (s *study) batchEfficiency() harness.Metric {
+	if s.Result.Conditions.Server.Args.MaxNumSeqs == 0 && s.args.MaxNumSeqs > 0 && len(s.Series) > 0 {
+		inside := slices.DeleteFunc(slices.Clone(s.Series), func(x harness.Sample) bool { return x.T < s.win.from || x.T > s.win.to })
+		return harness.BatchEfficiency(s.args.MaxNumSeqs, inside)
+	}
 	return s.ofResult(harness.MetricBatchEfficiency, "", "ratio")
 }
 

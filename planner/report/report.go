@@ -25,6 +25,8 @@ type Run struct {
 	Steps    []harness.StepRecord
 	Series   []harness.Sample
 	Analysis *analysis.Report
+	// NewAnalysis says that Analysis was made for the report and is in no file yet.
+	NewAnalysis bool
 }
 
 // Input is what a report is made of. Every part may be empty.

@@ -292,12 +292,20 @@ func useTables(a *analysis.Report) []table {
 	return []table{t}
 }
 
+// counterfactualTable has a row per question, and for each metric that it was asked of the change, its interval and the
+// values.
 func counterfactualTable(a *analysis.Report) table {
-	t := table{Caption: "What if a limit were lifted (SIMULATED)", Head: []string{"what if", "limit", "metric", "change", "95 % interval", "before", "after", "unit"}}
+	t := table{Caption: "What if a limit were lifted (SIMULATED; + is better)", Head: []string{"what if", "limit"}}
+	for _, g := range a.Counterfactuals[0].Gains {
+		t.Head = append(t.Head, harness.Words(g.Metric, g.Stat), "95 % interval", "from, to")
+	}
 	for _, c := range a.Counterfactuals {
+		row := []cellText{{Text: c.Name}, {Text: c.Limit, Words: true}}
 		for _, g := range c.Gains {
-			t.Rows = append(t.Rows, append([]cellText{{Text: c.Name}, {Text: c.Limit, Words: true}}, gainCells(g)...))
+			cells := gainCells(g)
+			row = append(row, cells[1], cells[2], cellText{Text: cells[3].Text + " → " + cells[4].Text + " " + cells[5].Text})
 		}
+		t.Rows = append(t.Rows, row)
 	}
 	return t
 }
