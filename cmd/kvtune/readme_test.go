@@ -308,6 +308,13 @@ func TestReadmeCommands(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "access.csv"), []byte(log), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	bench, err := filepath.Abs("../../bench")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(bench, filepath.Join(dir, "bench")); err != nil { // the archives that are in the repository
+		t.Fatal(err)
+	}
 	// What a gate compares with is there before.
 	const gate = "kvtune profile --endpoint %s --preset low-latency --num-measurements 4 --output-dir old"
 	if out, err := command(fmt.Sprintf(gate, url)).CombinedOutput(); err != nil {

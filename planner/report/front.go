@@ -204,8 +204,8 @@ func switchFact(ps *planner.Plans, s planner.Switch) string {
 // predictedPanel draws, for every metric of a verified plan, where the measurement was expected and where it came out,
 // both against the prediction.
 func predictedPanel(plan *planner.Plan) panel {
-	p := panel{subject: "predicted with its 95 % range, against measured",
-		xLabel: "error of the prediction, % of what was measured", legend: []string{"predicted", "measured"}}
+	p := panel{subject: "predicted with its 95 % range, against measured (the line at 0)",
+		xLabel: "error of the prediction, % of what was measured", legend: []string{"predicted"}}
 	rows, inside := predictedRows(plan)
 	if len(rows) == 0 {
 		p.missing = "nothing could be compared"
@@ -224,7 +224,7 @@ func predictedRows(plan *planner.Plan) (rows []forestRow, inside int) {
 		if label == "" || c.Error == nil {
 			continue
 		}
-		r := forestRow{label: label, marks: []float64{*c.Error, 0}}
+		r := forestRow{label: label, marks: []float64{*c.Error}}
 		if m := plan.Predicted.Get(c.Metric, c.Stat); m != nil && m.Low != nil && m.High != nil {
 			r.low, r.high = new((*m.Low-c.Measured)/c.Measured), new((*m.High-c.Measured)/c.Measured)
 		}

@@ -192,7 +192,10 @@ func planScales(all []*planner.Plan) []scale {
 func planDetails(p *planner.Plan) []string {
 	var ds []string
 	if p.Gain != nil {
-		ds = append(ds, "gain: "+gainText(*p.Gain))
+		ds = append(ds, "predicted gain: "+gainText(*p.Gain))
+	}
+	if p.MeasuredGain != nil {
+		ds = append(ds, "measured gain: "+gainText(*p.MeasuredGain)+", over "+string(p.MeasuredOver))
 	}
 	switch {
 	case p.Keep:
@@ -256,11 +259,23 @@ func gainText(g analysis.Gain) string {
 	return gainShare(g) + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
 }
 
-// gainShare is a gain as a share, with its interval: "total throughput +40 % (+35 % to +44 %)".
+// gainShare is a gain as a share, with its interval: "total throughput +40 % (+35 % to +44 %)"; of what is better when it is
+// less, "E2EL mean better by 12 % (8.0 % to 15 %)".
 func gainShare(g analysis.Gain) string {
-	text := harness.Words(g.Metric, g.Stat) + " " + harness.Percent(g.Change, true)
+	signed, sign := harness.HigherIsBetter(g.Metric), 1.0
+	text := harness.Words(g.Metric, g.Stat) + " "
+	switch {
+	case signed:
+	case g.Change < 0:
+		sign = -1
+		text += "worse by "
+	default:
+		text += "better by "
+	}
+	text += harness.Percent(sign*g.Change, signed)
 	if g.Low != nil && g.High != nil {
-		text += " (" + harness.Percent(*g.Low, true) + " to " + harness.Percent(*g.High, true) + ")"
+		low, high := min(sign**g.Low, sign**g.High), max(sign**g.Low, sign**g.High)
+		text += " (" + harness.Percent(low, signed) + " to " + harness.Percent(high, signed) + ")"
 	}
 	return text
 }

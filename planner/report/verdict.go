@@ -126,7 +126,7 @@ func VerifiedVerdict(p *planner.Plan) string {
 			text += " (one run each)"
 		}
 		if p.Gain != nil && p.Gain.Metric == g.Metric {
-			text += ", predicted " + harness.Percent(p.Gain.Change, true)
+			text += ", predicted " + harness.Percent(p.Gain.Change, harness.HigherIsBetter(g.Metric))
 		}
 		if p.GainVerdict != "" {
 			text += ": " + string(p.GainVerdict)
