@@ -75,13 +75,25 @@ type gathered struct {
 	able, keep []*candidate
 }
 
+// SettingsError is of settings to plan from with which vLLM would not start.
+type SettingsError struct {
+	Strategy Strategy
+	Err      error
+}
+
+func (e *SettingsError) Error() string {
+	return fmt.Sprintf("a server with the %s settings would not start: %v", e.Strategy, e.Err)
+}
+
+func (e *SettingsError) Unwrap() error { return e.Err }
+
 // gather searches the axes.
 func (p *planning) gather(ctx context.Context) (*gathered, error) {
 	g := &gathered{search: Search{Axes: p.axes(), Replicas: len(p.work)}}
 	base := p.candidate(p.base)
 	if base == nil {
 		_, err := p.req.Server.Config(p.base)
-		return nil, fmt.Errorf("the %s settings cannot be simulated: %w", p.strategy, err)
+		return nil, &SettingsError{p.strategy, err}
 	}
 	g.keep = []*candidate{base}
 	if p.strategy == Current {

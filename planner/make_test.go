@@ -381,10 +381,10 @@ func TestSetMeasured(t *testing.T) {
 func TestRequestsThatCannotBePlanned(t *testing.T) {
 	good := request(t, load(10, 0, 100, 10, 0, 4))
 	for want, edit := range map[string]func(*Request){
-		"no cost model": func(r *Request) { r.Server.Cost = nil },
-		"no workload":   func(r *Request) { r.Workload = nil },
-		"not known":     func(r *Request) { r.Strategies = []Strategy{"cheapest"} },
-		"cannot be":     func(r *Request) { r.Current = harness.EngineArgs{GPUMemoryUtilization: 0.01} },
+		"no cost model":   func(r *Request) { r.Server.Cost = nil },
+		"no workload":     func(r *Request) { r.Workload = nil },
+		"not known":       func(r *Request) { r.Strategies = []Strategy{"cheapest"} },
+		"would not start": func(r *Request) { r.Current = harness.EngineArgs{GPUMemoryUtilization: 0.01} },
 	} {
 		req := good
 		edit(&req)

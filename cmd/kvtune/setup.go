@@ -178,11 +178,12 @@ func isInputError(err error) bool {
 	var conflict *vllm.ConflictError
 	var budget *workflow.BudgetError
 	var covered *planner.NotCoveredError
+	var settings *planner.SettingsError
 	var other *archive.OtherWorkError
 	var damaged *archive.DamagedError
 	var log *fitting.AsyncLogError
 	return errors.As(err, &other) || errors.As(err, &field) || errors.As(err, &conflict) || errors.As(err, &budget) ||
-		errors.As(err, &covered) || errors.As(err, &damaged) || errors.As(err, &log)
+		errors.As(err, &covered) || errors.As(err, &settings) || errors.As(err, &damaged) || errors.As(err, &log)
 }
 
 // shapes reads --model and --gpu.
