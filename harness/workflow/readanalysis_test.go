@@ -85,6 +85,9 @@ func TestVerifyCommandNamesTheServer(t *testing.T) {
 		{"kvtune profile --launch --launch-arg srun --launch-arg=vllm --model ./m --rate 4 --output-dir o --gpu H100 --budget 45m -- --load-format dummy",
 			"--launch --launch-arg srun --launch-arg=vllm --model ./m --gpu H100 --budget 45m -- --load-format dummy"},
 		{"kvtune profile --endpoint http://HOST:8000 --shared-server --C 64 --slo x", "--endpoint http://HOST:8000 --shared-server --gpu L4"},
+		{"kvtune profile --launch --gpu L4 -- --max-num-seqs 1 --load-format dummy --skip-tokenizer-init --enforce-eager",
+			"--launch --gpu L4 -- --load-format dummy --skip-tokenizer-init"},
+		{"kvtune profile --launch --gpu L4 -- --max-num-seqs=1", "--launch --gpu L4"},
 		{"", "--gpu L4"},
 	}
 	for _, tt := range tests {

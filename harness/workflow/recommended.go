@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	"kvtune/harness"
+	"kvtune/harness/vllmflags"
 	"kvtune/planner"
 	"kvtune/planner/analysis"
+	"kvtune/planner/report"
 )
 
 // RecommendedPlans makes plans of one recommendation of an analysis (n from 1), so that it is verified as a plan is: the
@@ -62,7 +64,11 @@ func (b *Basis) endpointWords(command []string) (words []string) {
 	rest := command
 	var passed []string // on to the server
 	if i := slices.Index(command, "--"); i >= 0 {
-		rest, passed = command[:i], command[i:]
+		rest, passed = command[:i], command[i+1:]
+		// Settings that were passed on are in force, and a recommendation sets them all.
+		if _, _, others, err := vllmflags.ParseServeCommand("vllm serve model " + report.ShellLine(passed)); err == nil {
+			passed = others
+		}
 	}
 	gpu := false
 	for i := 0; i < len(rest); i++ {
@@ -82,5 +88,8 @@ func (b *Basis) endpointWords(command []string) (words []string) {
 	if !gpu && b.Server.GPU != nil {
 		words = append(words, "--gpu", b.Server.GPU.Name)
 	}
-	return append(words, passed...)
+	if len(passed) == 0 {
+		return words
+	}
+	return append(append(words, "--"), passed...)
 }
