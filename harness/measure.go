@@ -227,8 +227,8 @@ func rates(s shares, n, output, prompt int, duration time.Duration) (ms Metrics)
 
 // decodeWindow finds the steps in which the whole batch decodes. batch is the largest number of finished measured
 // requests that are between their first and their last token at the same moment; gaps are the times in seconds between
-// consecutive events of a request that lie wholly in such moments, in order of their end. In a decode profile batch is
-// B and every gap is one step of B sequences. It is 0 and nil when no request has two events.
+// consecutive events of a request that lie wholly in such moments. In a decode profile batch is B and every gap is one
+// step of B sequences. It is 0 and nil when no request has two events.
 func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 	type edge struct {
 		at    time.Duration
@@ -264,8 +264,6 @@ func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 			full = append(full, span{from: e.at})
 		}
 	}
-	type gap struct{ end, length time.Duration }
-	var found []gap
 	for i := range records {
 		r := &records[i]
 		if r.Phase != workload.Measured || !r.OK() || r.EndsOnly {
@@ -275,13 +273,9 @@ func decodeWindow(records []workload.Record) (batch int, gaps []float64) {
 			from, to := r.Sent+r.Tokens[j-1].At, r.Sent+r.Tokens[j].At
 			k := sort.Search(len(full), func(k int) bool { return full[k].to > from })
 			if k < len(full) && full[k].from <= from && to <= full[k].to && to > from {
-				found = append(found, gap{to, to - from})
+				gaps = append(gaps, (to - from).Seconds())
 			}
 		}
-	}
-	slices.SortStableFunc(found, func(a, b gap) int { return cmp.Compare(a.end, b.end) })
-	for _, g := range found {
-		gaps = append(gaps, g.length.Seconds())
 	}
 	return batch, gaps
 }

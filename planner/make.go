@@ -25,36 +25,44 @@ func Make(ctx context.Context, req Request) (*Plans, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.make(ctx)
-}
-
-func (p *planning) make(ctx context.Context) (*Plans, error) {
-	g, err := p.gather(ctx)
+	out, chosen, err := p.make(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if err := p.sensitivities(ctx, out.Search.Axes, out.Plans, chosen); err != nil {
+		return nil, err
+	}
+	out.Search.Simulated = p.simulated.Load()
+	return out, nil
+}
+
+// make is Make without the sensitivities; chosen are the plans' candidates.
+func (p *planning) make(ctx context.Context) (out *Plans, chosen []*candidate, err error) {
+	g, err := p.gather(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	base, final := g.keep[0], p.finalists(g.able, g.keep)
 	if err := p.replicate(ctx, final); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var smaller []*candidate
 	if slices.Contains(p.req.Strategies, Memory) {
 		if smaller, err = p.shrink(ctx, final, base); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := p.replicate(ctx, smaller); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	out := p.newPlans()
+	out = p.newPlans()
 	out.Search = g.search
-	if err := p.finish(ctx, out, base, g.keep, final, smaller, g.able); err != nil {
-		return nil, err
+	if chosen, err = p.finish(ctx, out, base, g.keep, final, smaller, g.able); err != nil {
+		return nil, nil, err
 	}
-	out.Search.Simulated = p.simulated.Load()
 	out.Notes = p.notes
 	out.Verdict = out.verdict()
-	return out, nil
+	return out, chosen, nil
 }
 
 // newPlans is what is known before the search.
@@ -343,17 +351,17 @@ func (p *planning) baselines(ctx context.Context, out *Plans, base *candidate, k
 	return nil
 }
 
-// finish writes the plans. Candidates with a smaller cache are for the memory strategy alone: another one that took one
+// finish writes the plans and gives the candidate of each. Candidates with a smaller cache are for the memory strategy alone: another one that took one
 // would hold back requests by the size of the cache, where max_num_seqs is made for it.
-func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, smaller, able []*candidate) error {
+func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, smaller, able []*candidate) (
+	chosen []*candidate, err error) {
 	if err := p.baselines(ctx, out, base, keep); err != nil {
-		return err
+		return nil, err
 	}
 	final = slices.DeleteFunc(slices.Clone(final), func(c *candidate) bool { return !p.obeys(c) })
 	if !slices.ContainsFunc(final, (*candidate).feasible) {
-		return p.infeasible(ctx, out, base, final)
+		return nil, p.infeasible(ctx, out, base, final)
 	}
-	var chosen []*candidate
 	front := paretoFront(able)
 	best := knee(front)
 	for i, c := range front {
@@ -370,14 +378,11 @@ func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep
 		c := p.choose(s, from, base)
 		plan, err := p.plan(ctx, s, c, base)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		plan.Why = p.why(s, c, base, plan)
 		plan.DefaultRegret = p.regret(s, c, keep)
 		out.Plans, chosen = append(out.Plans, *plan), append(chosen, c)
 	}
-	if p.cell {
-		return nil
-	}
-	return p.sensitivities(ctx, out.Search.Axes, out.Plans, chosen)
+	return chosen, nil
 }

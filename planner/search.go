@@ -34,7 +34,6 @@ type planning struct {
 	models []scaled
 	open   bool
 	gaps   bool // an objective looks at the gaps between tokens
-	cell   bool // of a sweep, whose rows do not say what each flag alone does
 
 	simulated  atomic.Int64
 	capacities sync.Map // *Capacity by key

@@ -148,14 +148,14 @@ func sweepCell(ctx context.Context, req SweepRequest, cell Cell) []SweepRow {
 	return rows
 }
 
-// planCell is Make without the sensitivities.
+// planCell is Make without the sensitivities: the rows of a sweep do not say what each flag alone does.
 func planCell(ctx context.Context, req Request) (*Plans, error) {
 	p, err := newPlanning(req)
 	if err != nil {
 		return nil, err
 	}
-	p.cell = true
-	return p.make(ctx)
+	plans, _, err := p.make(ctx)
+	return plans, err
 }
 
 // sweepMetrics are the predicted figures of a row.

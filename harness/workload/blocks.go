@@ -1,5 +1,7 @@
 package workload
 
+import "slices"
+
 // BlockHashes are the chained content hashes of a prompt's full blocks of blockSize tokens: block i of two prompts has
 // the same hash if and only if the prompts agree in every token up to the end of block i (but for collisions of 64
 // bits). A last partial block has none, as in vLLM (vllm/v1/core/kv_cache_utils.py, get_request_block_hasher).
@@ -11,23 +13,47 @@ func BlockHashes(prompt []Segment, blockSize int) []uint64 {
 	if blockSize < 1 || tokens < blockSize {
 		return nil
 	}
-	hashes := make([]uint64, 0, tokens/blockSize)
-	// Tokens are never looked at: a run of n tokens from position p of segment ID is told by (ID, p, n), and every
-	// sequence of tokens splits into such runs in one way only, because a segment begins at its position 0.
-	var h uint64
-	room := blockSize
-	for _, s := range prompt {
+	c := NewBlockChain(blockSize)
+	c.Append(prompt...)
+	return c.hashes
+}
+
+// BlockChain is [BlockHashes] of a prompt that grows. A copy goes on from the same prompt; of several copies one at most
+// may be appended to, since they share memory.
+type BlockChain struct {
+	blockSize int
+	hashes    []uint64
+	h         uint64
+	room      int // of the last block
+}
+
+// NewBlockChain is the chain of an empty prompt; blockSize is at least 1.
+func NewBlockChain(blockSize int) BlockChain {
+	return BlockChain{blockSize: blockSize, room: blockSize}
+}
+
+// Append makes the prompt longer. Tokens are never looked at: a run of n tokens from position p of segment ID is told by
+// (ID, p, n), and every sequence of tokens splits into such runs in one way only, because a segment begins at its position 0.
+func (c *BlockChain) Append(segments ...Segment) {
+	tokens := c.blockSize - c.room
+	for _, s := range segments {
+		tokens += s.Tokens
+	}
+	c.hashes = slices.Grow(c.hashes, tokens/c.blockSize)
+	for _, s := range segments {
 		for at := 0; at < s.Tokens; {
-			n := min(room, s.Tokens-at)
-			h = mix(mix(h, s.ID), uint64(at)<<32|uint64(n))
-			at, room = at+n, room-n
-			if room == 0 {
-				hashes, room = append(hashes, h), blockSize
+			n := min(c.room, s.Tokens-at)
+			c.h = mix(mix(c.h, s.ID), uint64(at)<<32|uint64(n))
+			at, c.room = at+n, c.room-n
+			if c.room == 0 {
+				c.hashes, c.room = append(c.hashes, c.h), c.blockSize
 			}
 		}
 	}
-	return hashes
 }
+
+// Hashes are those of the full blocks. They stay as they are when the prompt grows.
+func (c *BlockChain) Hashes() []uint64 { return c.hashes[:len(c.hashes):len(c.hashes)] }
 
 // Hasher names the blocks that requests may share by small numbers, from 1 in the order in which it first sees them:
 // equal numbers are equal prefixes. It fills [Record].PrefixHashes. It is not safe for concurrent use.

@@ -30,7 +30,7 @@ type planned struct {
 func (s *planned) begin(index int) (*progress, []uint64) {
 	p := &s.m.progress[index]
 	p.rec = &s.m.records[index]
-	return p, s.m.prefixes.hashes(&s.w.Requests[index])
+	return p, s.m.prefixes.hashes(index, &s.w.Requests[index])
 }
 
 func (s *planned) finish(*progress) error { return nil }
