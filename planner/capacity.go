@@ -116,11 +116,23 @@ func within(rates []float64, atLeast bool) *Capacity {
 	return &Capacity{Rate: rates[0], Low: max(0, min(iv.Low, rates[0])), High: max(iv.High, rates[0]), AtLeast: atLeast}
 }
 
-// interval is where one more draw is expected with 95 %: the mean's uncertainty and the draw's own.
+// interval is where one more draw is expected with 95 %: the mean's uncertainty and the draw's own. Values above 0 are
+// taken to vary by factors, as the draws' step times do: latencies near saturation are far from symmetric.
 func interval(values []float64) stats.Interval {
-	s := stats.New(values)
+	factors := len(values) > 0 && slices.Min(values) > 0
+	scaled := slices.Clone(values)
+	for i, v := range values {
+		if factors {
+			scaled[i] = math.Log(v)
+		}
+	}
+	s := stats.New(scaled)
 	half := (s.MeanInterval(0.95).High - s.Mean()) * math.Sqrt(float64(len(values)+1))
-	return stats.Interval{Low: s.Mean() - half, High: s.Mean() + half}
+	iv := stats.Interval{Low: s.Mean() - half, High: s.Mean() + half}
+	if factors {
+		iv = stats.Interval{Low: math.Exp(iv.Low), High: math.Exp(iv.High)}
+	}
+	return iv
 }
 
 // underSLOs finds the end of the SLOs in every draw, by doubling or halving, then bisection to 1 %.
@@ -230,7 +242,7 @@ func threeDigits(v float64) string {
 func (d *Deployment) String() string {
 	replicas := fmt.Sprintf("%d replica(s)", d.Replicas)
 	if d.ReplicasHigh > d.Replicas {
-		replicas = fmt.Sprintf("%d to %d replicas", d.Replicas, d.ReplicasHigh)
+		replicas = fmt.Sprintf("%d (at most %d) replicas", d.Replicas, d.ReplicasHigh)
 	}
 	text := fmt.Sprintf("%s of %d GPU(s) for %.4g request/s", replicas, d.GPUs, d.Target)
 	if d.PerHour != nil {

@@ -32,8 +32,10 @@ type RateChoice struct {
 	Low         float64 `json:"low"`
 	High        float64 `json:"high"`
 	At          float64 `json:"at_request_per_s"`
-	// BaselineRegret is the same of the baseline; nil where it misses SLOs that the choice meets.
+	// BaselineRegret is the same of the baseline; nil where it meets the SLOs at fewer rates than the choice.
 	BaselineRegret *float64 `json:"baseline_worst_regret"`
+	// BaselineMisses are the rates at which the choice meets the SLOs, and the baseline does not or in fewer draws.
+	BaselineMisses []float64 `json:"baseline_misses_request_per_s,omitempty"`
 	// Points are the range's rates, one by one; Switches where the best settings change.
 	Points   []RatePoint `json:"points"`
 	Switches []Switch    `json:"switches,omitempty"`
@@ -372,6 +374,9 @@ func (r *ranging) choice(s Strategy, i int) RateChoice {
 		out.BaselineRegret = &x
 	}
 	for k, rate := range r.rates {
+		if r.meets[k][i] && !r.meets[k][r.keep[0]] {
+			out.BaselineMisses = append(out.BaselineMisses, rate)
+		}
 		point := RatePoint{Rate: rate, Met: r.meets[k][i], Possible: r.possible(k), Winner: []Change{}}
 		if w := r.winner(s, k); w >= 0 {
 			point.Winner = r.changes(w)

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -187,7 +188,11 @@ func rangeFact(ps *planner.Plans, c *planner.RateChoice) string {
 		ps.Range.Rates[0], ps.Range.Rates[len(ps.Range.Rates)-1], harness.Percent(c.WorstRegret, false), harness.Percent(c.Low, false),
 		harness.Percent(c.High, false), c.At, ps.Baseline.Strategy)
 	if c.BaselineRegret == nil {
-		return text + "misses the SLOs"
+		var rates []string
+		for _, rate := range c.BaselineMisses {
+			rates = append(rates, fmt.Sprintf("%.4g", rate))
+		}
+		return text + "misses the SLOs, or meets them in fewer draws, at " + strings.Join(rates, ", ")
 	}
 	return text + harness.Percent(*c.BaselineRegret, false)
 }

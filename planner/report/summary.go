@@ -84,7 +84,11 @@ func summaryTable(b *bufio.Writer, ps *planner.Plans, plan *planner.Plan) {
 		fmt.Fprintln(b, line(c.label, s.unit, cell(current.Predicted), cell(plan.Predicted), relative(current, plan, i), interval,
 			cell(plan.Measured), cell(otherPredicted)))
 	}
-	note := fmt.Sprintf("SIMULATED in virtual time; change against %s; range of %s", current.Strategy, plan.Strategy)
+	at := ""
+	if r := ps.Range; r != nil && len(r.Rates) > 0 {
+		at = fmt.Sprintf(" at %.4g request/s", r.Rates[len(r.Rates)-1])
+	}
+	note := fmt.Sprintf("SIMULATED in virtual time%s; change against %s; range of %s", at, current.Strategy, plan.Strategy)
 	if len(plan.Measured) > 0 && plan.MeasuredOrigin != harness.OriginMeasured {
 		note += "; measured on a SIMULATED server"
 	}
