@@ -26,14 +26,7 @@ func (ps *Plans) verdict() string {
 	if ps.Range == nil {
 		text = ""
 		if g := plan.Gain; g != nil {
-			better := " better by "
-			if plan.Strategy == Memory {
-				better = " smaller by "
-			}
-			text = harness.Words(g.Metric, g.Stat) + better + harness.Percent(g.Change, false)
-			if g.Low != nil && *g.Low != *g.High {
-				text += " (" + harness.Percent(*g.Low, false) + " to " + harness.Percent(*g.High, false) + ")"
-			}
+			text = g.String()
 		}
 		if missed := ps.mends(plan); missed != "" {
 			text = strings.TrimSuffix(fmt.Sprintf("it meets %s, which your settings miss; %s", missed, text), "; ")

@@ -373,3 +373,30 @@ func TestBlocksStartFromTheServersNumber(t *testing.T) {
 		t.Errorf("%d blocks of twice the size without a GPU", n)
 	}
 }
+
+// A latency that gets better is not "+12 %".
+func TestGainText(t *testing.T) {
+	at := func(v float64) *float64 { return &v }
+	for _, tt := range []struct {
+		gain Gain
+		want string
+	}{
+		{Gain{Metric: harness.MetricTotalThroughput, Change: 0.4, Low: at(0.35), High: at(0.44)},
+			"total throughput +40 % (+35 % to +44 %)"},
+		{Gain{Metric: harness.MetricTotalThroughput, Low: at(-0.01), High: at(0.02)},
+			"total throughput unchanged (-1.0 % to +2.0 %)"},
+		{Gain{Metric: harness.MetricTotalThroughput, Change: 0.0001, Low: at(0), High: at(0.0002)},
+			"total throughput unchanged"},
+		{Gain{Metric: harness.MetricTotalThroughput, Change: -0.03}, "total throughput -3.0 %"},
+		{Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Change: 0.12, Low: at(-0.01), High: at(0.15)},
+			"E2EL mean better by 12 % (-1.0 % to 15 %)"},
+		{Gain{Metric: harness.MetricTTFT, Stat: harness.StatP99, Change: -0.2, Low: at(-0.3), High: at(-0.1)},
+			"TTFT p99 worse by 20 % (10 % to 30 %)"},
+		{Gain{Metric: harness.MetricKVCacheSize, Change: 0.52, Low: at(0.52), High: at(0.52)},
+			"KV cache size smaller by 52 %"},
+	} {
+		if got := tt.gain.String(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}

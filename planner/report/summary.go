@@ -140,7 +140,7 @@ func InBrief(p *planner.Plan) string {
 		text = "keep your settings"
 	}
 	if p.Gain != nil {
-		text += "; " + gainShare(*p.Gain)
+		text += "; " + p.Gain.String()
 	}
 	return text
 }

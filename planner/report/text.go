@@ -256,28 +256,7 @@ func sensitivityText(all []planner.Sensitivity) string {
 
 func gainText(g analysis.Gain) string {
 	s := scaleFor(g.Unit, g.Before, g.After)
-	return gainShare(g) + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
-}
-
-// gainShare is a gain as a share, with its interval: "total throughput +40 % (+35 % to +44 %)"; of what is better when it is
-// less, "E2EL mean better by 12 % (8.0 % to 15 %)".
-func gainShare(g analysis.Gain) string {
-	signed, sign := harness.HigherIsBetter(g.Metric), 1.0
-	text := harness.Words(g.Metric, g.Stat) + " "
-	switch {
-	case signed:
-	case g.Change < 0:
-		sign = -1
-		text += "worse by "
-	default:
-		text += "better by "
-	}
-	text += harness.Percent(sign*g.Change, signed)
-	if g.Low != nil && g.High != nil {
-		low, high := min(sign**g.Low, sign**g.High), max(sign**g.Low, sign**g.High)
-		text += " (" + harness.Percent(low, signed) + " to " + harness.Percent(high, signed) + ")"
-	}
-	return text
+	return g.String() + ", " + s.digits(g.Before, 0) + " -> " + s.digits(g.After, 0) + " " + s.unit
 }
 
 func changesText(changes []planner.Change) string {

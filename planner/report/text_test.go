@@ -246,25 +246,6 @@ func TestPlansVerdict(t *testing.T) {
 	}
 }
 
-// A latency that gets better is not "+12 %".
-func TestGainShare(t *testing.T) {
-	tests := []struct {
-		gain analysis.Gain
-		want string
-	}{
-		{analysis.Gain{Metric: harness.MetricTotalThroughput, Change: 0.4, Low: value(0.35), High: value(0.44)}, "total throughput +40 % (+35 % to +44 %)"},
-		{analysis.Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Change: 0.12, Low: value(-0.01), High: value(0.15)},
-			"E2EL mean better by 12 % (-1.0 % to 15 %)"},
-		{analysis.Gain{Metric: harness.MetricTTFT, Stat: harness.StatP99, Change: -0.2, Low: value(-0.3), High: value(-0.1)},
-			"TTFT p99 worse by 20 % (10 % to 30 %)"},
-	}
-	for _, tt := range tests {
-		if got := gainShare(tt.gain); got != tt.want {
-			t.Errorf("%s, want %s", got, tt.want)
-		}
-	}
-}
-
 // A prediction of nothing but its own figures: the chart's error is the table's, and what was measured lies at 0.
 func TestPredictedPanel(t *testing.T) {
 	p := planner.Plan{Predicted: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(3), Low: value(1), High: value(4)},

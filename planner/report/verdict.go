@@ -121,7 +121,7 @@ func told(verified []*planner.Plan) *planner.Plan {
 func VerifiedVerdict(p *planner.Plan) string {
 	missed := MissedVerdict(p)
 	if g := p.MeasuredGain; g != nil {
-		text := gainShare(*g) + " over " + string(p.MeasuredOver)
+		text := g.String() + " over " + string(p.MeasuredOver)
 		if g.Low == nil {
 			text += " (one run each)"
 		}
