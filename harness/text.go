@@ -29,10 +29,16 @@ func Wrap(first, rest, text string) string {
 	return b.String()
 }
 
+// numeral says that a word ends in a digit.
+func numeral(word string) bool {
+	end := word[len(word)-1]
+	return '0' <= end && end <= '9'
+}
+
 // words are what a line may be broken between.
 func words(text string) (words []string) {
 	for _, word := range strings.Fields(text) {
-		if last := len(words) - 1; last >= 0 && strings.HasPrefix(word, "%") {
+		if last := len(words) - 1; last >= 0 && strings.HasPrefix(word, "%") && numeral(words[last]) {
 			words[last] += " " + word
 		} else {
 			words = append(words, word)

@@ -215,7 +215,7 @@ func TestDist(t *testing.T) {
 }
 
 func FuzzParseDist(f *testing.F) {
-	for _, text := range []string{"128", "64:256", "normal:5:1:2:9", "lognormal:200:1", "exp:300:100:2000", "uniform:1:3", "1e2"} {
+	for _, text := range []string{"128", "64:256", "normal:5:1:2:9", "normal:5:1:6:6", "lognormal:200:1", "exp:300:100:2000", "uniform:1:3", "1e2"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -119,7 +119,8 @@ func (d Dist) average() float64 {
 	for z := -10.0; z <= 20; z += step { // e^(sigma z) moves the weight up to z = sigma
 		sum += float64(d.value(z)) * math.Exp(-z*z/2)
 	}
-	return sum * step / math.Sqrt(2*math.Pi)
+	mean := sum * step / math.Sqrt(2*math.Pi)
+	return min(max(mean, float64(d.min)), float64(d.max)) // the sum rounds
 }
 
 // Mean is the mean of what is drawn, bounds included.

@@ -17,6 +17,9 @@ const Schema = "kvtune.cost/1"
 // The table behind StepTime has an entry per batch size up to the last knot.
 const maxKnots, maxKnot = 64, 4096
 
+// No coefficient of a file is more than an hour per unit, in seconds.
+const hour = 3600.0
+
 // wire is a Model as JSON. Times are seconds.
 type wire struct {
 	Schema       string        `json:"schema"`
@@ -68,7 +71,7 @@ func (m *Model) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads the schema "kvtune.cost/1". A newer major version, coefficients that are not those of the
-// formula, and negative or infinite values are errors; unknown fields are ignored.
+// formula, and values that are negative or of more than an hour are errors; unknown fields are ignored.
 func (m *Model) UnmarshalJSON(data []byte) error {
 	var w wire
 	if err := json.Unmarshal(data, &w); err != nil {
@@ -130,14 +133,14 @@ func (w *wire) check() error {
 			strings.Join(names, ", "))
 	}
 	for _, c := range w.Coefficients {
-		if !finite(c.Value, c.Low, c.High) {
-			return fmt.Errorf("coefficient %s is %g (%g to %g), expected numbers of at least 0",
+		if !finite(c.Value, c.Low, c.High) || c.Value > hour {
+			return fmt.Errorf("coefficient %s is %g (%g to %g), expected numbers of at least 0, and of at most an hour",
 				c.Name, c.Value, c.Low, c.High)
 		}
 	}
 	for i, d := range w.Draws {
-		if len(d) != len(want) || !finite(d...) {
-			return fmt.Errorf("draws[%d] has %d values, expected %d numbers of at least 0", i, len(d), len(want))
+		if len(d) != len(want) || !finite(d...) || slices.Max(d) > hour {
+			return fmt.Errorf("draws[%d] has %d values, expected %d numbers from 0 to %g", i, len(d), len(want), hour)
 		}
 	}
 	if n := len(w.FrontDraws); n > 0 && n != len(w.Draws) {
@@ -162,7 +165,7 @@ func (w *wire) check() error {
 	l := w.Limits
 	fe := w.FrontEnd
 	latencies := []float64{fe.Request, fe.Handle, fe.PromptToken, fe.Token, fe.Event}
-	if !finite(latencies...) || slices.Max(latencies) > 3600 || !finite(l.Flops, l.Bandwidth, l.FlopsPerToken,
+	if !finite(latencies...) || slices.Max(latencies) > hour || !finite(l.Flops, l.Bandwidth, l.FlopsPerToken,
 		l.FlopsPerSeq, l.AttentionFlops, l.WeightBytes, l.KVBytesPerToken) {
 		return fmt.Errorf("latencies and limits must be numbers of at least 0 (latencies at most an hour)")
 	}

@@ -383,7 +383,10 @@ func (m *Model) compile() {
 	}
 }
 
-// StepTime is how long the device is busy with a step; 0 for a step without tokens.
+// maxStep keeps sums over millions of steps within a [time.Duration], whatever the coefficients of a file are.
+const maxStep = float64(time.Hour)
+
+// StepTime is how long the device is busy with a step: 0 for one without tokens, an hour at most.
 func (m *Model) StepTime(s Step) time.Duration {
 	if s.Tokens() <= 0 {
 		return 0
@@ -399,7 +402,7 @@ func (m *Model) StepTime(s Step) time.Duration {
 		ns += m.prefill + m.attention*s.PrefillAttention + m.kvMix*float64(s.DecodeContext) +
 			m.empty*float64(s.emptyRows())
 	}
-	return time.Duration(ns)
+	return time.Duration(min(ns, maxStep))
 }
 
 // HostTime is how long the host prepares and launches a step. The launch of one that a full CUDA graph covers takes no

@@ -260,6 +260,7 @@ func TestJSONRefuses(t *testing.T) {
 		{`"knots_seqs":[0,8`, `"knots_seqs":[0,0`, "ascending"},
 		{`"request_s":0.004`, `"request_s":-1`, "at least 0"},
 		{`"value":`, `"value":-`, "at least 0"},
+		{`"value":`, `"value":1e58,"was":`, "at most an hour"},
 		{`"knee_tokens":`, `"knee_tokens":-`, "at least 1"},
 		{`"schema"`, `"schema`, "not a cost model"},
 	} {
@@ -289,7 +290,7 @@ func FuzzJSON(f *testing.F) {
 		if json.Unmarshal(data, &m) != nil {
 			return
 		}
-		if d := m.StepTime(Step{DecodeSeqs: 1, DecodeContext: 1}); d < 0 {
+		if d := m.StepTime(Step{DecodeSeqs: 1, DecodeContext: 1}); d < 0 || d > time.Hour {
 			t.Errorf("a step of %v", d)
 		}
 		if _, err := json.Marshal(&m); err != nil {
