@@ -27,7 +27,7 @@ type Comparison struct {
 const forestRows = 24
 
 // CompareHTML writes a page like [HTML]'s about two sides: the verdict, every case with interval and p-value, the runs of
-// both in the same table and charts, and their conditions beside each other with what differs marked.
+// both in the same table and charts, and their conditions beside each other with what differs marked, and what the servers said of requests that failed.
 func CompareHTML(w io.Writer, c Comparison) error {
 	both := Input{Title: c.Title, Verdict: c.Result.Verdict(), Runs: sideBySide(c.A.Runs, c.B.Runs), Commands: c.Commands}
 	p := &page{Title: c.Title, Verdict: c.Result.Verdict(), Simulated: both.simulated()}
@@ -66,7 +66,13 @@ func CompareHTML(w io.Writer, c Comparison) error {
 		maps = append(maps, block{Heading: string(rune('A'+i)) + ": " + in.Kernels.Device, Heats: hs})
 	}
 	p.add("kernels", "What a block size costs in a kernel", maps...)
-	p.add("conditions", "Conditions", block{Tables: conditionTables(c)})
+	conditions := block{Tables: conditionTables(c)}
+	for i := range both.Runs {
+		for _, e := range both.Runs[i].errors() {
+			conditions.List = append(conditions.List, both.Runs[i].Result.Name+": error of requests: "+e)
+		}
+	}
+	p.add("conditions", "Conditions", conditions)
 	p.closing(both)
 	return p.write(w)
 }

@@ -118,11 +118,8 @@ func TestHostileNames(t *testing.T) {
 	}
 	in.Plans.Plans[0].Why, in.Plans.Plans[0].Launch = hostile, []string{"vllm", "serve", hostile}
 	text, page, svg := render(t, in)
-	if strings.Count(page, "<script") != 1 || strings.Contains(page, "<script src") || strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") {
-		t.Error("markup of a name reached the page")
-	}
-	if strings.Count(page, "</svg>") != strings.Count(page, "<svg ") || strings.Contains(svg, "<script") ||
-		strings.Count(svg, "</svg>") != 1 {
+	staysText(t, page)
+	if strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") || strings.Contains(svg, "<script") || strings.Count(svg, "</svg>") != 1 {
 		t.Error("markup of a name reached a drawing")
 	}
 	for name, s := range map[string]string{"text": text, "svg": svg} {
@@ -133,9 +130,6 @@ func TestHostileNames(t *testing.T) {
 	var doc struct{}
 	if err := xml.Unmarshal([]byte(svg), &doc); err != nil {
 		t.Errorf("svg is not XML: %v", err)
-	}
-	if strings.Contains(page, "\x1b") || strings.Contains(page, "\x00") {
-		t.Error("control characters of a name reached the page")
 	}
 }
 
