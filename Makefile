@@ -47,7 +47,7 @@ test-kernels: tools ## host kernels against the float64 reference, timing, compa
 	$(GO) test $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
 
-test-fire: tools ## kill -9, full disks, damaged archives, 10,000 streams: "Under fire" of the README (6 minutes)
+test-fire: tools ## kill -9, full disks, damaged archives, 10,000 streams: "Under fire" of the README (4 minutes)
 	KVTUNE_FIRE=1 $(GO) test -count=1 -p 1 \
 	  -run 'KilledAtRandom|DiskFull|Mutations|FlippedBits|LostEnds|ManyStreams|MemoryLimit' \
 	  ./harness/archive ./harness/vllm ./harness/workflow ./cmd/kvtune

@@ -102,9 +102,17 @@ func profileAction(c *cli.Context) error {
 	if search {
 		return s.searchRate(ctx, c, configs[0], slos)
 	}
+	return s.measure(c, configs, slos, func(i int) (*profile.Output, error) {
+		return s.measureOne(ctx, configs[i], i == 0 && c.Bool("probes"), false)
+	})
+}
+
+// measure measures configurations in order, up to one that is cut short, and prints them. one measures the i-th.
+func (s *setup) measure(c *cli.Context, configs []harness.Config, slos []harness.SLO,
+	one func(i int) (*profile.Output, error)) error {
 	var runs []*profile.Output
 	for i, cfg := range configs {
-		run, err := s.measureOne(ctx, cfg, i == 0 && c.Bool("probes"), false)
+		run, err := one(i)
 		if err != nil {
 			return fmt.Errorf("%s: %w", cfg.Name, err)
 		}

@@ -164,27 +164,13 @@ func (s *setup) profileShard(c *cli.Context, configs []harness.Config, slos []ha
 	if err := waitUntil(ctx, start, s.screen.stage); err != nil {
 		return err
 	}
-	var runs []*profile.Output
-	for _, cfg := range own {
-		if part, _ := folder.Part(cfg.Name); part.State == archive.Done {
-			s.screen.stage(cfg.Name + ": taken over from the interrupted run")
-			run, err := workflow.ReadRun(folder, cfg.Name)
-			if err != nil {
-				return err
-			}
-			runs = append(runs, run)
-			continue
+	return s.measure(c, own, slos, func(i int) (*profile.Output, error) {
+		if part, _ := folder.Part(own[i].Name); part.State == archive.Done {
+			s.screen.stage(own[i].Name + ": taken over from the interrupted run")
+			return workflow.ReadRun(folder, own[i].Name)
 		}
-		run, err := s.measureOne(ctx, cfg, probes && cfg.Name == configs[0].Name, quick)
-		if err != nil {
-			return fmt.Errorf("%s: %w", cfg.Name, err)
-		}
-		if runs = append(runs, run); run.Result.Partial {
-			break
-		}
-	}
-	s.screen.close()
-	return printRuns(c, reportRuns(runs...), judged(runs, slos), s.files())
+		return s.measureOne(ctx, own[i], probes && own[i].Name == configs[0].Name, quick)
+	})
 }
 
 // measureOne measures a configuration, after the probes where they are wanted.

@@ -185,7 +185,11 @@ func (opt *Options) send(ctx context.Context, client *vllm.Client, writer *archi
 		view = newLive(opt.OnProgress, watch, len(opt.Workload.Requests))
 		onProgress = view.progress
 	}
-	vllm.ReserveConnections(len(opt.Workload.Requests))
+	connections := len(opt.Workload.Requests)
+	if c := opt.Workload.Concurrency; c > 0 {
+		connections = min(connections, c)
+	}
+	vllm.ReserveConnections(connections)
 	run, err := load.Do(ctx, load.Options{
 		Client:            client,
 		FirstTokenTimeout: opt.Limits.FirstToken, IdleTimeout: opt.Limits.BetweenTokens, RequestTimeout: opt.Limits.Request,
