@@ -8,6 +8,11 @@ import (
 
 // frontEnd is the API server: one thread that reads requests and sends tokens in order of their coming. Calls are in
 // order of time.
+//
+// Not in it is what the thread does between two chunks of 128 outputs (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE): of vLLM 0.26 on
+// an H100, tokens came in runs of 128 at 60 us each and, with 100 to 200 requests decoding, 1.8 to 2.6 ms apart. Nor is
+// whatever else holds up new requests there: the mean TTFT came 54 ms above the prediction of 134 ms at 16 requests/s, of
+// which 25 ms are outside the server's own account.
 type frontEnd struct {
 	cost.FrontEnd
 	// reading and sending are until when the requests, and the tokens, that have come keep the thread busy.
