@@ -253,7 +253,11 @@ __device__ void decode_kernel(const P &p) {
   for (int i = 0; i < S::STAGES - 1; i++) load();
 
   for (; share < shares; share++) {
-    const Segment s = p.segments[share];
+    Segment s;
+    if constexpr (DIRECT)
+      s = share == work.at ? work.segment : p.work[share].segment;
+    else
+      s = p.segments[share];
     uint32_t query[D / 16][2];
     load_query<T, D>(query, p, s.sequence, s.head);
     Running<D> r = {};
