@@ -39,10 +39,10 @@ GPU=${GPU:-H200} ROUNDS=${ROUNDS:-2} EXTRA=${EXTRA:-}
 LAUNCH=${LAUNCH:-${PYTHON:-python3} -m vllm.entrypoints.cli.main serve}
 # What a GPU's size decides: requests/s and users that load it, and do not overload it.
 case $GPU in
-H100) CONVERSATION_RATE=${CONVERSATION_RATE:-20} CODE_RATE=${CODE_RATE:-6} USERS=${USERS:-110} ;;
-*) CONVERSATION_RATE=${CONVERSATION_RATE:-24} CODE_RATE=${CODE_RATE:-7} USERS=${USERS:-230} ;;
+H100) CONVERSATION_RATE=${CONVERSATION_RATE:-20} USERS=${USERS:-110} ;;
+*) CONVERSATION_RATE=${CONVERSATION_RATE:-18} USERS=${USERS:-230} ;;
 esac
-REQUESTS=${REQUESTS:-600} AZURE=AzureLLMInferenceTrace
+CODE_RATE=${CODE_RATE:-6} REQUESTS=${REQUESTS:-1000} AZURE=AzureLLMInferenceTrace
 BAD_conversation=${BAD_conversation:---max-num-seqs 48}
 BAD_code=${BAD_code:---max-num-batched-tokens 512}
 BAD_prefix=${BAD_prefix:---gpu-memory-utilization 0.7}
@@ -75,7 +75,7 @@ workload() { # NAME: its flags
 objective() { # NAME: strategy and objectives
   case $1 in
   conversation) echo "throughput;--slo;p99 ITL <= 80ms;--slo;p99 TTFT <= 2s" ;;
-  code) echo "latency;--slo;p99 TTFT <= 12s" ;;
+  code) echo "latency;--slo;p99 TTFT <= 15s" ;;
   prefix) echo "cache;--slo;p99 TTFT <= 20s" ;;
   esac
 }
