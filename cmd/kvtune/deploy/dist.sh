@@ -24,8 +24,9 @@ for need in aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu objdump:binutils qemu-aa
   command -v "${need%:*}" >/dev/null || fail "${need%:*} is missing: apt-get install ${need#*:} libc6-dev-arm64-cross"
 done
 
-for kernel in decode move peak prefill prefill90; do
-  [ -s kernels/gpu/image/$kernel.fatbin ] || fail "kernels/gpu/image/$kernel.fatbin is missing: make images compiles it"
+for source in kernels/gpu/*.cu; do
+  image=kernels/gpu/image/$(basename "$source" .cu).fatbin
+  [ -s "$image" ] || fail "$image is missing: make images compiles it"
 done
 
 for arch in amd64 arm64; do
