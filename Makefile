@@ -37,14 +37,14 @@ run: build ## measure block sizes, then profile, plan, verify, report on the emb
 RACELESS := kernels/host harness/timing harness/compare
 
 test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
-	$(GO) test -race $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
-	$(GO) test -run 'TestScripts/(seed|plan)|ReadmeCommands|Example' ./cmd/kvtune ./harness/workflow
+	$(GO) test -race -timeout 30m $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
+	$(GO) test -timeout 30m -run 'TestScripts/(seed|plan)|ReadmeCommands|Example' ./cmd/kvtune ./harness/workflow
 
 accuracy: tools ## what the planner predicts against recorded runs of real servers (KVTUNE_DATA, or ../shared/data)
 	$(GO) test -tags accuracy -count=1 -run '^TestAccuracy$$' -timeout 30m -v ./cmd/kvtune
 
 test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
-	$(GO) test $(RACELESS:%=./%)
+	$(GO) test -timeout 30m $(RACELESS:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
 
 test-fire: tools ## kill -9, full disks, damaged archives, 10,000 streams: "Under fire" of the README (4 minutes)

@@ -78,6 +78,9 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// patience is how often what a script waits for is looked for, 50 ms apart: two minutes, on a busy machine.
+const patience = 2400
+
 // records waits until a requests file that is still being written holds at least N records: records FILE N.
 func records(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
@@ -88,7 +91,7 @@ func records(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("records %s: %v", args[1], err)
 	}
 	path := ts.MkAbs(args[0])
-	for range 600 {
+	for range patience {
 		for _, name := range []string{path + archive.PartialSuffix, path} {
 			data, err := os.ReadFile(name)
 			if err != nil {
@@ -108,7 +111,7 @@ func listening(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: listening host:port")
 	}
-	for range 600 {
+	for range patience {
 		conn, err := net.Dial("tcp", args[0])
 		if err == nil {
 			ts.Check(conn.Close())
