@@ -16,8 +16,9 @@ import (
 // Capacity is how many requests per second settings serve.
 type Capacity struct {
 	// Rate is the highest arrival rate in request/s at which the simulated requests, at other paces of arrival, meet the
-	// SLOs; without SLOs the rate at which they are served when all wait at once. Beyond the simulated number of requests
-	// a queue may still grow: near Rate, a longer run may miss.
+	// SLOs; without SLOs, and at most where none of them is about the time that a request waits, the rate at which they
+	// are served when all wait at once. Beyond the simulated number of requests a queue may still grow: near Rate, a
+	// longer run may miss.
 	Rate float64 `json:"request_per_s"`
 	// Low and High bound the 95 % interval over the draws.
 	Low  float64 `json:"low"`
@@ -91,6 +92,15 @@ func (p *planning) capacity(ctx context.Context, c *candidate) (*Capacity, error
 
 // saturated lets all requests wait at once.
 func (p *planning) saturated(ctx context.Context, c *candidate) (*Capacity, error) {
+	rates, err := p.served(ctx, c)
+	if err != nil || rates[0] <= 0 {
+		return nil, err
+	}
+	return within(rates, false), nil
+}
+
+// served are the rates of the draws at which requests are served that all wait at once, in request/s.
+func (p *planning) served(ctx context.Context, c *candidate) ([]float64, error) {
 	rates := make([]float64, len(p.work))
 	err := p.each(ctx, len(rates), func(ctx context.Context, i int) error {
 		w := p.work[i]
@@ -104,10 +114,14 @@ func (p *planning) saturated(ctx context.Context, c *candidate) (*Capacity, erro
 		rates[i], _ = o.metrics.Value(harness.MetricRequestThroughput, "")
 		return nil
 	})
-	if err != nil || rates[0] <= 0 {
-		return nil, err
-	}
-	return within(rates, false), nil
+	return rates, err
+}
+
+// queues reports whether an objective is about the time that requests wait to be served.
+func queues(slos []harness.SLO) bool {
+	return slices.ContainsFunc(slos, func(s harness.SLO) bool {
+		return s.Metric == harness.MetricTTFT || s.Metric == harness.MetricE2EL || s.Metric == harness.MetricQueueTime
+	})
 }
 
 // within is the first rate with the interval that the draws give it.
@@ -193,6 +207,17 @@ func (p *planning) underSLOs(ctx context.Context, c *candidate) (*Capacity, erro
 	err := p.each(ctx, len(ends)-1, func(ctx context.Context, i int) error { return find(ctx, i+1, at) })
 	if err != nil {
 		return nil, err
+	}
+	if !queues(p.req.SLOs) { // the objectives hold however long the queue grows
+		most, err := p.served(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		for i := range ends {
+			if ends[i] > most[i] {
+				ends[i], open[i] = most[i], false
+			}
+		}
 	}
 	return within(ends, slices.Contains(open, true)), nil
 }
