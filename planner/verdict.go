@@ -28,21 +28,30 @@ func (ps *Plans) verdict() string {
 		if g := plan.Gain; g != nil {
 			text = g.String()
 		}
-		if missed := ps.mends(plan); missed != "" {
-			text = strings.TrimSuffix(fmt.Sprintf("it meets %s, which your settings miss; %s", missed, text), "; ")
+		if mended := ps.mends(plan); mended != "" {
+			text = strings.TrimSuffix(mended+"; "+text, "; ")
 		}
 	}
 	return strings.TrimSuffix("CHANGE "+changed(plan.Changed)+": "+text, ": ") + "; SIMULATED"
 }
 
-// mends is an objective that a plan is predicted to meet and the baseline to miss, "" where there is none.
+// mends says which objective a plan is predicted to meet and the baseline to miss, or to meet in too few draws; ""
+// where there is none.
 func (ps *Plans) mends(plan *Plan) string {
+	unsure := ""
 	for i, c := range plan.SLOs {
-		if c.Met && i < len(ps.Baseline.SLOs) && !ps.Baseline.SLOs[i].Met {
-			return c.SLO
+		if !c.Met || i >= len(ps.Baseline.SLOs) {
+			continue
+		}
+		b := ps.Baseline.SLOs[i]
+		if !b.Met {
+			return fmt.Sprintf("it meets %s, which your settings miss", c.SLO)
+		}
+		if p, q := c.Probability, b.Probability; unsure == "" && p != nil && q != nil && *q < min(surely, *p) {
+			unsure = fmt.Sprintf("it meets %s in %.0f %% of the draws, your settings in %.0f %%", c.SLO, 100**p, 100**q)
 		}
 	}
-	return ""
+	return unsure
 }
 
 // changed are the flags that a verdict has room for; the command has them all.
