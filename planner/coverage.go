@@ -92,7 +92,7 @@ func FeaturesOf(args harness.EngineArgs, rest []string) []harness.Feature {
 			out = append(out, harness.Feature{Name: name, Support: measuredOnly, Note: note})
 		}
 	}
-	if args.KVOffloadingSize > 0 {
+	if args.KVOffloadingSize > 0 || args.SwapSpace > 0 { // newer releases have the first in place of the second
 		add("KV offload", "host memory holds evicted blocks")
 	}
 	for i, word := range rest {

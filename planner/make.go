@@ -185,8 +185,21 @@ func newPlanning(req Request) (*planning, error) {
 		}
 		p.strategy, p.base = Current, p.resolve(legal)
 	}
+	fixed, replaced, err := vllmflags.Legalize(req.Fixed, req.Version, p.device)
+	if err != nil {
+		return nil, fmt.Errorf("pinned settings: %w", err)
+	}
+	for _, r := range replaced {
+		if r.Asked != "" {
+			p.note("pinned settings: " + r.String())
+		}
+	}
+	if req.Fixed.MaxNumBatchedTokens == 0 { // what a pinned max_num_seqs needs at least is no pin
+		fixed.MaxNumBatchedTokens = 0
+	}
+	p.req.Fixed = fixed
 	for _, f := range p.flags {
-		if v := vllmflags.Get(req.Fixed, f.Name); v != "" && !f.Modelled {
+		if v := vllmflags.Get(p.req.Fixed, f.Name); v != "" && !f.Modelled {
 			p.note(fmt.Sprintf("%s is pinned to %s: %s", f.Name, v, p.caveat(f, v)))
 		}
 	}

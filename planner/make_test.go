@@ -206,6 +206,54 @@ func TestMaxRateIsWhereTheSLOEnds(t *testing.T) {
 	}
 }
 
+// An objective that does not see requests wait holds at any rate: the rate is what is served, then.
+func TestMaxRateIsServed(t *testing.T) {
+	req := request(t, load(60, 0, 1000, 40, 100*time.Millisecond, 0))
+	req.Strategies = []Strategy{Throughput}
+	req.TargetRate = 1
+	served := mustMake(t, req).Baseline.MaxRequestRate
+	req.SLOs = []harness.SLO{{Metric: harness.MetricTPOT, Stat: harness.StatP99, Limit: 10}}
+	if got := mustMake(t, req).Baseline.MaxRequestRate; got == nil || *got != *served {
+		t.Errorf("the objective holds up to %v request/s, served are %v", got, served)
+	}
+}
+
+func TestPinnedSettingsAreLegal(t *testing.T) {
+	req := request(t, load(60, 0, 200, 60, 0, 32))
+	req.Strategies = []Strategy{Throughput}
+	req.Fixed = harness.EngineArgs{MaxNumSeqs: 10_000, BlockSize: 17}
+	plans := mustMake(t, req)
+	if p := plans.Plans[0]; p.Args.BlockSize != 16 || p.Args.MaxNumSeqs != 10_000 || p.Args.MaxNumBatchedTokens < 10_000 {
+		t.Errorf("%+v", p.Args)
+	}
+	if !strings.Contains(strings.Join(plans.Notes, "\n"), "block_size 17 replaced by 16") {
+		t.Errorf("notes %q", plans.Notes)
+	}
+	for _, a := range plans.Search.Axes { // what a pinned flag needs of another is not pinned
+		if a.Flag == "max_num_batched_tokens" && len(a.Values) < 2 {
+			t.Errorf("searched %+v", a)
+		}
+	}
+}
+
+// The verdict of a plan that is worse says what it is for.
+func TestVerdictOfUnsureObjectives(t *testing.T) {
+	check := func(met bool, share float64) []SLOCheck {
+		return []SLOCheck{{SLO: "p99 itl <= 60ms", Met: met, Probability: &share}}
+	}
+	for want, base := range map[string][]SLOCheck{
+		"in 100 % of the draws, your settings in 75 %": check(true, 0.75),
+		"which your settings miss":                     check(false, 0.5),
+		"":                                             check(true, 0.96),
+	} {
+		better := Plan{SLOs: check(true, 1), Changed: []Change{{Flag: "max_num_seqs", To: "16"}}}
+		ps := Plans{Baseline: Plan{SLOs: base}, Plans: []Plan{better}}
+		if v := ps.verdict(); !strings.Contains(v, want) || strings.Contains(v, "it meets") != (want != "") {
+			t.Errorf("%q lacks %q", v, want)
+		}
+	}
+}
+
 func TestPinnedSettingsStay(t *testing.T) {
 	req := request(t, load(60, 0, 200, 60, 0, 32))
 	req.Fixed = harness.EngineArgs{MaxNumSeqs: 8, BlockSize: 64}
