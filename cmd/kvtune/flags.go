@@ -97,7 +97,8 @@ func workloadFlags() []cli.Flag {
 		&cli.IntFlag{Name: "num-measurements", DefaultText: strconv.Itoa(d.NumMeasurements),
 			Usage: "measured `batches` of B requests"},
 		&cli.IntFlag{Name: "num-requests", Usage: "measured `requests` of an open loop, closed loop or trace"},
-		&cli.StringFlag{Name: "rate", Usage: "open loop: `requests/s`, Poisson; fixed:R for even gaps, R..R2 for a ramp"},
+		&cli.StringFlag{Name: "rate", Usage: "open loop: `requests/s`, Poisson; fixed:R for even gaps, R..R2 for a ramp, " +
+			"or for a range: what plan plans for, where profile --slo looks for the highest"},
 		&cli.Float64Flag{Name: "burstiness", Usage: "gamma `shape` of the arrivals; 1 is Poisson, below 1 is burstier"},
 		&cli.Float64Flag{Name: "cv",
 			Usage: "the same by the gaps' coefficient of `variation`: burstiness is 1/cv^2"},

@@ -12,6 +12,7 @@ import (
 	"kvtune/harness/archive"
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workflow"
+	"kvtune/harness/workload"
 	"kvtune/planner"
 	"kvtune/planner/cost"
 	"kvtune/planner/report"
@@ -83,7 +84,7 @@ func planCommand() *cli.Command {
 			&cli.Float64Flag{Name: "gpu-price", Usage: "and what they cost: `price` of one GPU for an hour"},
 		), serverFlags(), in(catServer,
 			&cli.StringFlag{Name: "vllm-version",
-				Usage: "flags and rules of this `version` of vLLM, 0.18 to 0.33 (default: the server's, or the newest)"},
+				Usage: "flags and rules of this `version` of vLLM, 0.18 to 0.33 (default: the server's, or 0.32)"},
 		), in("Parameter sweep",
 			&cli.BoolFlag{Name: "generate-parameter-sweep", Usage: "best settings for every cell of C, M, B and block size"},
 			&cli.StringFlag{Name: "C-range", Usage: "`values`: 256,512,1024 or 256:2048:x2", Value: "256,512,1024,2048"},
@@ -206,6 +207,10 @@ func plan(c *cli.Context) error {
 
 // basisOf finds the workload, the server and the cost model that a plan rests on: the profile's, or the flags' on paper.
 func basisOf(c *cli.Context) (*workflow.Basis, error) {
+	rate, err := replayed(c)
+	if err != nil {
+		return nil, err
+	}
 	cfg, err := configOf(c)
 	if err != nil {
 		return nil, err
@@ -225,6 +230,9 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	}
 	if err := check(gpu, cfg); err != nil {
 		return nil, err
+	}
+	if rate != "" {
+		cfg.Rate = rate
 	}
 	file := c.Path("profiling-results")
 	if file == "" {
@@ -271,6 +279,17 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		basis.Config = cfg
 	}
 	return basis, nil
+}
+
+// replayed is the range of rates at which a trace is to be replayed, "" where --rate is none; its highest takes its
+// place in the flags: one run goes through a trace at one rate.
+func replayed(c *cli.Context) (string, error) {
+	text := c.String("rate")
+	rate, err := workload.ParseRate(text)
+	if err != nil || !c.IsSet("trace") || rate.Even || rate.From == rate.To { // what is wrong is said where it is read
+		return "", nil
+	}
+	return text, c.Set("rate", fmt.Sprint(max(rate.From, rate.To)))
 }
 
 // deviceOf is the device that a cost model is of. Settings that the model is not of are refused: its times would be of

@@ -23,7 +23,7 @@ func simulateCommand() *cli.Command {
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
 			kernelsFlag(),
 			&cli.StringFlag{Name: "gpu", Usage: "`device` to simulate", Value: "H200"},
-			&cli.StringFlag{Name: "vllm-version", Usage: "rules of vLLM `0.18 to 0.33` (default: the newest)"},
+			&cli.StringFlag{Name: "vllm-version", Usage: "rules of vLLM `0.18 to 0.33` (default: 0.32)"},
 		), workloadFlags(), []cli.Flag{sloFlag()}, serverFlags(), []cli.Flag{outputDirFlag("results"), shardFlag()}),
 		Action: simulate,
 	}

@@ -139,7 +139,7 @@ func (b *Basis) ForVersion(version string) error {
 
 // features are what the server is known to do, and what its flags and its model turn on.
 func (b *Basis) features(opt PlanOptions) []harness.Feature {
-	all := slices.Concat(b.Info.Features, planner.FeaturesOf(b.Server.Args.Merge(opt.Current), opt.Extra))
+	all := slices.Concat(b.Info.Features, planner.FeaturesOf(b.Server.Args.Merge(opt.Current).Merge(opt.Fixed), opt.Extra))
 	if m := b.Server.Model; m != nil && m.SlidingWindow > 0 && m.SlidingWindow < b.Server.Args.MaxModelLen &&
 		!slices.ContainsFunc(all, func(f harness.Feature) bool { return f.Name == "sliding window" }) {
 		all = append(all, harness.Feature{Name: "sliding window", Support: "measured only",
@@ -167,13 +167,14 @@ type PlanOptions struct {
 func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, error) {
 	planned := *b
 	var rate workload.Rate
+	implied := b.Config.Rate != "" && b.Config.NumRequests == 0 && b.Config.Trace == "" && b.Config.Duration == 0
+	if implied {
+		planned.Config.NumRequests = 2000
+	}
 	if b.Config.Rate != "" {
 		var err error
 		if rate, err = workload.ParseRate(b.Config.Rate); err != nil {
 			return nil, err
-		}
-		if b.Config.NumRequests == 0 && b.Config.Trace == "" {
-			planned.Config.NumRequests = 2000
 		}
 	}
 	var plans *planner.Plans
@@ -199,6 +200,9 @@ func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, erro
 	}
 	plans.Config = b.Config
 	plans.Config.Rate = planned.Config.Rate
+	if implied { // what is measured is to be what was predicted
+		plans.Config.NumRequests = plans.Search.Requests
+	}
 	plans.Notes = slices.Concat(b.Notes, plans.Notes)
 	return plans, nil
 }

@@ -211,7 +211,7 @@ func planDetails(p *planner.Plan) []string {
 	}
 	ds = append(ds, capacityTexts(p)...)
 	if r := p.DefaultRegret; r != nil && p.Gain != nil && *r != *p.Gain {
-		ds = append(ds, "vLLM's defaults would lose: "+gainText(*r))
+		ds = append(ds, "over vLLM's defaults: "+gainText(*r))
 	}
 	if text := sensitivityText(p.Sensitivity); text != "" {
 		ds = append(ds, text)
