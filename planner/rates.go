@@ -36,7 +36,7 @@ type RateChoice struct {
 	BaselineRegret *float64 `json:"baseline_worst_regret"`
 	// BaselineMisses are the rates at which the choice meets the SLOs, and the baseline does not or in fewer draws.
 	BaselineMisses []float64 `json:"baseline_misses_request_per_s,omitempty"`
-	// Points are the range's rates, one by one; Switches where the best settings change.
+	// Points are the range's rates, one by one; Switches where settings that were the best are so no more.
 	Points   []RatePoint `json:"points"`
 	Switches []Switch    `json:"switches,omitempty"`
 }
@@ -395,14 +395,21 @@ func (r *ranging) changes(i int) []Change {
 	return p.changesBetween(p.base, r.sets[0][i].args)
 }
 
-// switches finds between which rates the winner changes.
+// switches finds between which rates the winner changes. Settings that were the best stay so until others are surely
+// better: where many are equal, the draws alone would change the winner from rate to rate.
 func (r *ranging) switches(ctx context.Context, s Strategy, choice *RateChoice) error {
-	for k := range len(r.rates) - 1 {
-		a, b := r.winner(s, k), r.winner(s, k+1)
-		if a < 0 || b < 0 || a == b {
+	a := r.winner(s, 0)
+	for k := 1; k < len(r.rates); k++ {
+		b := r.winner(s, k)
+		if a < 0 || b < 0 {
+			a = b
 			continue
 		}
-		low, high := r.rates[k], r.rates[k+1]
+		set := r.sets[k]
+		if a == b || r.meets[k][a] && r.plannings[k].stays(s, set[a], set[b]) {
+			continue
+		}
+		low, high := r.rates[k-1], r.rates[k]
 		for high/low > 1+switchAt {
 			mid := math.Sqrt(low * high)
 			first, err := r.stillWins(ctx, s, mid, a, b)
@@ -416,11 +423,17 @@ func (r *ranging) switches(ctx context.Context, s Strategy, choice *RateChoice) 
 			}
 		}
 		choice.Switches = append(choice.Switches, Switch{Above: low, Below: high, From: r.changes(a), To: r.changes(b)})
+		a = b
 	}
 	return nil
 }
 
-// stillWins compares two settings at a rate between those of the range; the baseline takes part, as in every choice.
+// stays reports whether b is no reason to change a.
+func (p *planning) stays(s Strategy, a, b *candidate) bool {
+	return p.choose(steady(s), []*candidate{a, b}, a) == a
+}
+
+// stillWins compares two settings at a rate between those of the range.
 func (r *ranging) stillWins(ctx context.Context, s Strategy, rate float64, a, b int) (bool, error) {
 	p, err := newPlanning(r.top().req.at(rate))
 	if err != nil {
@@ -434,9 +447,5 @@ func (r *ranging) stillWins(ctx context.Context, s Strategy, rate float64, a, b 
 	if err := p.replicate(ctx, two); err != nil {
 		return false, err
 	}
-	var base *candidate // only where it is one of the two
-	if at := slices.Index([]int{a, b}, r.keep[0]); at >= 0 {
-		base = two[at]
-	}
-	return p.choose(steady(s), two, base) == two[0], nil
+	return p.stays(s, two[0], two[1]), nil
 }

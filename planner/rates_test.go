@@ -72,6 +72,30 @@ func TestRangeRegret(t *testing.T) {
 	}
 }
 
+// Equal settings do not take each other's place, whichever changes fewer flags; better ones do.
+func TestRangeStays(t *testing.T) {
+	p, err := newPlanning(request(t, load(40, 0, 400, 40, 20*time.Millisecond, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set []*candidate
+	for _, args := range []harness.EngineArgs{{MaxNumSeqs: 300}, {}, {MaxNumSeqs: 2}} {
+		set = append(set, p.candidate(p.base.Merge(args)))
+	}
+	if err := p.replicate(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	many, base, few := set[0], set[1], set[2]
+	for _, c := range []struct {
+		from, to *candidate
+		stays    bool
+	}{{many, base, true}, {base, many, true}, {few, base, false}, {base, few, true}} {
+		if got := p.stays(Latency, c.from, c.to); got != c.stays {
+			t.Errorf("%d sequences stay beside %d: %t", c.from.args.MaxNumSeqs, c.to.args.MaxNumSeqs, got)
+		}
+	}
+}
+
 func TestRangeWithoutArrivals(t *testing.T) {
 	for _, work := range []func(uint64) (*workload.Workload, error){load(20, 0, 100, 10, 0, 4), load(20, 0, 100, 10, 0, 0)} {
 		if _, err := MakeRange(t.Context(), request(t, work), 1, 2); err == nil {
