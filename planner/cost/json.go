@@ -129,8 +129,8 @@ func (w *wire) check() error {
 		for _, c := range want {
 			names = append(names, c.Name)
 		}
-		return fmt.Errorf("coefficients are not those of this version; expected, in order and in s per unit: %s",
-			strings.Join(names, ", "))
+		return fmt.Errorf("coefficients are not those of this version: fit again, from the profile; "+
+			"expected, in order and in s per unit: %s", strings.Join(names, ", "))
 	}
 	for _, c := range w.Coefficients {
 		if !finite(c.Value, c.Low, c.High) || c.Value > hour {
