@@ -121,7 +121,7 @@ func answers(ps *planner.Plans, plan *planner.Plan) []string {
 // capacityTexts are the rate that a plan bears and what a target rate takes.
 func capacityTexts(p *planner.Plan) (texts []string) {
 	if p.MaxRequestRate != nil {
-		held := "SLOs hold up to "
+		held := "served within the SLOs: up to "
 		if len(p.SLOs) == 0 {
 			held = "serves up to "
 		}
