@@ -39,12 +39,13 @@ type Group struct {
 
 // socket is how a group reads a connection.
 type socket struct {
-	group *Group
-	fd    int32
-	raw   syscall.RawConn
-	fill  func(fd uintptr)
-	ended bool          // the peer sends no more; the group's looking is held
-	drift time.Duration // of the wall clock against the monotonic one, since the connection's start
+	group  *Group
+	fd     int32
+	raw    syscall.RawConn
+	fill   func(fd uintptr)
+	ended  bool          // the peer sends no more; the group's looking is held
+	drift  time.Duration // of the wall clock against the monotonic one, since the connection's start
+	filled time.Duration // when the last bytes came, after the connection's start
 }
 
 // Stamp adds stamps to conn, and to the group if it is TCP.
@@ -194,8 +195,10 @@ func (c *Conn) fill(fd uintptr) {
 		before := c.socket.drift
 		c.socket.drift = time.Duration(now.UnixNano()-c.start.UnixNano()) - at
 		if stamp > 0 && (c.socket.drift-before).Abs() < time.Millisecond {
-			at -= max(0, time.Duration(now.UnixNano()-stamp))
+			// The two clocks are not read at the same instant: what comes later is not said to have come earlier.
+			at = max(c.socket.filled, at-max(0, time.Duration(now.UnixNano()-stamp)))
 		}
+		c.socket.filled = at
 		switch {
 		case err != nil:
 			err = &net.OpError{Op: "read", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(),
