@@ -66,8 +66,8 @@ func TestLoop(t *testing.T) {
 	if len(loops) == 0 {
 		t.Error("no loop is committed")
 	}
+	read := 0
 	for _, loop := range loops {
-		read := 0
 		for _, name := range slices.Sorted(maps.Keys(owns)) {
 			dir := filepath.Join(loop, name)
 			if _, err := os.Stat(dir); err != nil {
@@ -85,9 +85,9 @@ func TestLoop(t *testing.T) {
 			l.print(&text, name)
 			t.Logf("%s\n%s", dir, &text)
 		}
-		if read == 0 {
-			t.Errorf("%s holds no verified workload", loop)
-		}
+	}
+	if read == 0 {
+		t.Errorf("%s: no verified workload", loops)
 	}
 }
 

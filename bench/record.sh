@@ -53,7 +53,7 @@ if ${PYTHON:-python3} -c 'import vllm' 2>/dev/null; then
 fi
 step compare
 (cd "$out" && "$bin/kvtune-cuda" compare --threshold 0.02 first second >compare.txt) || [ $? -eq 3 ]
-(cd "$here" && "$bin/bench.test" -test.run TestRecord -test.v -record "$out") | grep -v '^=== ' >"$out/targets.txt" ||
-  { cat "$out/targets.txt"; exit 1; }
+(cd "$here" && "$bin/bench.test" -test.run 'TestRecord$' -test.v -record "$out") |
+  grep -v '^=== ' >"$out/targets.txt" || { cat "$out/targets.txt"; exit 1; }
 step done
 cat "$out/targets.txt"

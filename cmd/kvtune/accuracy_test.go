@@ -45,7 +45,18 @@ func TestAccuracy(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &score{}
-	t.Run("served", func(t *testing.T) { s.served(t, filepath.Join(root, "vllm_h200")) })
+	t.Run("served", func(t *testing.T) {
+		s.served(t, filepath.Join(root, "vllm_h200"), "fitted on its probes and the iteration log",
+			"--profiling-results", "probes_default_requests.jsonl.zst", "--steps", "step_times_default.csv")
+	})
+	profile, err := filepath.Abs(filepath.Join("..", "..", "bench", "results", "h200", "loop", "profile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("profiled", func(t *testing.T) {
+		s.served(t, filepath.Join(root, "vllm_h200"), "fitted on kvtune's own profile of another machine's H200",
+			"--profiling-results", profile)
+	})
 	t.Run("kernels", func(t *testing.T) { s.kernels(t, filepath.Join(root, "llmservingsim")) })
 	t.Run("aggregates", func(t *testing.T) { s.aggregates(t, filepath.Join(root, "aiconfigurator")) })
 	fmt.Printf("%d of %d targets met\n", s.met, s.all)
@@ -114,14 +125,13 @@ func mustValue(t *testing.T, m harness.Metrics, name, stat string) float64 {
 	return v
 }
 
-// served: a fit on the probes of one H200 server and an engine log predicts three runs of served traffic on it.
-func (s *score) served(t *testing.T, data string) {
-	s.section(t, data, "vLLM 0.26 on one H200, Llama-3.1-8B: fitted on probes and the iteration log, runs held out")
+// served: a fit predicts three runs of served traffic on one H200 server.
+func (s *score) served(t *testing.T, data, fitted string, from ...string) {
+	s.section(t, data, "vLLM 0.26 on one H200, Llama-3.1-8B: "+fitted+", runs held out")
 	dir := t.TempDir()
 	const model = "meta-llama/Llama-3.1-8B"
 	costFile := filepath.Join(dir, "cost.json")
-	command(t, data, "fit", "--profiling-results", "probes_default_requests.jsonl.zst", "--steps", "step_times_default.csv",
-		"--model", model, "--gpu", "h200", "--output-file", costFile)
+	command(t, data, append([]string{"fit", "--model", model, "--gpu", "h200", "--output-file", costFile}, from...)...)
 	m, err := readCost(costFile)
 	if err != nil {
 		t.Fatal(err)
