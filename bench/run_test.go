@@ -53,7 +53,7 @@ func (f fake) Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	}
 	k := &fakeKernel{wrong: f.wrong, truth: truth, rng: rand.New(rand.NewPCG(uint64(in.Case.BlockSize), 1))}
 	var err error
-	k.Kernel, err = ref.Backend{}.Load(in)
+	k.Kernel, err = ref.Load(in)
 	return k, err
 }
 

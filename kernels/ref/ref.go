@@ -9,26 +9,17 @@ import (
 	"kvtune/kernels"
 )
 
-// Backend is the reference backend. The zero value is ready.
-type Backend struct{}
-
-// Name is "ref".
-func (Backend) Name() string { return "ref" }
-
 // Load prepares a case; every valid one can be run.
-func (Backend) Load(in *kernels.Inputs) (kernels.Kernel, error) {
+func Load(in *kernels.Inputs) (kernels.Kernel, error) {
 	if err := in.Case.Validate(); err != nil {
 		return nil, err
 	}
 	return &kernel{in: in}, nil
 }
 
-// Peak has nothing.
-func (Backend) Peak(kernels.Peak) (kernels.Kernel, float64, error) { return nil, 0, nil }
-
 // Output runs a case once: what it must leave behind.
 func Output(in *kernels.Inputs) (kernels.Output, error) {
-	k, err := Backend{}.Load(in)
+	k, err := Load(in)
 	if err != nil {
 		return kernels.Output{}, err
 	}

@@ -235,7 +235,7 @@ func TestReadAndCopy(t *testing.T) {
 }
 
 func TestOutputBeforeRun(t *testing.T) {
-	k, err := Backend{}.Load(inputs(t, base(kernels.OpRead, layout.BF16)))
+	k, err := Load(inputs(t, base(kernels.OpRead, layout.BF16)))
 	if err != nil {
 		t.Fatal(err)
 	}
