@@ -61,6 +61,7 @@ func Open(python string, warm bool) (*Backend, error) {
 func (b *Backend) start() error {
 	b.process, b.errors, b.broken = exec.Command(b.python, "-c", program), &tail{}, nil
 	b.process.Stderr = b.errors
+	b.process.WaitDelay = time.Second // for what it started and left, which may have its stderr
 	ownGroup(b.process) // an interrupt from the terminal is this process's to answer
 	requests, err := b.process.StdinPipe()
 	if err != nil {
@@ -150,6 +151,7 @@ func (b *Backend) ask(r request, data map[string][]byte) (*reply, map[string][]b
 	}
 	answer, sent, err := b.exchange(r, data)
 	if err != nil {
+		b.end(time.Second) // what it wrote last may still be on its way
 		b.broken = fmt.Errorf("%s: the helper does not answer: %w%s", r.Do, err, b.errors.last())
 		return nil, nil, b.broken
 	}
@@ -214,15 +216,23 @@ func (*Backend) Peak(kernels.Peak) (kernels.Kernel, float64, error) { return nil
 
 // Close ends the helper, if need be by force.
 func (b *Backend) Close() error {
-	b.requests.Close() // it ends with its input
-	stop := time.AfterFunc(10*time.Second, func() { b.process.Process.Kill() })
-	defer stop.Stop()
-	err := b.process.Wait()
+	err := b.end(10 * time.Second)
 	var exit *exec.ExitError
 	if b.broken != nil || errors.As(err, &exit) {
 		return nil // how it ended has been said, or does not matter any more
 	}
 	return err
+}
+
+// end waits until the helper has ended and all that it wrote is read, after patience by force.
+func (b *Backend) end(patience time.Duration) error {
+	if b.process.ProcessState != nil {
+		return nil // it has been waited for
+	}
+	b.requests.Close() // it ends with its input
+	stop := time.AfterFunc(patience, func() { b.process.Process.Kill() })
+	defer stop.Stop()
+	return b.process.Wait()
 }
 
 // Load hands the inputs to the helper. The error wraps [kernels.ErrUnsupported] where vLLM's kernels do not take the
