@@ -205,11 +205,16 @@ func (l *loop) publish(events []sim.Event) {
 	step := stepStats{}
 	stream := l.e.cfg
 	for _, ev := range events {
+		if j, ok := l.jobs[ev.ID]; ok {
+			l.e.met.token(&step, j, ev, now)
+		}
+	}
+	l.e.met.step(step) // before a client has its tokens: the counters it then asks for have them, too
+	for _, ev := range events {
 		j, ok := l.jobs[ev.ID]
 		if !ok {
 			continue // aborted since
 		}
-		l.e.met.token(&step, j, ev, now)
 		end := ""
 		if ev.Finished {
 			end = endLength
@@ -220,7 +225,6 @@ func (l *loop) publish(events []sim.Event) {
 			j.deliver(ev.Output, ev.CachedTokens, end)
 		}
 	}
-	l.e.met.step(step)
 	l.spare = append(l.spare, events)
 }
 
