@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -58,14 +58,11 @@ func checkCommand(words []string) error {
 	}
 	switch program, rest := words[0], words[1:]; program {
 	case "make":
-		makefile, err := os.ReadFile("../../Makefile")
-		if err != nil {
-			return err
-		}
-		if len(rest) == 0 || !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(rest[0])+`:`).Match(makefile) {
-			return fmt.Errorf("make has no target %v", rest)
-		}
+		return checkMade(rest)
 	case "go":
+		if len(rest) == 0 || rest[0] != "test" {
+			return fmt.Errorf("go %v: expected a test", rest)
+		}
 		for _, w := range rest {
 			if dir, ok := strings.CutPrefix(w, "./"); ok {
 				if _, err := os.Stat(filepath.Join("../..", strings.TrimSuffix(dir, "/..."))); err != nil {
@@ -77,6 +74,52 @@ func checkCommand(words []string) error {
 		return checkOwn(rest)
 	default:
 		return fmt.Errorf("%s is no program that the README may run", program)
+	}
+	return nil
+}
+
+// notInCI says why .ci/run does not make a target that the README names.
+var notInCI = map[string]string{
+	"build":           "make run begins with it",
+	"run":             "TestScripts/seed runs its workflow",
+	"help":            "it prints the comments behind the targets",
+	"accuracy":        "it needs the recorded runs, which are not in the repository",
+	"ranking":         "5 minutes; TestRanking has fewer draws",
+	"dist":            "it needs a compiler for arm64",
+	"test-fire":       "4 minutes; make test has the same tests with fewer rounds",
+	"test-slurm":      "it needs Slurm; TestDeployedCommands reads what is sent to it",
+	"test-kubernetes": "it needs schemas from the network; TestDeployedCommands reads the jobs",
+	"fuzz":            "a minute for each of many; fuzz-parsers is a part of it",
+	"bench-load":      "15 minutes, and it needs the other load generators",
+	"cuda":            "it needs a CUDA compiler; test-cuda compiles the same",
+	"bench-gpu":       "it needs a GPU",
+	"bench-h200":      "it needs a GPU",
+	"loop-h200":       "it needs a GPU and a vLLM",
+}
+
+// checkMade checks that a target exists, that what it runs of kvtune does, and that it is made by .ci/run or cannot be.
+func checkMade(words []string) error {
+	ci, err := os.ReadFile("../../.ci/run")
+	if err != nil {
+		return err
+	}
+	if len(words) == 0 {
+		return fmt.Errorf("make without a target")
+	}
+	inCI := regexp.MustCompile(`(?m)^make ` + regexp.QuoteMeta(words[0]) + `$`).Match(ci)
+	if inCI == (notInCI[words[0]] != "") {
+		return fmt.Errorf("made by .ci/run: %t, not made because: %q", inCI, notInCI[words[0]])
+	}
+	out, err := exec.Command("make", append([]string{"-n", "-C", "../.."}, words...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if rest, ok := strings.CutPrefix(line, "./bin/kvtune "); ok {
+			if err := checkOwn(strings.Fields(rest)); err != nil {
+				return fmt.Errorf("%s: %w", line, err)
+			}
+		}
 	}
 	return nil
 }
@@ -143,7 +186,7 @@ func TestReadmeNamesWhatExists(t *testing.T) {
 	for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(prose, -1) {
 		code := m[1]
 		switch first, _, _ := strings.Cut(code, " "); {
-		case strings.HasPrefix(code, "kvtune "), first == "make":
+		case first == "kvtune", first == "make", first == "go":
 			line := code
 			if !strings.Contains(line, "'") { // a|b stands for values
 				line = strings.ReplaceAll(line, "|", "'|'")
@@ -249,28 +292,32 @@ func TestReadmeFigure(t *testing.T) {
 	}
 }
 
-// notRun says why a command of the README is checked but not run.
-func notRun(line string) string {
-	for part, why := range map[string]string{
-		"make ": "is a target of its own", "go test": "is a test of its own", "kvtune-cuda": "needs a GPU", "--run": "needs two programs",
-	} {
-		if strings.Contains(line, part) {
-			return why
-		}
-	}
-	return ""
-}
-
-// brief makes the README's commands short.
+// brief makes the README's commands short, and independent of how busy the machine is.
 var brief = strings.NewReplacer(
 	"kvtune workflow", "kvtune workflow --quick-test",
 	"--max-num-seqs 128'", "--max-num-seqs 128' --quick-test",
 	"--duration 20s", "--duration 1s", "--rate 1..64", "--rate 1..2",
 	"--rate 4..24", "--rate 4..5 --num-requests 20",
 	"--budget 45m", "--budget 45m --rounds 1",
-	"kvtune serve", "timeout --preserve-status -s INT 2 kvtune serve", "127.0.0.1:8000", "127.0.0.1:0",
-	"--axis block_size=1,16,256 --axis layout=NHD,HND", "--axis block_size=16 --axis context=64 --no-ceilings --rounds 1 --time 5ms",
+	"p99 TTFT <= 500ms", "p99 TTFT <= 60s", "p99 TTFT <= 2s", "p99 TTFT <= 60s",
+	// In the foreground timeout signals the program alone, once: a second ^C would quit it at once.
+	"kvtune serve", "timeout --foreground --preserve-status -s INT 2 kvtune serve", "127.0.0.1:8000", "127.0.0.1:0",
+	"--axis block_size=1,16,256 --axis layout=NHD,HND",
+	"--axis block_size=16 --axis context=64 --no-ceilings --rounds 1 --time 5ms",
+	"-bench Host", "-bench Host -benchtime 1x", " ./bench", " kvtune/bench",
+	"bin/kvtune-cuda", "kvtune",
 )
+
+// statusOf is the exit status that a command of the README must have, and words that it must print.
+func statusOf(line string) (status int, says string) {
+	switch {
+	case strings.Contains(line, "--backend cuda"): // the program without kernels takes the same words
+		return exitUsage, "no CUDA device can be used"
+	case strings.HasPrefix(line, "go "):
+		return exitDone, "\nBenchmarkHost/"
+	}
+	return exitDone, ""
+}
 
 // vllmStandIn is a stand-in for the program vllm: the embedded engine.
 const vllmStandIn = `#!/bin/sh
@@ -282,6 +329,32 @@ done
 exec kvtune serve --model meta-llama/Llama-3.1-8B --max-model-len 16384 --listen 127.0.0.1:$port
 `
 
+// benchStandIn is a stand-in for a test program that prints Go's benchmark format.
+func benchStandIn(nanoseconds int) string {
+	return fmt.Sprintf("#!/bin/sh\necho BenchmarkStandIn 1 %d ns/op\n", nanoseconds)
+}
+
+// selectsTests checks that a "go test" of the text compiles and that there is what it asks for.
+func selectsTests(t *testing.T, words []string) {
+	for i, w := range words {
+		if (w != "-run" && w != "-bench") || words[i+1] == "NONE" {
+			continue
+		}
+		list := []string{"test", "-list", words[i+1]}
+		for _, dir := range words {
+			if strings.HasPrefix(dir, "./") {
+				list = append(list, dir)
+			}
+		}
+		cmd := exec.Command("go", list...)
+		cmd.Dir = "../.."
+		out, err := cmd.CombinedOutput()
+		if err != nil || !regexp.MustCompile(`(?m)^(Test|Benchmark|Example|Fuzz)`).Match(out) {
+			t.Errorf("%v selects nothing: %v\n%s", words, err, out)
+		}
+	}
+}
+
 // The README's commands run, in their order, in one folder; HOST and what is launched are the embedded engine.
 func TestReadmeCommands(t *testing.T) {
 	if raceDetector {
@@ -290,9 +363,30 @@ func TestReadmeCommands(t *testing.T) {
 	bin, dir := program(t), t.TempDir()
 	command := func(line string) *exec.Cmd {
 		cmd := exec.Command("bash", "-c", line)
+		if strings.HasPrefix(line, "go ") {
+			cmd.Dir = "../.."
+			return cmd
+		}
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+dir+string(os.PathListSeparator)+os.Getenv("PATH"), "HOME="+dir)
+		path := strings.Join([]string{bin, dir, os.Getenv("PATH")}, string(os.PathListSeparator))
+		cmd.Env = append(os.Environ(), "PATH="+path, "HOME="+dir)
 		return cmd
+	}
+	run := func(line string, want int, says string) {
+		t.Helper()
+		start := time.Now()
+		out, err := command(line).CombinedOutput()
+		var exit *exec.ExitError
+		status := exitDone
+		if errors.As(err, &exit) {
+			status = exit.ExitCode()
+		} else if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if status != want || !strings.Contains(string(out), says) {
+			t.Fatalf("%s: status %d, want %d and %q\n%s", line, status, want, says, out)
+		}
+		t.Logf("%.1f s, status %d: %s", time.Since(start).Seconds(), status, line)
 	}
 	serve := command("exec kvtune serve --listen 127.0.0.1:0")
 	stdout, err := serve.StdoutPipe()
@@ -319,8 +413,12 @@ func TestReadmeCommands(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "access.csv"), []byte(log), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "vllm"), []byte(vllmStandIn), 0o755); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{
+		"vllm": vllmStandIn, "old.test": benchStandIn(100), "new.test": benchStandIn(100), "slow.test": benchStandIn(110),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	bench, err := filepath.Abs("../../bench")
 	if err != nil {
@@ -329,30 +427,25 @@ func TestReadmeCommands(t *testing.T) {
 	if err := os.Symlink(bench, filepath.Join(dir, "bench")); err != nil { // the archives that are in the repository
 		t.Fatal(err)
 	}
-	// What a gate compares with is there before.
-	const gate = "kvtune profile --endpoint %s --preset low-latency --num-measurements 4 --output-dir old"
-	if out, err := command(fmt.Sprintf(gate, url)).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	// What the gate compares with is there before: a slower device, whose measured times are above the server's.
+	run("kvtune profile --gpu A100 --preset low-latency --num-measurements 4 --output-dir old", exitDone, "SIMULATED")
 	ran := 0
 	for _, line := range commands(t) {
-		if why := notRun(line); why != "" {
-			t.Logf("not run, it %s: %s", why, line)
-			continue
+		if strings.HasPrefix(line, "make ") {
+			continue // checkMade
 		}
 		ran++
-		line = brief.Replace(strings.ReplaceAll(line, "http://HOST:8000", url))
-		start := time.Now()
-		cmd := command(line)
-		var stdout, stderr bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		err := cmd.Run()
-		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != exitDone && cmd.ProcessState.ExitCode() != exitNegative {
-			t.Fatalf("%s: %v\n%s%s", line, err, &stdout, &stderr)
-		}
-		t.Logf("%.1f s, status %d: %s", time.Since(start).Seconds(), cmd.ProcessState.ExitCode(), line)
+		want, says := statusOf(line)
+		run(brief.Replace(strings.ReplaceAll(line, "http://HOST:8000", url)), want, says)
 	}
-	if ran < 15 {
+	if ran < 20 {
 		t.Errorf("only %d commands were run", ran)
+	}
+	// Status 3 of the gate.
+	run("kvtune compare --threshold 0.02 new old", exitNegative, "REGRESSION")
+	run("kvtune compare --run old.test slow.test", exitNegative, "REGRESSION")
+	text, _ := readme(t)
+	for _, m := range regexp.MustCompile("`(go test [^`\n]+)`").FindAllStringSubmatch(text, -1) {
+		selectsTests(t, shellWords(t, m[1]))
 	}
 }
