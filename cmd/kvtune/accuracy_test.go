@@ -23,7 +23,6 @@ import (
 	"kvtune/harness/vllmflags"
 	"kvtune/harness/workload"
 	"kvtune/planner/cost"
-	fitting "kvtune/planner/fit"
 	"kvtune/planner/sim"
 	"kvtune/planner/spec"
 )
@@ -336,7 +335,7 @@ func (s *score) aggregates(t *testing.T, data string) {
 	var ttft, tpot []float64
 	for _, tp := range []float64{1, 2} {
 		var prior *cost.Model
-		var runs []fitting.Aggregate
+		var runs []meansRun
 		for _, r := range rows {
 			if r["tp_size"] != tp {
 				continue
@@ -357,12 +356,12 @@ func (s *score) aggregates(t *testing.T, data string) {
 				// One model for all rows: every batch of theirs is within the captured sizes.
 				prior = cost.Prior(gpu, model, harness.EngineArgs{TensorParallelSize: int(tp), KVCacheDType: "fp8"})
 			}
-			runs = append(runs, fitting.Aggregate{
+			runs = append(runs, meansRun{
 				Name: fmt.Sprintf("isl %g osl %g concurrency %d", r["isl"], r["osl"], n), Workload: closedLoop(r["isl"], r["osl"], n, 10),
 				Config: cfg, TTFT: r["silicon_ttft_ms"] / 1e3, TPOT: r["silicon_tpot_ms"] / 1e3,
 			})
 		}
-		var train, test []fitting.Aggregate
+		var train, test []meansRun
 		for i, r := range runs {
 			if i%3 == 0 {
 				train = append(train, r)
@@ -370,12 +369,12 @@ func (s *score) aggregates(t *testing.T, data string) {
 				test = append(test, r)
 			}
 		}
-		m, err := fitting.FromAggregates(t.Context(), prior, train)
+		m, err := fitMeans(t.Context(), prior, train)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, r := range test {
-			a, b, err := r.Simulate(t.Context(), m)
+			a, b, err := r.simulate(t.Context(), m)
 			if err != nil {
 				t.Fatal(err)
 			}

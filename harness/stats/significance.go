@@ -3,31 +3,10 @@ package stats
 import (
 	"cmp"
 	"math"
-	"math/rand/v2"
 	"slices"
 
 	"gonum.org/v1/gonum/stat/distuv"
 )
-
-// Bootstrap is the percentile bootstrap interval of a statistic: resamples draws with replacement, seeded (PCG), so
-// the same input gives the same interval. statistic must not keep or change its argument. It is NaN for fewer than 2
-// values or 2 resamples (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
-func Bootstrap(values []float64, statistic func([]float64) float64, level float64, resamples int,
-	seed uint64) Interval {
-	if len(values) < 2 || resamples < 2 || !(level > 0 && level < 1) {
-		return none()
-	}
-	rng := rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))
-	draw, got := make([]float64, len(values)), make([]float64, resamples)
-	for i := range got {
-		for j := range draw {
-			draw[j] = values[rng.IntN(len(values))]
-		}
-		got[i] = statistic(draw)
-	}
-	s := New(got)
-	return Interval{s.Percentile(50 * (1 - level)), s.Percentile(50 * (1 + level))}
-}
 
 // Test is the outcome of a two-sample test.
 type Test struct {

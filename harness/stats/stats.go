@@ -1,5 +1,5 @@
-// Package stats holds the statistics that kvtune reports: percentiles, medians and means with intervals, the bootstrap,
-// the Mann-Whitney test and Holm's correction.
+// Package stats holds the statistics that kvtune reports: percentiles, medians and means with intervals, the
+// Mann-Whitney test and Holm's correction.
 //
 // Everything is pure. No function reorders or keeps its caller's slice: samples stay in the order in which they were
 // taken, because drift shows there. Start with [New], which sorts a copy once and answers many questions.

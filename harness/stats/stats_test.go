@@ -39,7 +39,6 @@ func TestTooLittleDataIsNaN(t *testing.T) {
 		"p101": one.Percentile(101), "p-1": one.Percentile(-1), "pNaN": one.Percentile(math.NaN()),
 		"t of one": one.MeanInterval(0.95).Low, "ratio of one": RatioInterval([]float64{1}, []float64{1}, 0.95).Low,
 		"share of none": ShareInterval(0, 0, 0.95).Low, "interval of none": empty.PercentileInterval(50, 0.95, 0).Low,
-		"bootstrap of one": Bootstrap([]float64{1}, func(v []float64) float64 { return v[0] }, 0.95, 10, 1).Low,
 	} {
 		if !math.IsNaN(v) {
 			t.Errorf("%s = %v, want NaN", name, v)
@@ -123,24 +122,6 @@ func TestShareInterval(t *testing.T) {
 	iv = ShareInterval(0, 20, 0.95)
 	near(t, "low of none", iv.Low, 0)
 	near(t, "high of none", iv.High, 0.16112515805281935)
-}
-
-func TestBootstrap(t *testing.T) {
-	v := make([]float64, 200)
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := range v {
-		v[i] = 10 + rng.NormFloat64()
-	}
-	mean := func(v []float64) float64 { return New(v).Mean() }
-	a, b := Bootstrap(v, mean, 0.95, 2000, 3), Bootstrap(v, mean, 0.95, 2000, 3)
-	if a != b {
-		t.Errorf("same seed, different intervals: %v and %v", a, b)
-	}
-	// For the mean of normal values it agrees with Student's interval.
-	s := New(v).MeanInterval(0.95)
-	if math.Abs(a.Low-s.Low) > 0.03 || math.Abs(a.High-s.High) > 0.03 {
-		t.Errorf("bootstrap %v, t %v", a, s)
-	}
 }
 
 func TestMannWhitney(t *testing.T) {

@@ -216,31 +216,9 @@ func readCSV(s *source, each func(row) error, timeNames, inputNames, outputNames
 			return s.fail("no column for %s in %q: expected one of %s", c.what, names, strings.Join(c.names, ", "))
 		}
 	}
-	before := s.line // empty lines
-	r := csv.NewReader(s.r)
-	r.Comma, r.ReuseRecord, r.FieldsPerRecord = separator, true, len(names)
-	if _, err := r.Read(); err != nil {
-		return fmt.Errorf("%s: %w", s.name, err)
-	}
 	clock := clock{milliseconds: strings.HasSuffix(column(names[at]), "ms")}
 	turns := make(map[string]int)
-	for {
-		fields, err := r.Read()
-		var bad *csv.ParseError
-		switch {
-		case err == io.EOF:
-			return nil
-		case errors.Is(err, io.ErrUnexpectedEOF):
-			s.cut = true
-			return nil
-		case errors.As(err, &bad):
-			s.line = before + bad.Line
-			return s.fail("%w, expected %d columns as in the header", bad.Err, len(names))
-		case err != nil:
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-		line, _ := r.FieldPos(0)
-		s.line = before + line
+	return s.table(len(names), separator, false, func(fields []string) (err error) {
 		x := row{end: unknown, index: s.count}
 		if x.at, err = clock.parse(fields[at]); err != nil {
 			return s.fail("%s: %w", names[at], err)
@@ -256,7 +234,36 @@ func readCSV(s *source, each func(row) error, timeNames, inputNames, outputNames
 			x.turn = turns[x.session]
 			turns[x.session]++
 		}
-		if err := s.give(x, each); err != nil {
+		return s.give(x, each)
+	})
+}
+
+// table gives the fields of every line of a CSV that was peeked at, behind its header of so many columns; fields is used
+// again for the next line. lazy lets quotes stand within fields.
+func (s *source) table(columns int, separator rune, lazy bool, each func(fields []string) error) error {
+	before := s.line // empty lines
+	r := csv.NewReader(s.r)
+	r.Comma, r.ReuseRecord, r.FieldsPerRecord, r.LazyQuotes = separator, true, columns, lazy
+	for header := true; ; header = false {
+		fields, err := r.Read()
+		var bad *csv.ParseError
+		switch {
+		case err == io.EOF:
+			return nil
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			s.cut = true
+			return nil
+		case errors.As(err, &bad):
+			s.line = before + bad.Line
+			return s.fail("%w, expected %d columns as in the header", bad.Err, columns)
+		case err != nil:
+			return fmt.Errorf("%s: %w", s.name, err)
+		case header:
+			continue
+		}
+		line, _ := r.FieldPos(0)
+		s.line = before + line
+		if err := each(fields); err != nil {
 			return err
 		}
 	}

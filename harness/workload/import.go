@@ -2,9 +2,7 @@ package workload
 
 import (
 	"cmp"
-	"encoding/csv"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -143,38 +141,15 @@ func (im *importer) readTable(c Columns) error {
 		at[i] = slices.Index(names, *want)
 	}
 	im.clock.milliseconds = strings.HasSuffix(column(c.Time), "ms")
-	before := im.line
-	r := csv.NewReader(im.r)
-	r.Comma, r.ReuseRecord, r.FieldsPerRecord, r.LazyQuotes = separator, true, len(names), true
-	for first := true; ; first = false {
-		fields, err := r.Read()
-		var bad *csv.ParseError
-		switch {
-		case err == io.EOF:
-			return nil
-		case errors.Is(err, io.ErrUnexpectedEOF):
-			im.cut = true
-			return nil
-		case errors.As(err, &bad):
-			im.line = before + bad.Line
-			return im.fail("%w, expected %d columns as in the header", bad.Err, len(names))
-		case err != nil:
-			return fmt.Errorf("%s: %w", im.name, err)
-		case first:
-			continue
-		}
-		line, _ := r.FieldPos(0)
-		im.line = before + line
+	return im.table(len(names), separator, true, func(fields []string) error {
 		var values [7]string
 		for i, k := range at {
 			if k >= 0 {
 				values[i] = strings.TrimSpace(fields[k])
 			}
 		}
-		if err := im.add(&c, values); err != nil {
-			return err
-		}
-	}
+		return im.add(&c, values)
+	})
 }
 
 func (im *importer) readLines(c Columns) error {

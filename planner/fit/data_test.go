@@ -79,7 +79,7 @@ func meanError(m *cost.Model, observations []cost.Observation) (mean, bias float
 
 func mustObserve(t *testing.T, run Run) []cost.Observation {
 	t.Helper()
-	o, err := Observations(run)
+	o, _, err := observe(run)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,12 +86,7 @@ func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (
 	return m, nil
 }
 
-// Observations are the step times that a run shows, in the order of its records and then of its steps.
-func Observations(run Run) ([]cost.Observation, error) {
-	o, _, err := observe(run)
-	return o, err
-}
-
+// observe gives the step times that a run shows, in the order of its records and then of its steps.
 func observe(run Run) ([]cost.Observation, []*timeline, error) {
 	if run.Args.MaxNumBatchedTokens <= 0 {
 		return nil, nil, fmt.Errorf("run %s: max_num_batched_tokens is not known; it is needed to tell how prompts were cut",

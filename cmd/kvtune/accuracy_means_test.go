@@ -1,4 +1,6 @@
-package fit
+//go:build accuracy
+
+package main
 
 import (
 	"context"
@@ -14,8 +16,8 @@ import (
 	"kvtune/planner/sim"
 )
 
-// Aggregate is a run of which only means are known, as most benchmarks print them.
-type Aggregate struct {
+// meansRun is a run of which only means are known, as most benchmarks print them.
+type meansRun struct {
 	Name string
 	// Workload is what was sent, or one like it: lengths and load are what counts.
 	Workload *workload.Workload
@@ -33,8 +35,8 @@ const (
 	groupSpread = 0.5
 )
 
-// group is the coefficients that one factor moves: means of whole runs tell no finer parts apart.
-func groups() [][]string {
+// factorGroups are the coefficients that one factor moves each: means of whole runs tell no finer parts apart.
+func factorGroups() [][]string {
 	return [][]string{
 		{"base", "prefill_step"},
 		{"seqs_above_0"},
@@ -47,26 +49,26 @@ func groups() [][]string {
 	}
 }
 
-// FromAggregates fits a cost model to the means of runs of one server, through the simulator: groups of the prior's
+// fitMeans fits a cost model to the means of runs of one server, through the simulator: groups of the prior's
 // coefficients are moved by factors until the simulated means are the measured ones, as far as the prior allows
 // (Gauss-Newton on the factors' logarithms, with the prior as further rows). The front end's request latency is one more
 // factor. It fails when a run cannot be simulated.
-func FromAggregates(ctx context.Context, prior *cost.Model, runs []Aggregate) (*cost.Model, error) {
+func fitMeans(ctx context.Context, prior *cost.Model, runs []meansRun) (*cost.Model, error) {
 	if len(runs) == 0 {
 		return nil, fmt.Errorf("no run to fit from: give the means of one at least")
 	}
-	g := groups()
+	g := factorGroups()
 	n := len(g) + 2 // and the front end, and what a larger batch takes beyond its knots
 	theta := make([]float64, n)
 	residuals := func(theta []float64) ([]float64, float64, error) {
-		m, err := moved(prior, theta)
+		m, err := movedPrior(prior, theta)
 		if err != nil {
 			return nil, 0, err
 		}
 		var out []float64
 		loss := 0.0
 		for _, r := range runs {
-			ttft, tpot, err := r.Simulate(ctx, m)
+			ttft, tpot, err := r.simulate(ctx, m)
 			if err != nil {
 				return nil, 0, fmt.Errorf("%s: %w", r.Name, err)
 			}
@@ -130,7 +132,7 @@ func FromAggregates(ctx context.Context, prior *cost.Model, runs []Aggregate) (*
 			break
 		}
 	}
-	m, err := moved(prior, theta)
+	m, err := movedPrior(prior, theta)
 	if err != nil {
 		return nil, err
 	}
@@ -141,10 +143,10 @@ func FromAggregates(ctx context.Context, prior *cost.Model, runs []Aggregate) (*
 	return m, nil
 }
 
-// moved is the prior with its groups times exp(theta), and the front end's request latency; the last factor is of the
+// movedPrior is the prior with its groups times exp(theta), and the front end's request latency; the last factor is of the
 // time that each sequence beyond 16 takes, as a share of the prior's seqs_above_0 (a batch of more rows than one tile).
-func moved(prior *cost.Model, theta []float64) (*cost.Model, error) {
-	g := groups()
+func movedPrior(prior *cost.Model, theta []float64) (*cost.Model, error) {
+	g := factorGroups()
 	values := make([]float64, len(prior.Coefficients))
 	var perSeq float64
 	for i, c := range prior.Coefficients {
@@ -174,8 +176,8 @@ func moved(prior *cost.Model, theta []float64) (*cost.Model, error) {
 	return m, nil
 }
 
-// Simulate gives the run's mean TTFT and TPOT under a model, in seconds.
-func (a Aggregate) Simulate(ctx context.Context, m *cost.Model) (ttft, tpot float64, err error) {
+// simulate gives the run's mean TTFT and TPOT under a model, in seconds.
+func (a meansRun) simulate(ctx context.Context, m *cost.Model) (ttft, tpot float64, err error) {
 	cfg := a.Config
 	cfg.FrontEnd = m.FrontEnd
 	out, err := sim.Run(ctx, cfg, m, a.Workload, sim.Options{})
