@@ -63,34 +63,34 @@ func Definition(metric string) string {
 	case MetricGoodput:
 		return "requests that met every objective / duration"
 	case MetricBatchEfficiency:
-		return "batch efficiency: requests running / requests that could have run (the smaller of max_num_seqs and running + " +
+		return "requests running / requests that could have run (the smaller of max_num_seqs and running + " +
 			"waiting), over the run; below 100 % the token budget or KV memory kept requests out of the batch"
 	case MetricCacheHitRate:
-		return "cache hit rate: prompt tokens found in the prefix cache / prompt tokens looked up"
+		return "prompt tokens found in the prefix cache / prompt tokens looked up"
 	case MetricBestHitRate:
-		return "best hit rate: what a prefix cache without limits would have hit: prompt tokens in full blocks that an earlier " +
+		return "what a prefix cache without limits would have hit: prompt tokens in full blocks that an earlier " +
 			"request had computed / prompt tokens"
 	case MetricKVUsage:
-		return "KV usage: KV blocks that requests hold / all blocks; cached blocks that nobody holds do not count"
+		return "KV blocks that requests hold / all blocks; cached blocks that nobody holds do not count"
 	case MetricMemoryDevice:
-		return "KV memory: device memory that requests' KV blocks hold (KV usage x size of the KV cache); weights and " +
+		return "device memory that requests' KV blocks hold (KV usage x size of the KV cache); weights and " +
 			"activations are not in it"
 	case MetricMemoryHost:
-		return "host memory: memory in use on the machine that kvtune runs on"
+		return "memory in use on the machine that kvtune runs on"
 	case MetricComputeUse:
-		return "compute utilisation: the least time that the arithmetic of the steps takes at the device's ceiling / the time " +
+		return "the least time that the arithmetic of the steps takes at the device's ceiling / the time " +
 			"that passed (MFU)"
 	case MetricBandwidthUse:
-		return "bandwidth utilisation: the least time that reading weights and KV takes at the device's ceiling / the time " +
+		return "the least time that reading weights and KV takes at the device's ceiling / the time " +
 			"that passed (MBU)"
 	case MetricBudgetUse:
-		return "budget use: new tokens of the steps / (steps x max_num_batched_tokens)"
+		return "new tokens of the steps / (steps x max_num_batched_tokens)"
 	case MetricPartialBatches:
-		return "partial batches: share of the time in steps in which requests wait although fewer than max_num_seqs run"
+		return "share of the time in steps in which requests wait although fewer than max_num_seqs run"
 	case MetricPreemptions:
-		return "preemptions: how often a running request lost its KV blocks and began again"
+		return "how often a running request lost its KV blocks and began again"
 	case MetricQueueTime:
-		return "queue time: from arrival in the scheduler to first scheduled"
+		return "from arrival in the scheduler to first scheduled"
 	}
 	return ""
 }

@@ -144,7 +144,8 @@ func useText(b *bufio.Writer, use harness.Metrics) {
 		if m.Stat != "" {
 			cell += ", " + m.Stat
 		}
-		wrap(b, fmt.Sprintf("  %s  ", padLeft(cell, 14)), strings.Repeat(" ", 18), harness.Definition(m.Name))
+		wrap(b, fmt.Sprintf("  %s  ", padLeft(cell, 14)), strings.Repeat(" ", 18),
+			harness.Words(m.Name, "")+": "+harness.Definition(m.Name))
 	}
 }
 

@@ -79,6 +79,22 @@ func (t table) Columns() []cellText {
 	return heads
 }
 
+// Filled is the table without the columns that have nothing in any row.
+func (t table) Filled() table {
+	full := t
+	full.Head, full.Rows = nil, make([][]cellText, len(t.Rows))
+	for i, head := range t.Head {
+		if !slices.ContainsFunc(t.Rows, func(row []cellText) bool { return row[i] != cellText{Words: row[i].Words} }) {
+			continue
+		}
+		full.Head = append(full.Head, head)
+		for j, row := range t.Rows {
+			full.Rows[j] = append(full.Rows[j], row[i])
+		}
+	}
+	return full
+}
+
 // cellText is a cell of a table.
 type cellText struct {
 	Text string

@@ -114,7 +114,10 @@ func throughputPerRun(runs []Run) panel {
 	chart.Y.Min, chart.Y.Max = 0, top
 	p.title = fmt.Sprintf("%s token/s at most (%s)", scaleFor("token/s").digits(highest, highest/20),
 		clean(runs[best].Result.Name, 22))
-	p.says = "dark: output, pale: prompt too; bars: 95 %"
+	p.says = "dark: output, pale: prompts too"
+	if len(errs.XYs) > 0 {
+		p.says = "dark: output; bars: 95 %"
+	}
 	p.plots = []*plot.Plot{chart}
 	return p
 }

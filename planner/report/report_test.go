@@ -9,6 +9,7 @@ import (
 	"image/png"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -286,5 +287,15 @@ func TestSamplesAreTheMetrics(t *testing.T) {
 				t.Errorf("%s: p99 of the samples %g, of the metric %g", name, got, want)
 			}
 		}
+	}
+}
+
+// A column without anything in it is not shown.
+func TestFilled(t *testing.T) {
+	got := table{Head: []string{"a", "b", "c"}, Rows: [][]cellText{
+		{{Text: "1"}, {Words: true}, {}}, {{}, {Words: true}, {Small: "2"}},
+	}}.Filled()
+	if want := []string{"a", "c"}; !slices.Equal(got.Head, want) || len(got.Rows[0]) != 2 || got.Rows[1][1].Small != "2" {
+		t.Errorf("columns %v, rows %v", got.Head, got.Rows)
 	}
 }

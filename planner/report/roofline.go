@@ -16,7 +16,7 @@ import (
 // tokens scatter, even above the ceilings: tokens that were held up arrive together.
 func rooflinePanel(in Input, runs []Run) panel {
 	p := panel{
-		subject: "roofline, one dot per engine step",
+		subject: "roofline, a dot per step",
 		head:    []string{"run", "steps drawn", "memory-bound side", "median of the nearer ceiling"},
 	}
 	flops, bandwidth := 1.0, 1.0
@@ -38,14 +38,14 @@ func rooflinePanel(in Input, runs []Run) panel {
 	ridge := flops / bandwidth
 	low, high := ridge/10, ridge*10
 	bottom := flops / 10
-	left, dots, rebuilt := 0, 0, ""
+	left, dots, rebuilt := 0, 0, false
 	for i, r := range runs {
 		var xys plotter.XYs
 		var reached []float64
 		runLeft := 0
 		if r.Analysis != nil && r.Analysis.Roofline != nil {
 			if len(r.Steps) == 0 {
-				rebuilt = "; steps rebuilt"
+				rebuilt = true
 			}
 			for _, pt := range r.Analysis.Roofline.Points {
 				if !(pt.Compute > 0 && pt.Memory > 0 && pt.Elapsed > 0) {
@@ -82,7 +82,10 @@ func rooflinePanel(in Input, runs []Run) panel {
 	memorySide := harness.Percent(float64(left)/float64(dots), false)
 	p.title = memorySide + " of the steps are on the memory side"
 	if bandwidth != 1 {
-		p.says = fmt.Sprintf("%.3g TB/s, %.0f Tflop/s%s", bandwidth, flops, rebuilt)
+		p.says = fmt.Sprintf("%.3g TB/s, %.0f Tflop/s", bandwidth, flops)
+	}
+	if rebuilt {
+		p.xLabel += "; steps rebuilt from tokens"
 	}
 	p.plots = []*plot.Plot{chart}
 	return p

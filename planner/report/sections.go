@@ -295,12 +295,12 @@ func useTables(a *analysis.Report) []table {
 // counterfactualTable has a row per question, and for each metric that it was asked of the change, its interval and the
 // values.
 func counterfactualTable(a *analysis.Report) table {
-	t := table{Caption: "What if a limit were lifted (SIMULATED; + is better)", Head: []string{"what if", "limit"}}
+	t := table{Caption: "What if a limit were lifted (SIMULATED; + is better)", Head: []string{"what if"}}
 	for _, g := range a.Counterfactuals[0].Gains {
 		t.Head = append(t.Head, harness.Words(g.Metric, g.Stat), "95 % interval", "from, to")
 	}
 	for _, c := range a.Counterfactuals {
-		row := []cellText{{Text: c.Name}, {Text: c.Limit, Words: true}}
+		row := []cellText{{Text: c.Name, Words: true}}
 		for _, g := range c.Gains {
 			cells := gainCells(g)
 			row = append(row, cells[1], cells[2], cellText{Text: cells[3].Text + " → " + cells[4].Text + " " + cells[5].Text})
