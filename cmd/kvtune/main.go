@@ -42,7 +42,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	own, extra := splitExtra(args)
 	app := newApp(stdout, stderr)
 	app.Metadata = map[string]any{"command": args, "extra": extra}
-	err := app.RunContext(ctx, own)
+	err := app.RunContext(ctx, helpAsked(own))
 	if err == nil {
 		return exitDone
 	}
@@ -82,6 +82,14 @@ func splitExtra(args []string) (own, extra []string) {
 		return args[:i:i], args[i+1:]
 	}
 	return args, nil
+}
+
+// helpAsked takes "kvtune help plan" for "kvtune plan --help".
+func helpAsked(args []string) []string {
+	if len(args) < 2 || args[1] != "help" {
+		return args
+	}
+	return append(append(args[:1:1], args[2:]...), "--help")
 }
 
 // usageError is a mistake in the command line or in an input file.
