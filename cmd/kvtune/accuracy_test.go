@@ -21,7 +21,9 @@ import (
 	"kvtune/harness/archive"
 	"kvtune/harness/stats"
 	"kvtune/harness/vllmflags"
+	"kvtune/harness/workflow"
 	"kvtune/harness/workload"
+	"kvtune/planner"
 	"kvtune/planner/cost"
 	"kvtune/planner/sim"
 	"kvtune/planner/spec"
@@ -55,6 +57,9 @@ func TestAccuracy(t *testing.T) {
 	t.Run("profiled", func(t *testing.T) {
 		s.served(t, filepath.Join(root, "vllm_h200"), "fitted on kvtune's own profile of another machine's H200",
 			"--profiling-results", profile)
+	})
+	t.Run("verified", func(t *testing.T) {
+		s.verified(t, filepath.Join("..", "..", "bench", "results", "h100", "loop"), "h100")
 	})
 	t.Run("kernels", func(t *testing.T) { s.kernels(t, filepath.Join(root, "llmservingsim")) })
 	t.Run("aggregates", func(t *testing.T) { s.aggregates(t, filepath.Join(root, "aiconfigurator")) })
@@ -162,6 +167,67 @@ func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 			{"E2EL p99, s", harness.MetricE2EL, harness.StatP99, 15},
 		} {
 			s.row(r.name+": "+x.name, mustValue(t, want, x.metric, x.stat), mustValue(t, got, x.metric, x.stat), x.limit)
+		}
+	}
+}
+
+// verified: a fit on a recorded loop's profile predicts the settings that were verified, on the requests that they served.
+// The plans of the loop have what the model of that day said; this is what the model of now says.
+func (s *score) verified(t *testing.T, loop, gpu string) {
+	loop, err := filepath.Abs(loop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.section(t, loop, "vLLM 0.26 on one "+strings.ToUpper(gpu)+", Llama-3.1-8B: fitted on kvtune's own profile, verified settings held out")
+	dir := t.TempDir()
+	const model = "meta-llama/Llama-3.1-8B"
+	costFile := filepath.Join(dir, "cost.json")
+	command(t, loop, "fit", "--model", model, "--gpu", gpu, "--output-file", costFile, "--profiling-results", "profile")
+	for _, workload := range []string{"conversation", "prefix"} {
+		f, err := os.Open(filepath.Join(loop, workload, workflow.PlansFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plans, err := planner.ReadPlans(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range append([]planner.Plan{plans.Baseline, *plans.Default}, plans.Plans...) {
+			run := filepath.Join(loop, workload, "verify_"+string(p.Strategy)+"_1")
+			data, err := os.ReadFile(run + archive.ResultSuffix)
+			if err != nil {
+				continue // it was planned, and not measured
+			}
+			var result harness.Result
+			if err := json.Unmarshal(data, &result); err != nil {
+				t.Fatal(err)
+			}
+			out := filepath.Join(dir, workload+string(p.Strategy))
+			command(t, loop, append([]string{"simulate", "--cost", costFile, "--model", model, "--gpu", gpu, "--vllm-version", "0.26",
+				"--trace", run + archive.RequestsSuffix, "--output-dir", out}, p.Launch[3:]...)...)
+			data, err = os.ReadFile(filepath.Join(out, "simulation"+archive.ResultSuffix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var simulated harness.Result
+			if err := json.Unmarshal(data, &simulated); err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range []struct {
+				name, metric, stat string
+				limit              float64
+			}{
+				{"throughput, token/s", harness.MetricTotalThroughput, "", 3},
+				{"TPOT mean, s", harness.MetricTPOT, harness.StatMean, 5},
+				{"E2EL mean, s", harness.MetricE2EL, harness.StatMean, 5},
+				{"TTFT mean, s", harness.MetricTTFT, harness.StatMean, 10},
+				{"cache hit rate", harness.MetricCacheHitRate, "", 5},
+			} {
+				if want := mustValue(t, result.Metrics, x.metric, x.stat); want > 0 {
+					s.row(workload+", "+string(p.Strategy)+": "+x.name, want, mustValue(t, simulated.Metrics, x.metric, x.stat), x.limit)
+				}
+			}
 		}
 	}
 }
