@@ -57,9 +57,11 @@ test-report: tools ## pages in headless Chromium: console, network, sorting, key
 	  { echo "test-report needs Chromium: apt-get install chromium (or set CHROMIUM to the program)"; exit 1; }
 	$(GO) test -tags chromium -count=1 -run 'InBrowser|OfManyRequests' ./planner/report
 
+# Every kernel's image is wanted there, sm_90a's too: a compiler of CUDA 11 is passed over for one that is installed.
+DIST_NVCC = $(if $(filter-out 11,$(CUDA_MAJOR)),$(NVCC))
 dist: tools ## programs for linux amd64 and arm64, checked, with checksums, into bin/dist (wants a compiler for arm64)
-	@command -v $(NVCC) >/dev/null || ./cuda/install-cuda.sh $(CUDA_DIR)
-	$(MAKE) --no-print-directory NVCC="$$(command -v $(NVCC) || echo $(CUDA_DIR)/bin/nvcc)" images
+	$(if $(DIST_NVCC),,./cuda/install-cuda.sh $(CUDA_DIR))
+	$(MAKE) --no-print-directory NVCC=$(or $(DIST_NVCC),$(CUDA_DIR)/bin/nvcc) images
 	GO=$(GO) ./cmd/kvtune/deploy/dist.sh bin/dist
 
 # The published schemas come with the validator; nothing of them is kept here.
