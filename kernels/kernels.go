@@ -66,8 +66,8 @@ type Output struct {
 // Choice is one of the ways in which a backend can run a case, in words of the backend's own: "kernel=direct,blocks=2".
 type Choice string
 
-// Tunable is a kernel that can do its work in several ways, which differ in nothing but time. Which is fastest depends on
-// the machine and the case: who runs it measures it, or reads what was measured.
+// Tunable is a kernel that can do its work in several ways, which differ in nothing but time. Which is fastest depends
+// on the machine and the case: who runs it measures it, or reads what was measured.
 type Tunable interface {
 	Kernel
 	// Choices are the ways, at least one. The first is what Load has prepared.

@@ -36,8 +36,8 @@ type decodePlan struct {
 // unit is the tokens that the warps of a block take at a time: a share is a multiple of it.
 const unit = tile * warps
 
-// planDecode deals the tokens of all pairs to at most blocks blocks in shares that are about equal, in order. A share is
-// at least so many units: below, it costs more to add parts up than more blocks gain. A pair is not cut for the last
+// planDecode deals the tokens of all pairs to at most blocks blocks in shares that are about equal, in order. A share
+// is at least so many units: below, it costs more to add parts up than more blocks gain. A pair is not cut for the last
 // sixteenth of a share, for the same reason.
 func planDecode(sequences []kernels.Sequence, kvHeads, blocks, least int) decodePlan {
 	p := decodePlan{Pairs: len(sequences) * kvHeads, Shares: []int32{0}}
@@ -125,9 +125,9 @@ func planPrefill(sequences []kernels.Sequence, heads int) []part {
 	return parts
 }
 
-// planShares deals parts, which [planPrefill] has listed, to blocks that stay, the next always to the block that has the
-// least to do (Graham, "Bounds on multiprocessing timing anomalies", 1969: the longest first). Block i has the parts from
-// shares[i] to shares[i+1] of the list that is returned.
+// planShares deals parts, which [planPrefill] has listed, to blocks that stay, the next always to the block that has
+// the least to do (Graham, "Bounds on multiprocessing timing anomalies", 1969: the longest first). Block i has the
+// parts from shares[i] to shares[i+1] of the list that is returned.
 func planShares(parts []part, sequences []kernels.Sequence, blocks int) (dealt []part, shares []int32) {
 	const start = 1 // what a part costs beside its tiles of prefillRows tokens
 	blocks = min(blocks, len(parts))

@@ -103,8 +103,8 @@ func TestPrefillPlan(t *testing.T) {
 	}
 }
 
-// TestPrefillShares: every part is dealt once, a block's longest come first, and no block has more than a part above the
-// mean.
+// TestPrefillShares: every part is dealt once, a block's longest come first, and no block has more than a part above
+// the mean.
 func TestPrefillShares(t *testing.T) {
 	sequences := []kernels.Sequence{{New: 8192}, {Context: 9000, New: 700}, {New: 1}}
 	const heads = 8
@@ -131,7 +131,8 @@ func TestPrefillShares(t *testing.T) {
 			total, most = total+load, max(most, load)
 		}
 		if n := len(shares) - 1; len(seen) != len(parts) || n != min(blocks, len(parts)) || most > total/n+longest {
-			t.Errorf("%d blocks: %d of %d parts in %d shares, the largest %d of %d", blocks, len(seen), len(parts), n, most, total)
+			t.Errorf("%d blocks: %d of %d parts in %d shares, the largest %d of %d", blocks, len(seen), len(parts), n, most,
+				total)
 		}
 	}
 }

@@ -17,7 +17,8 @@ const (
 func shares() []int { return []int{8, 2, 32} }
 
 // cut divides a case among threads, so that each has several items and the last to finish is not far behind the others,
-// each of decode as many as share says. For decode, start has the first item of every sequence, then the number of items.
+// each of decode as many as share says. For decode, start has the first item of every sequence, then the number of
+// items.
 func cut(in *kernels.Inputs, threads, share int) (items []item, start []int32) {
 	token := int(in.Shape.BytesPerToken())
 	switch in.Case.Op {

@@ -20,8 +20,8 @@ func open(t testing.TB, o Options) *Backend {
 	return b
 }
 
-// check runs every choice of a case on every backend and compares it with the truth. It runs twice, because an operation must leave the
-// same output every time.
+// check runs every choice of a case on every backend and compares it with the truth. It runs twice, because an
+// operation must leave the same output every time.
 func check(t *testing.T, c kernels.Case, backends []*Backend) {
 	in, err := kernels.NewInputs(c)
 	if err != nil {

@@ -247,8 +247,8 @@ func TestOutputBeforeRun(t *testing.T) {
 // TestSpot: the truth passes, and an output that is wrong everywhere does not, for every operation.
 func TestSpot(t *testing.T) {
 	for _, op := range kernels.Ops() {
-		c := kernels.Case{Op: op, Layout: layout.XPacked, BlockSize: 16, DType: layout.BF16, Heads: 4, KVHeads: 2, HeadSize: 64,
-			Batch: 3, Context: 70, Ragged: true, Permuted: true, Seed: 5}
+		c := kernels.Case{Op: op, Layout: layout.XPacked, BlockSize: 16, DType: layout.BF16, Heads: 4, KVHeads: 2,
+			HeadSize: 64, Batch: 3, Context: 70, Ragged: true, Permuted: true, Seed: 5}
 		if op == kernels.OpPrefill || op == kernels.OpAppend {
 			c.New = 20
 		}

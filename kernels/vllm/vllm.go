@@ -1,6 +1,6 @@
-// Package vllm runs attention and cache writes with the kernels of a user's vLLM (FlashAttention, reshape_and_cache_flash)
-// in a Python process that imports it, on the same data and between the same events as the other backends. So a
-// block size is judged by the kernels that serve.
+// Package vllm runs attention and cache writes with the kernels of a user's vLLM (FlashAttention,
+// reshape_and_cache_flash) in a Python process that imports it, on the same data and between the same events as the
+// other backends. So a block size is judged by the kernels that serve.
 //
 // helper.py says how the two processes speak and what it does between two events.
 package vllm
@@ -48,8 +48,8 @@ type Backend struct {
 	broken   error
 }
 
-// Open starts python, which must import vllm, and waits until it has found a GPU. warm lets every launch work on the same
-// memory; otherwise launches take copies of the data in turn that are together at least four times the L2 cache.
+// Open starts python, which must import vllm, and waits until it has found a GPU. warm lets every launch work on the
+// same memory; otherwise launches take copies of the data in turn that are together at least four times the L2 cache.
 func Open(python string, warm bool) (*Backend, error) {
 	b := &Backend{python: python, warm: warm}
 	if err := b.start(); err != nil {
@@ -62,7 +62,7 @@ func (b *Backend) start() error {
 	b.process, b.errors, b.broken = exec.Command(b.python, "-c", program), &tail{}, nil
 	b.process.Stderr = b.errors
 	b.process.WaitDelay = time.Second // for what it started and left, which may have its stderr
-	ownGroup(b.process) // an interrupt from the terminal is this process's to answer
+	ownGroup(b.process)               // an interrupt from the terminal is this process's to answer
 	requests, err := b.process.StdinPipe()
 	if err != nil {
 		return err
@@ -143,8 +143,8 @@ func (a *array) UnmarshalJSON(text []byte) error {
 // most is how many bytes an array of a reply may have: what a damaged reply asks for is not allocated.
 const most = 1 << 36
 
-// ask sends a request with its data and reads the answer to it. An error of a kernel leaves the helper running; after one
-// of the conversation every further request fails alike.
+// ask sends a request with its data and reads the answer to it. An error of a kernel leaves the helper running; after
+// one of the conversation every further request fails alike.
 func (b *Backend) ask(r request, data map[string][]byte) (*reply, map[string][]byte, error) {
 	if b.broken != nil {
 		return nil, nil, b.broken
@@ -236,9 +236,9 @@ func (b *Backend) end(patience time.Duration) error {
 }
 
 // Load hands the inputs to the helper. The error wraps [kernels.ErrUnsupported] where vLLM's kernels do not take the
-// case: operations beside decode, prefill and append, x-packed, fp8, block sizes that the kernel refuses, copies that the
-// device's memory does not hold; and where they end the process, as FlashAttention does when its library has no image for
-// a dtype. Then kernels that were loaded before are lost, and a new helper is there for the next case.
+// case: operations beside decode, prefill and append, x-packed, fp8, block sizes that the kernel refuses, copies that
+// the device's memory does not hold; and where they end the process, as FlashAttention does when its library has no
+// image for a dtype. Then kernels that were loaded before are lost, and a new helper is there for the next case.
 //
 // FlashAttention multiplies what lies in unused slots of a block by a probability of 0, which leaves NaN where it finds
 // NaN; the helper puts 0 there, since a server's cache holds numbers.
@@ -286,7 +286,8 @@ func taken(c kernels.Case) bool {
 	return op && c.Layout != layout.XPacked && c.DType != layout.FP8
 }
 
-// square is the block table as vLLM has it: as many blocks for every sequence as the longest has, 0 where there is none.
+// square is the block table as vLLM has it: as many blocks for every sequence as the longest has, 0 where there is
+// none.
 func square(table layout.BlockTable) []int32 {
 	longest := 0
 	for _, row := range table {
