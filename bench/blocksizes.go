@@ -34,8 +34,8 @@ func BlockSizes(ctx context.Context, f *archive.Folder, resume bool, tool string
 	if err != nil {
 		return nil, err
 	}
-	out, err := Run(ctx, Options{Name: blockSizesName, Backend: m.Backend, Device: m.Device, Cases: list, Cold: true, Rounds: 1,
-		Timing:   timing.Options{MaxTime: 500 * time.Millisecond, Probe: m.Probe},
+	out, err := Run(ctx, Options{Name: blockSizesName, Backend: m.Backend, Device: m.Device, Cases: list, Cold: true,
+		Rounds: 1, Timing: timing.Options{MaxTime: 500 * time.Millisecond, Probe: m.Probe},
 		Progress: func(_, _ int, what string) { tell("kernels: " + what) }})
 	if out == nil {
 		return nil, err

@@ -48,8 +48,8 @@ func Cases(ops []string, axes []string, large bool) ([]kernels.Case, error) {
 	return product(cases, axes)
 }
 
-// ReadCases reads a list of cases: on every line an operation and axes, between spaces, of which it is the product as in
-// [Cases]. Empty lines and those that begin with # say nothing.
+// ReadCases reads a list of cases: on every line an operation and axes, between spaces, of which it is the product as
+// in [Cases]. Empty lines and those that begin with # say nothing.
 func ReadCases(r io.Reader, large bool) ([]kernels.Case, error) {
 	var list []kernels.Case
 	lines := bufio.NewScanner(r)

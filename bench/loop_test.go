@@ -176,13 +176,15 @@ func (l *loop) laws(t *testing.T, dir string) {
 func (l *loop) print(text *strings.Builder, name string) {
 	own := owns[name]
 	device := l.arms[0].runs[0].Result.Conditions
-	fmt.Fprintf(text, "%s, %d runs of each, %s\n", device.Started.Format("2006-01-02"), len(l.arms[0].runs), l.arms[0].MeasuredOrigin)
+	fmt.Fprintf(text, "%s, %d runs of each, %s\n", device.Started.Format("2006-01-02"), len(l.arms[0].runs),
+		l.arms[0].MeasuredOrigin)
 	t := tabwriter.NewWriter(text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(t, "settings\tmetric\tpredicted\tmeasured\terror\tpromised\t\t\n")
 	for _, a := range l.arms {
 		requests, _ := a.Measured.Value(harness.MetricRequests, harness.StatOK)
 		for _, p := range promises {
-			i := slices.IndexFunc(a.Compared, func(c planner.Comparison) bool { return c.Metric == p.metric && c.Stat == p.stat })
+			i := slices.IndexFunc(a.Compared,
+				func(c planner.Comparison) bool { return c.Metric == p.metric && c.Stat == p.stat })
 			if i < 0 || requests < p.requests {
 				continue
 			}
@@ -208,7 +210,8 @@ func (l *loop) print(text *strings.Builder, name string) {
 			}
 			if v, ok := a.Measured.Value(slo.Metric, slo.Stat); ok {
 				met, _ := slo.Met(a.Measured)
-				fmt.Fprintf(text, "  %s: predicted %.3g (%s), measured %.3g (%s)\n", check.SLO, *check.Value, yes(check.Met), v, yes(met))
+				fmt.Fprintf(text, "  %s: predicted %.3g (%s), measured %.3g (%s)\n", check.SLO, *check.Value, yes(check.Met), v,
+					yes(met))
 			}
 		}
 	}
@@ -249,7 +252,8 @@ func (l *loop) overDefault(text *strings.Builder) {
 	plan.Gain = plan.DefaultRegret
 	plan.SetMeasuredGain(planner.Default, measured(l.arms[d].runs), measured(l.arms[last].runs))
 	if g := plan.MeasuredGain; g != nil {
-		fmt.Fprintf(text, "over vLLM's defaults: %s %s %.4g -> %.4g %s, %+.1f %%", g.Metric, g.Stat, g.Before, g.After, g.Unit, 100*g.Change)
+		fmt.Fprintf(text, "over vLLM's defaults: %s %s %.4g -> %.4g %s, %+.1f %%", g.Metric, g.Stat, g.Before, g.After,
+			g.Unit, 100*g.Change)
 		if g.Low != nil {
 			fmt.Fprintf(text, " (%+.1f to %+.1f %%)", 100**g.Low, 100**g.High)
 		}

@@ -104,7 +104,8 @@ func TestRecordWithoutCeilings(t *testing.T) {
 	r.second.MatrixCeiling, r.second.LaunchFloor, r.first.ToHost, r.second.ToHost = nil, nil, nil, nil
 	var text strings.Builder
 	r.print(&text)
-	for _, want := range []string{"TFLOP/s, not measured\n", "us, not measured\n", "to the host: not measured, not measured\n"} {
+	for _, want := range []string{"TFLOP/s, not measured\n", "us, not measured\n",
+		"to the host: not measured, not measured\n"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, &text)
 		}
@@ -186,8 +187,10 @@ func (r *record) print(text *strings.Builder) {
 		of    func(x *harness.BenchCase) bool
 		value func(x *harness.BenchCase) float64
 	}{
-		{"bandwidth-bound, 50 us and more", 0.005, func(x *harness.BenchCase) bool { return !a.ComputeBound(x) && x.Median >= 50e-6 }, median},
-		{"bandwidth-bound, below 50 us", 0.02, func(x *harness.BenchCase) bool { return !a.ComputeBound(x) && x.Median < 50e-6 }, median},
+		{"bandwidth-bound, 50 us and more", 0.005,
+			func(x *harness.BenchCase) bool { return !a.ComputeBound(x) && x.Median >= 50e-6 }, median},
+		{"bandwidth-bound, below 50 us", 0.02,
+			func(x *harness.BenchCase) bool { return !a.ComputeBound(x) && x.Median < 50e-6 }, median},
 		{"compute-bound, time", 0.015, a.ComputeBound, median},
 		{"compute-bound, clock cycles", 0.005, a.ComputeBound, cyclesOf},
 	} {
@@ -207,8 +210,8 @@ func (r *record) print(text *strings.Builder) {
 			}
 		}
 		if len(differences) > 0 {
-			fmt.Fprintf(t, "%s\t%d\t%.2f %%\t%.2f %%\t%.1f %%\t%d\t%s\t\n", class.name, len(differences), 100*stats.New(differences).Median(),
-				100*slices.Max(differences), 100*class.limit, beyond, worst)
+			fmt.Fprintf(t, "%s\t%d\t%.2f %%\t%.2f %%\t%.1f %%\t%d\t%s\t\n", class.name, len(differences),
+				100*stats.New(differences).Median(), 100*slices.Max(differences), 100*class.limit, beyond, worst)
 		}
 	}
 	t.Flush()
@@ -228,7 +231,8 @@ func (r *record) print(text *strings.Builder) {
 			if a.ComputeBound(c) {
 				flops = fmt.Sprintf("%.0f", c.Flops/c.Median/1e12)
 			}
-			fmt.Fprintf(t, "%.1f\t%.2f\t%s\t%.1f\t%.3f\t%s\t\n", c.Median*1e6, c.Bandwidth()/1e12, flops, peer*1e6, c.Median/peer, c.Case)
+			fmt.Fprintf(t, "%.1f\t%.2f\t%s\t%.1f\t%.3f\t%s\t\n", c.Median*1e6, c.Bandwidth()/1e12, flops, peer*1e6,
+				c.Median/peer, c.Case)
 		}
 		t.Flush()
 	}

@@ -277,7 +277,8 @@ func TestCases(t *testing.T) {
 	if list, err = ReadCases(file, true); err != nil || len(list) > 120 {
 		t.Errorf("gpu.cases: %d cases, want at most 120; %v", len(list), err)
 	}
-	for text, want := range map[string]string{"": "no case", "# decode": "no case", "decode\n\ndecode": "line 3", "decode x=1": "line 1"} {
+	for text, want := range map[string]string{"": "no case", "# decode": "no case", "decode\n\ndecode": "line 3",
+		"decode x=1": "line 1"} {
 		if _, err := ReadCases(strings.NewReader(text), true); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}

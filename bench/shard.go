@@ -14,9 +14,9 @@ import (
 	"kvtune/kernels"
 )
 
-// Deal is a shard's share of a list of cases. Cases that are compared with one another, which differ in layout and block
-// size only, stay together where there are as many such groups as shards: a difference is then one of cases and not of
-// machines. Otherwise cases are dealt one by one.
+// Deal is a shard's share of a list of cases. Cases that are compared with one another, which differ in layout and
+// block size only, stay together where there are as many such groups as shards: a difference is then one of cases and
+// not of machines. Otherwise cases are dealt one by one.
 func Deal(cases []kernels.Case, s harness.Shard) []kernels.Case {
 	groups, together := dealt(cases, s)
 	var own []kernels.Case
@@ -49,8 +49,8 @@ func CreateShard(dir string, s harness.Shard, o *Options, tool string) (*archive
 		stamp.Parts = append(stamp.Parts, c.Name())
 	}
 	work := map[string]any{
-		"name": o.Name, "backend": o.Backend.Name(), "device": o.Device, "cold": o.Cold, "rounds": o.Rounds, "ceilings": !o.NoCeilings,
-		"max_time_s": o.Timing.MaxTime.Seconds(), "precision": o.Timing.Precision,
+		"name": o.Name, "backend": o.Backend.Name(), "device": o.Device, "cold": o.Cold, "rounds": o.Rounds,
+		"ceilings": !o.NoCeilings, "max_time_s": o.Timing.MaxTime.Seconds(), "precision": o.Timing.Precision,
 	}
 	var err error
 	if stamp.Work, err = json.Marshal(work); err != nil {
@@ -63,9 +63,9 @@ func CreateShard(dir string, s harness.Shard, o *Options, tool string) (*archive
 // unlike is a relative difference of ceilings beyond which machines are not the same.
 const unlike = 0.02
 
-// Merge unites the shards of a benchmark as if one process had run all cases: samples in the order in which it would have
-// taken them, every case compared with the fastest of its group over all shards. A ceiling is the median of the shards'.
-// folders are those of [archive.OpenShards].
+// Merge unites the shards of a benchmark as if one process had run all cases: samples in the order in which it would
+// have taken them, every case compared with the fastest of its group over all shards. A ceiling is the median of the
+// shards'. folders are those of [archive.OpenShards].
 func Merge(folders []*archive.Folder) (*Outcome, error) {
 	stamp := folders[0].Shard()
 	at := map[string]int{}
@@ -127,8 +127,9 @@ func Merge(folders []*archive.Folder) (*Outcome, error) {
 		}
 	}
 	if _, together := dealt(out.cases, stamp.Shard); !together {
-		merged.Warnings = append(merged.Warnings, "cases that are compared with one another were measured by different shards: a small difference "+
-			"may be one of machines")
+		merged.Warnings = append(merged.Warnings,
+			"cases that are compared with one another were measured by different shards: a small difference may be one of "+
+				"machines")
 	}
 	mergeConditions(&merged, shards)
 	if err := out.mergeSeries(folders, shards); err != nil {
@@ -162,8 +163,9 @@ func mergeConditions(merged *harness.Bench, shards []*harness.Bench) {
 		}
 		*ceiling.of(merged) = new(stats.New(values).Median())
 		if least, most := slices.Min(values), slices.Max(values); ceiling.name != "launch time" && most > least*(1+unlike) {
-			merged.Warnings = append(merged.Warnings, fmt.Sprintf("the shards' %s differs by %.0f %%: their machines are not alike", ceiling.name,
-				100*(most/least-1)))
+			merged.Warnings = append(merged.Warnings,
+				fmt.Sprintf("the shards' %s differs by %.0f %%: their machines are not alike", ceiling.name,
+					100*(most/least-1)))
 		}
 	}
 	var hosts []string

@@ -75,10 +75,11 @@ func split(t *testing.T, whole *Outcome, o Options, dir string, n int) {
 	}
 }
 
-// TestMergeIsTheWhole: a run that is split into shards and merged has the bytes of the run in every file: the same order
-// of samples, the same comparisons over all cases.
+// TestMergeIsTheWhole: a run that is split into shards and merged has the bytes of the run in every file: the same
+// order of samples, the same comparisons over all cases.
 func TestMergeIsTheWhole(t *testing.T) {
-	o := Options{Cases: cases(t, []string{"decode", "append"}, "block_size=1,16,64", "layout=NHD,HND", "batch=1", "context=64"), Rounds: 3,
+	o := Options{Cases: cases(t, []string{"decode", "append"}, "block_size=1,16,64", "layout=NHD,HND", "batch=1",
+		"context=64"), Rounds: 3,
 		Timing: timing.Options{MinSamples: 50}}
 	whole := run(t, o)
 	one, err := archive.Create(t.TempDir())
@@ -132,7 +133,8 @@ func TestMergeIsTheWhole(t *testing.T) {
 }
 
 func TestMergeRefuses(t *testing.T) {
-	o := Options{Cases: cases(t, []string{"decode"}, "block_size=1,16,64", "batch=1", "context=64"), Timing: timing.Options{MinSamples: 20}, NoCeilings: true}
+	o := Options{Cases: cases(t, []string{"decode"}, "block_size=1,16,64", "batch=1", "context=64"),
+		Timing: timing.Options{MinSamples: 20}, NoCeilings: true}
 	whole := run(t, o)
 	for _, tt := range []struct {
 		name, err string

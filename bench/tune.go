@@ -111,7 +111,8 @@ func quoted(choices []kernels.Choice) string {
 }
 
 // tune checks every choice of a loaded case and times them by turns, each for as long as the options say in all.
-func (r *runner) tune(ctx context.Context, k kernels.Tunable, in *kernels.Inputs, o timing.Options) (harness.TunedCase, error) {
+func (r *runner) tune(ctx context.Context, k kernels.Tunable, in *kernels.Inputs,
+	o timing.Options) (harness.TunedCase, error) {
 	choices := k.Choices()
 	result := harness.TunedCase{Device: r.Device, Measured: time.Now().UTC().Truncate(time.Second)}
 	times := make([][]float64, len(choices))
@@ -141,7 +142,8 @@ func (r *runner) tune(ctx context.Context, k kernels.Tunable, in *kernels.Inputs
 	}
 	best := 0
 	for i, c := range choices {
-		result.Candidates = append(result.Candidates, harness.TunedChoice{Choice: string(c), Median: stats.New(times[i]).Median()})
+		result.Candidates = append(result.Candidates,
+			harness.TunedChoice{Choice: string(c), Median: stats.New(times[i]).Median()})
 		if result.Candidates[i].Median < result.Candidates[best].Median {
 			best = i
 		}

@@ -50,15 +50,16 @@ func (k *tunableKernel) Choose(c kernels.Choice) error {
 	return nil
 }
 
-// TestTuning: the fastest choice is found, timed with and written down; a later run reads it and measures nothing else; a
-// choice that gains less than half a percent is not taken.
+// TestTuning: the fastest choice is found, timed with and written down; a later run reads it and measures nothing else;
+// a choice that gains less than half a percent is not taken.
 func TestTuning(t *testing.T) {
 	b := tunable{choices: []kernels.Choice{"first", "slow", "fast"}, counted: map[kernels.Choice]int{},
 		seconds: map[kernels.Choice]float64{"first": 100e-6, "slow": 150e-6, "fast": 80e-6}}
 	path := filepath.Join(t.TempDir(), "tuning.json")
 	tuning := read(t, path)
-	o := Options{Cases: cases(t, []string{"decode"}, "block_size=16", "batch=1", "context=64"), Backend: b, Cold: true, NoCeilings: true,
-		Tuning: tuning, Tune: time.Millisecond, Timing: timing.Options{MinSamples: 100, MaxTime: time.Millisecond}}
+	o := Options{Cases: cases(t, []string{"decode"}, "block_size=16", "batch=1", "context=64"), Backend: b, Cold: true,
+		NoCeilings: true, Tuning: tuning, Tune: time.Millisecond,
+		Timing: timing.Options{MinSamples: 100, MaxTime: time.Millisecond}}
 	out := run(t, o)
 	row := out.Bench.Cases[0]
 	if row.Choice != "fast" || row.Median > 81e-6 || row.Median < 79e-6 {
@@ -109,9 +110,10 @@ func TestTuning(t *testing.T) {
 func TestTuningRefuses(t *testing.T) {
 	b := tunable{choices: []kernels.Choice{"first", "fast"}, counted: map[kernels.Choice]int{}, wrong: "fast",
 		seconds: map[kernels.Choice]float64{"first": 100e-6, "fast": 80e-6}}
-	o := Options{Name: "kernels", Cases: cases(t, []string{"decode"}, "block_size=16", "batch=1", "context=64"), Backend: b,
-		NoCeilings: true, Tuning: read(t, "none"), Tune: time.Millisecond}
-	if _, err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), `choice "fast": fake backend against the ref`) {
+	o := Options{Name: "kernels", Cases: cases(t, []string{"decode"}, "block_size=16", "batch=1", "context=64"),
+		Backend: b, NoCeilings: true, Tuning: read(t, "none"), Tune: time.Millisecond}
+	if _, err := Run(t.Context(), o); err == nil ||
+		!strings.Contains(err.Error(), `choice "fast": fake backend against the ref`) {
 		t.Errorf("a wrong choice: %v", err)
 	}
 	b.wrong = "none"

@@ -86,9 +86,9 @@ func (t *table) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Load generators on one processor\n\nMeasured %s by `make bench-load` on: %s. Pinned: %s.\n\n",
 		t.Date, t.Host, t.Pinned)
-	fmt.Fprintf(&b, "Streams of %s, from a static server that notes when each request arrives (by the kernel's stamp) and "+
-		"when it writes the first token. TTFT is what each client noted of each request, from its send; the error is the "+
-		"client's p99 minus the server's own. With a number "+
+	fmt.Fprintf(&b, "Streams of %s, from a static server that notes when each request arrives (by the kernel's "+
+		"stamp) and when it writes the first token. TTFT is what each client noted of each request, from its send; the "+
+		"error is the client's p99 minus the server's own. With a number "+
 		"in flight, the first of each slot are left out on both sides: they are one burst of new connections. The embedded "+
 		"engine has a mean of all requests only, and times of its own.\n", t.Streams)
 	for _, s := range t.Loads {
@@ -132,6 +132,6 @@ func (r *row) markdown() string {
 		return strconv.FormatFloat(*v*1e3, 'f', 1, 64)
 	}
 	return fmt.Sprintf("| %s | %s | %.0f | %s / %s / %s | %s / %s / %s | %s / %s | %.0f | %.1f | %d |\n", r.Tool,
-		r.Version, r.Rate, ms(r.TTFTMean), ms(r.TTFT50), ms(r.TTFT99), ms(r.ServerMean), ms(r.Server50), ms(r.Server99), ms(r.ErrorMean),
-		ms(r.Error99), r.ServerBusy*100, r.CPU, r.PeakRSS>>20)
+		r.Version, r.Rate, ms(r.TTFTMean), ms(r.TTFT50), ms(r.TTFT99), ms(r.ServerMean), ms(r.Server50), ms(r.Server99),
+		ms(r.ErrorMean), ms(r.Error99), r.ServerBusy*100, r.CPU, r.PeakRSS>>20)
 }
