@@ -100,9 +100,10 @@ func (m *Memory) Download(bytes int64) ([]byte, error) {
 // TensorMap describes an array to the engine that copies boxes of it to shared memory (a CUtensorMap of the driver).
 type TensorMap [128]byte
 
-// TensorMap describes an array of 16-bit numbers in four dimensions, the innermost first: their sizes, the bytes from one
-// to the next in all but the innermost (multiples of 16), and the box that a copy brings, in rows of at most 64 numbers
-// that the engine swizzles in 128 bytes. An error that wraps [ErrUnavailable] says that the driver has no such thing.
+// TensorMap describes an array of 16-bit numbers in four dimensions, the innermost first: their sizes, the bytes from
+// one to the next in all but the innermost (multiples of 16), and the box that a copy brings, in rows of at most 64
+// numbers that the engine swizzles in 128 bytes. An error that wraps [ErrUnavailable] says that the driver has no such
+// thing.
 func (d *Device) TensorMap(address uint64, sizes [4]uint64, strides [3]uint64, box [4]uint32) (TensorMap, error) {
 	const size, alignment = len(TensorMap{}), 64
 	memory := C.malloc(C.size_t(size + alignment))
