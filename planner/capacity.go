@@ -271,8 +271,8 @@ func (d *Deployment) String() string {
 	}
 	text := fmt.Sprintf("%s of %d GPU(s) for %.4g request/s", replicas, d.GPUs, d.Target)
 	if d.PerHour != nil {
-		text += fmt.Sprintf(", %.4g per hour, %.4g per million tokens (%.4g per million output tokens)", *d.PerHour, *d.PerMillion,
-			*d.PerMillionOutput)
+		text += fmt.Sprintf(", %.4g per hour, %.4g per million tokens (%.4g per million output tokens)", *d.PerHour,
+			*d.PerMillion, *d.PerMillionOutput)
 	}
 	return text
 }

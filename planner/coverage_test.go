@@ -65,10 +65,11 @@ func TestExtrapolationWidens(t *testing.T) {
 		req.Strategies = []Strategy{Throughput}
 		m := *req.Server.Cost
 		m.Kind, m.Errors = cost.KindFitted, &cost.Errors{Median: 0.02, Prior: 0.2}
-		m.Range = cost.Range{Tokens: 64, Seqs: 4, DecodeContext: 1000, Attention: 1e4, Prefill: true, Decode: true, Mixed: true}
+		m.Range = cost.Range{Tokens: 64, Seqs: 4, DecodeContext: 1000, Attention: 1e4, Prefill: true, Decode: true,
+			Mixed: true}
 		if within {
-			m.Range = cost.Range{Tokens: 1 << 20, Seqs: 1 << 12, DecodeContext: 1 << 30, Attention: 1e15, Prefill: true, Decode: true,
-				Mixed: true}
+			m.Range = cost.Range{Tokens: 1 << 20, Seqs: 1 << 12, DecodeContext: 1 << 30, Attention: 1e15, Prefill: true,
+				Decode: true, Mixed: true}
 		}
 		req.Server.Cost = &m
 		base := mustMake(t, req).Baseline

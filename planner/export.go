@@ -11,8 +11,8 @@ func ExportFormats() []string { return []string{"flags", "yaml", "helm", "compos
 
 // Export writes a plan for a deployment: "flags" the shell command, "yaml" a file for `vllm serve --config`, "helm"
 // values of vLLM's production-stack chart, with as many replicas as the plan's deployment, "compose" a Docker Compose
-// service of the image vllm/vllm-openai; both ask for tensor_parallel_size GPUs. version is the image's tag without "v",
-// "" for latest. Every word is quoted for its format, so that a value can be nothing but a value.
+// service of the image vllm/vllm-openai; both ask for tensor_parallel_size GPUs. version is the image's tag without
+// "v", "" for latest. Every word is quoted for its format, so that a value can be nothing but a value.
 func Export(p *Plan, format, version string) (string, error) {
 	if len(p.Launch) < 3 {
 		return "", fmt.Errorf("the plan has no launch command")

@@ -67,8 +67,8 @@ func (p *planning) make(ctx context.Context) (out *Plans, chosen []*candidate, e
 
 // newPlans is what is known before the search.
 func (p *planning) newPlans() *Plans {
-	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version, Seed: p.req.Seed,
-		Workload: describe(p.work[0]), Plans: []Plan{}, Widened: p.widened}
+	out := &Plans{Schema: Schema, Origin: harness.OriginSimulated, Model: p.req.Model, Version: p.req.Version,
+		Seed: p.req.Seed, Workload: describe(p.work[0]), Plans: []Plan{}, Widened: p.widened}
 	for _, slo := range p.req.SLOs {
 		out.SLOs = append(out.SLOs, slo.String())
 	}
@@ -364,8 +364,9 @@ func (p *planning) baselines(ctx context.Context, out *Plans, base *candidate, k
 	return nil
 }
 
-// finish writes the plans and gives the candidate of each. Candidates with a smaller cache are for the memory strategy alone: another one that took one
-// would hold back requests by the size of the cache, where max_num_seqs is made for it.
+// finish writes the plans and gives the candidate of each. Candidates with a smaller cache are for the memory strategy
+// alone: another one that took one would hold back requests by the size of the cache, where max_num_seqs is made for
+// it.
 func (p *planning) finish(ctx context.Context, out *Plans, base *candidate, keep, final, smaller, able []*candidate) (
 	chosen []*candidate, err error) {
 	if err := p.baselines(ctx, out, base, keep); err != nil {

@@ -176,7 +176,8 @@ func TestMaxRateIsWhereTheSLOEnds(t *testing.T) {
 	req.SLOs = []harness.SLO{{Metric: harness.MetricTTFT, Stat: harness.StatP99, Limit: 0.5}}
 	req.Strategies = []Strategy{Throughput}
 	p := mustMake(t, req).Plans[0]
-	if p.MaxRequestRate == nil || p.MaxRequestRate.Low > p.MaxRequestRate.Rate || p.MaxRequestRate.High < p.MaxRequestRate.Rate {
+	if p.MaxRequestRate == nil || p.MaxRequestRate.Low > p.MaxRequestRate.Rate ||
+		p.MaxRequestRate.High < p.MaxRequestRate.Rate {
 		t.Fatalf("max rate %+v", p.MaxRequestRate)
 	}
 	pl, err := newPlanning(req)

@@ -28,8 +28,8 @@ func first(w *workload.Workload, n int) *workload.Workload {
 }
 
 // telling is the smallest number of measured requests, n at least, that shows what all of them do to a server: twice as
-// many that wait for no other one (conversations) as are in flight at once, and the whole of most conversations that are
-// begun, because contexts grow to the last turn. It is the number of all where there is no such part.
+// many that wait for no other one (conversations) as are in flight at once, and the whole of most conversations that
+// are begun, because contexts grow to the last turn. It is the number of all where there is no such part.
 func telling(w *workload.Workload, n, inFlight int) int {
 	last := map[int]int{} // turn of a conversation, by its first request
 	root := make([]int, len(w.Requests))
@@ -63,9 +63,10 @@ func telling(w *workload.Workload, n, inFlight int) int {
 	return measured
 }
 
-// scale simulates the baseline on the whole workload: what it has in flight at once says how small a part candidates can
-// be compared on, in measured requests, and how far it goes into its limits how many simulations all take.
-func (p *planning) scale(ctx context.Context, base *candidate, all []*candidate) (smallest, simulations int, err error) {
+// scale simulates the baseline on the whole workload: what it has in flight at once says how small a part candidates
+// can be compared on, in measured requests, and how far it goes into its limits how many simulations all take.
+func (p *planning) scale(ctx context.Context, base *candidate, all []*candidate) (smallest, simulations int,
+	err error) {
 	w := p.work[0]
 	o, err := p.simulate(ctx, base, 0, w, false)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"kvtune/harness/workload"
 )
 
-// talks are conversations of users that begin at once, turn by turn with fresh tokens behind what was said; grouped says
-// that a conversation's turns stand side by side, as kvtune makes them, and not by turn, as in a trace.
+// talks are conversations of users that begin at once, turn by turn with fresh tokens behind what was said; grouped
+// says that a conversation's turns stand side by side, as kvtune makes them, and not by turn, as in a trace.
 func talks(users, turns, fresh, output int, grouped bool) func(uint64) (*workload.Workload, error) {
 	return func(seed uint64) (*workload.Workload, error) {
 		rng := rand.New(rand.NewPCG(seed, 2))
@@ -64,8 +64,8 @@ func TestTelling(t *testing.T) {
 	}
 }
 
-// Forty users of whom the first few requests hold two: for them every KV cache is large enough, and the smaller ones were
-// taken for as good as those that hold what forty say.
+// Forty users of whom the first few requests hold two: for them every KV cache is large enough, and the smaller ones
+// were taken for as good as those that hold what forty say.
 func TestHalvingOfConversations(t *testing.T) {
 	req := request(t, talks(40, 8, 1800, 100, true))
 	req.Current = harness.EngineArgs{MaxNumSeqs: 64, MaxNumBatchedTokens: 8192, GPUMemoryUtilization: 0.4}

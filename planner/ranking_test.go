@@ -24,13 +24,15 @@ import (
 
 var (
 	rankingDraws = flag.Int("ranking-draws", 3, "hidden models that TestRanking plans for")
-	rankingFirst = flag.Uint64("ranking-first", 1, "the first one's seed: develop with others than the hundred that are reported")
+	rankingFirst = flag.Uint64("ranking-first", 1,
+		"the first one's seed: develop with others than the hundred that are reported")
 )
 
 // rankingAxes are up to 64 settings, small enough to be run exhaustively.
 var rankingAxes = []Axis{
-	{"max_num_batched_tokens", []string{"512", "2048", "8192", "32768"}}, {"max_num_seqs", []string{"8", "32", "128", "512"}},
-	{"block_size", []string{"16", "64"}}, {"enable_chunked_prefill", []string{"true", "false"}},
+	{"max_num_batched_tokens", []string{"512", "2048", "8192", "32768"}},
+	{"max_num_seqs", []string{"8", "32", "128", "512"}}, {"block_size", []string{"16", "64"}},
+	{"enable_chunked_prefill", []string{"true", "false"}},
 }
 
 // rankingNear is how far behind the best the chosen settings may be, as a share.
@@ -40,7 +42,8 @@ const rankingNear = 0.03
 type ranked struct {
 	what     string
 	settings int
-	// loss is by how much the chosen settings' true result falls behind the best of all settings' true results, as a share.
+	// loss is by how much the chosen settings' true result falls behind the best of all settings' true results, as a
+	// share.
 	loss float64
 	// tau is Kendall's tau-b between the predicted and the true order of all settings, clear the same over the pairs that
 	// truly differ by more than 1 %: a device's noise reorders nearer ones.
@@ -51,16 +54,16 @@ type ranked struct {
 	miss string
 }
 
-// TestRanking profiles engines whose devices nobody can look up, plans from the profile alone, and runs every one of the
-// settings on the device. The target: the planner's choice is within 3 % of the best in at least 95 of 100 draws, and
-// Kendall's tau is 0.8 or more in the median. `make ranking` has the 100 draws.
+// TestRanking profiles engines whose devices nobody can look up, plans from the profile alone, and runs every one of
+// the settings on the device. The target: the planner's choice is within 3 % of the best in at least 95 of 100 draws,
+// and Kendall's tau is 0.8 or more in the median. `make ranking` has the 100 draws.
 func TestRanking(t *testing.T) {
 	var all []ranked
 	for i := range *rankingDraws {
 		seed := *rankingFirst + uint64(i)
 		r := rank(t, seed)
-		t.Logf("%3d %s: %d settings, best to worst %.0f %%, chosen %.2f %% behind the best, tau %.3f (pairs 1 %% apart: %.3f)", seed,
-			r.what, r.settings, 100*r.spread, 100*r.loss, r.tau, r.clear)
+		t.Logf("%3d %s: %d settings, best to worst %.0f %%, chosen %.2f %% behind the best, tau %.3f (pairs 1 %% "+
+			"apart: %.3f)", seed, r.what, r.settings, 100*r.spread, 100*r.loss, r.tau, r.clear)
 		if r.loss > rankingNear {
 			t.Logf("    %s", r.miss)
 		}
@@ -75,10 +78,10 @@ func TestRanking(t *testing.T) {
 		taus, clears, losses = append(taus, r.tau), append(clears, r.clear), append(losses, r.loss)
 	}
 	tau, clear, loss := stats.New(taus), stats.New(clears), stats.New(losses)
-	text := fmt.Sprintf("within 3 %% of the best in %d of %d draws (target 95 of 100; behind by %.2f %% on average, %.2f %% at most); "+
-		"Kendall's tau %.3f in the median (target 0.8), %.3f on average, %.3f at the 10th percentile; over pairs that differ by more "+
-		"than 1 %%: %.3f in the median, %.3f on average", near, len(all), 100*loss.Mean(), 100*loss.Max(),
-		tau.Median(), tau.Mean(), tau.Percentile(10), clear.Median(), clear.Mean())
+	text := fmt.Sprintf("within 3 %% of the best in %d of %d draws (target 95 of 100; behind by %.2f %% on average, "+
+		"%.2f %% at most); Kendall's tau %.3f in the median (target 0.8), %.3f on average, %.3f at the 10th percentile; "+
+		"over pairs that differ by more than 1 %%: %.3f in the median, %.3f on average", near, len(all), 100*loss.Mean(),
+		100*loss.Max(), tau.Median(), tau.Mean(), tau.Percentile(10), clear.Median(), clear.Mean())
 	t.Log(text)
 	// A few draws cannot show 95 of 100: they hold the planner to finding good settings at all.
 	if len(all) < 50 && (near < len(all)*3/4 || clear.Median() < 0.8) ||
@@ -123,7 +126,8 @@ func rank(t *testing.T, seed uint64) ranked {
 	if err != nil {
 		t.Fatal(err)
 	}
-	info := harness.ServerInfo{MaxModelLen: args.MaxModelLen, BlockSize: args.BlockSize, NumGPUBlocks: memory.Blocks, Args: args}
+	info := harness.ServerInfo{MaxModelLen: args.MaxModelLen, BlockSize: args.BlockSize, NumGPUBlocks: memory.Blocks,
+		Args: args}
 	probes := run(args, profile.Probes(info, seed, false))
 	prior := cost.Prior(gpu, model, args)
 	strategy := []Strategy{Throughput, Latency}[rng.IntN(2)]
@@ -142,8 +146,8 @@ func rank(t *testing.T, seed uint64) ranked {
 
 	// The plan, for a load that the device is busy with.
 	server := analysis.Server{Args: args, NumGPUBlocks: memory.Blocks, GPU: &gpu, Model: &model, Cost: fitted, Release: 32}
-	req := Request{Server: server, Device: device, Version: "0.32.0", Workload: work, Strategies: []Strategy{strategy}, Seed: seed,
-		Options: Options{Requests: 500, Budget: 1 << 40, Axes: rankingAxes}}
+	req := Request{Server: server, Device: device, Version: "0.32.0", Workload: work, Strategies: []Strategy{strategy},
+		Seed: seed, Options: Options{Requests: 500, Budget: 1 << 40, Axes: rankingAxes}}
 	// The requests are known, as those of a trace are: what the exhaustive run serves is what is planned for.
 	w, err := work(seed)
 	if err != nil {
@@ -175,14 +179,15 @@ func rank(t *testing.T, seed uint64) ranked {
 	best, worst := slices.Max(truth), slices.Min(truth)
 	say := func(c *candidate) string {
 		a := c.args
-		return fmt.Sprintf("%d tokens, %d seqs, blocks of %d, chunked %v: predicted %.4g, true %.4g, final %v", a.MaxNumBatchedTokens,
-			a.MaxNumSeqs, a.BlockSize, *a.EnableChunkedPrefill, goal(strategy, c, 0), value[c], slices.Contains(final, c))
+		return fmt.Sprintf("%d tokens, %d seqs, blocks of %d, chunked %v: predicted %.4g, true %.4g, final %v",
+			a.MaxNumBatchedTokens, a.MaxNumSeqs, a.BlockSize, *a.EnableChunkedPrefill, goal(strategy, c, 0), value[c],
+			slices.Contains(final, c))
 	}
 	first := slices.MaxFunc(g.able, func(a, b *candidate) int { return cmp.Compare(value[a], value[b]) })
 	foremost := slices.MinFunc(g.able, func(a, b *candidate) int { return compare(strategy, a, b) })
 	return ranked{
-		miss: fmt.Sprintf("chosen %s\n    best %s\n    predicted best %s\n    baseline %s\n    fit %.1f %%", say(chosen), say(first), say(foremost),
-			say(g.keep[0]), 100*fitted.Errors.Median),
+		miss: fmt.Sprintf("chosen %s\n    best %s\n    predicted best %s\n    baseline %s\n    fit %.1f %%", say(chosen),
+			say(first), say(foremost), say(g.keep[0]), 100*fitted.Errors.Median),
 		what:     fmt.Sprintf("%s on %s, %s, %s", strategy, gpu.Name, model.Name, what),
 		settings: len(g.able), loss: (best - value[chosen]) / math.Abs(best), tau: kendall(predicted, truth, 0),
 		clear:  kendall(predicted, truth, 0.01),
@@ -190,9 +195,10 @@ func rank(t *testing.T, seed uint64) ranked {
 	}
 }
 
-// rankingLoad draws lengths, and a pace that keeps the device busy: a closed loop, or arrivals at 60 to 100 % of what the
-// default settings serve.
-func rankingLoad(rng *rand.Rand, prior *cost.Model, s Strategy) (work func(uint64) (*workload.Workload, error), what string) {
+// rankingLoad draws lengths, and a pace that keeps the device busy: a closed loop, or arrivals at 60 to 100 % of what
+// the default settings serve.
+func rankingLoad(rng *rand.Rand, prior *cost.Model, s Strategy) (work func(uint64) (*workload.Workload, error),
+	what string) {
 	pick := func(values ...int) int { return values[rng.IntN(len(values))] }
 	shared, prompt, output := pick(0, 0, 512, 2048), pick(128, 512, 1024, 3000), pick(16, 64, 200)
 	what = fmt.Sprintf("%d + %d prompt and %d output tokens", shared, prompt, output)
@@ -209,8 +215,8 @@ func rankingLoad(rng *rand.Rand, prior *cost.Model, s Strategy) (work func(uint6
 	return load(500, shared, prompt, output, every, 0), what + fmt.Sprintf(", %.2g request/s", 1/every.Seconds())
 }
 
-// kendall is tau-b: concordant less discordant pairs over the pairs that are tied in neither. Values that differ by less
-// than a millionth are ties; pairs whose b differs by no more than the share apart are left out.
+// kendall is tau-b: concordant less discordant pairs over the pairs that are tied in neither. Values that differ by
+// less than a millionth are ties; pairs whose b differs by no more than the share apart are left out.
 func kendall(a, b []float64, apart float64) float64 {
 	sign := func(x, y float64) int {
 		if math.Abs(x-y) <= 1e-6*max(math.Abs(x), math.Abs(y)) {

@@ -21,8 +21,8 @@ type RateRange struct {
 	Choices []RateChoice `json:"choices"`
 }
 
-// RateChoice is a strategy's choice over the range: of the settings that meet the SLOs at the most rates, those with the
-// smallest worst-case regret, and of those that cannot be told from them the ones with the fewest changed flags.
+// RateChoice is a strategy's choice over the range: of the settings that meet the SLOs at the most rates, those with
+// the smallest worst-case regret, and of those that cannot be told from them the ones with the fewest changed flags.
 type RateChoice struct {
 	Strategy Strategy `json:"strategy"`
 	// WorstRegret is the largest share by which the choice's metric falls behind the best settings' of the same rate, At
@@ -89,17 +89,17 @@ func (req Request) at(rate float64) Request {
 		}
 		own := own(w)
 		if own == 0 || !w.Open() {
-			return nil, errors.New("a range of rates needs an open loop whose requests do not all arrive at once: give --rate, " +
-				"or a trace with times")
+			return nil, errors.New("a range of rates needs an open loop whose requests do not all arrive at once: give " +
+				"--rate, or a trace with times")
 		}
 		return faster(w, rate/own), nil
 	}
 	return req
 }
 
-// MakeRange plans for arrival rates from low to high, in request/s: the workload's arrivals are brought to each rate, its
-// lengths stay. The plans are [Make]'s, chosen for the whole range and described at its highest rate; Plans.Range says
-// how far they are from the best at each rate, and where the best settings change.
+// MakeRange plans for arrival rates from low to high, in request/s: the workload's arrivals are brought to each rate,
+// its lengths stay. The plans are [Make]'s, chosen for the whole range and described at its highest rate; Plans.Range
+// says how far they are from the best at each rate, and where the best settings change.
 func MakeRange(ctx context.Context, req Request, low, high float64) (*Plans, error) {
 	if !(low > 0 && high > low) {
 		return nil, fmt.Errorf("rates from %g to %g: expected a range above 0 that rises", low, high)
@@ -181,8 +181,8 @@ func (r *ranging) able() []int {
 	return out
 }
 
-// judge notes which settings do at each rate what the strategy takes for granted: they meet the SLOs, in as many draws as
-// any (95 % of them are enough), and for the memory strategy have enough throughput.
+// judge notes which settings do at each rate what the strategy takes for granted: they meet the SLOs, in as many draws
+// as any (95 % of them are enough), and for the memory strategy have enough throughput.
 func (r *ranging) judge(s Strategy) {
 	r.meets = make([][]bool, len(r.rates))
 	for k, set := range r.sets {
@@ -264,8 +264,8 @@ func (r *ranging) choose(s Strategy) int {
 		return scores[i].missed > scores[best].missed || scores[i].regret > scores[best].regret+r.top().resolution()
 	})
 	return slices.MinFunc(near, func(a, b int) int {
-		return cmp.Or(cmp.Compare(r.sets[0][a].changes, r.sets[0][b].changes), cmp.Compare(scores[a].regret, scores[b].regret),
-			cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(r.sets[0][a].changes, r.sets[0][b].changes),
+			cmp.Compare(scores[a].regret, scores[b].regret), cmp.Compare(a, b))
 	})
 }
 
@@ -339,8 +339,8 @@ func (r *ranging) finish(ctx context.Context) (*Plans, error) {
 		if err := r.switches(ctx, s, &choice); err != nil {
 			return nil, err
 		}
-		plan.Why = fmt.Sprintf("smallest worst-case regret in %s from %.4g to %.4g request/s: at most %.3g %% behind the best "+
-			"settings of any rate", describeGoal(s), r.rates[0], r.rates[last], 100*choice.WorstRegret)
+		plan.Why = fmt.Sprintf("smallest worst-case regret in %s from %.4g to %.4g request/s: at most %.3g %% behind "+
+			"the best settings of any rate", describeGoal(s), r.rates[0], r.rates[last], 100*choice.WorstRegret)
 		plan.DefaultRegret = p.regret(s, c, keep)
 		out.Plans, chosen = append(out.Plans, *plan), append(chosen, c)
 		out.Range.Choices = append(out.Range.Choices, choice)

@@ -10,8 +10,8 @@ import (
 	"kvtune/harness/workload"
 )
 
-// A setting that is best at every rate has no regret; the choice's regret is never above the baseline's, and at each rate
-// the winner's prediction is the best of all.
+// A setting that is best at every rate has no regret; the choice's regret is never above the baseline's, and at each
+// rate the winner's prediction is the best of all.
 func TestRangeRegret(t *testing.T) {
 	req := request(t, load(60, 0, 1200, 80, 50*time.Millisecond, 0))
 	req.Strategies = []Strategy{Latency, Throughput}
@@ -97,7 +97,8 @@ func TestRangeStays(t *testing.T) {
 }
 
 func TestRangeWithoutArrivals(t *testing.T) {
-	for _, work := range []func(uint64) (*workload.Workload, error){load(20, 0, 100, 10, 0, 4), load(20, 0, 100, 10, 0, 0)} {
+	for _, work := range []func(uint64) (*workload.Workload, error){load(20, 0, 100, 10, 0, 4),
+		load(20, 0, 100, 10, 0, 0)} {
 		if _, err := MakeRange(t.Context(), request(t, work), 1, 2); err == nil {
 			t.Error("a workload without arrivals was planned for a range of rates")
 		}

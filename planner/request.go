@@ -73,8 +73,9 @@ type Options struct {
 	// once more for every 128 output tokens. Beyond it the search halves the candidates on growing parts of the workload,
 	// and says so.
 	Budget int
-	// Requests cuts the workload to its first requests, which a note says; 0 is 4,000. It is more where those would not hold
-	// twice as many conversations, or requests of a closed loop or batch, as are in flight at once, or half of them whole.
+	// Requests cuts the workload to its first requests, which a note says; 0 is 4,000. It is more where those would not
+	// hold twice as many conversations, or requests of a closed loop or batch, as are in flight at once, or half of them
+	// whole.
 	Requests int
 	// Replicas is the number of draws behind the intervals of the finalists, at least 2; 0 is 12.
 	Replicas int

@@ -10,11 +10,11 @@ import (
 )
 
 // resample draws another run from a recorded one: a circular block bootstrap of its arrivals. Runs of consecutive
-// arrivals, about the square root of their number long so that bursts survive, are drawn with replacement; a conversation
-// comes with all of its turns, every arrival with the gap before it. Content that only one conversation has is new in
-// every copy, so that no copy finds the blocks of another in the prefix cache; what several share stays shared. Priming
-// and warm-up requests stay. A workload whose measured requests lie in several waves (batches) is not a recording and
-// comes back as it is.
+// arrivals, about the square root of their number long so that bursts survive, are drawn with replacement; a
+// conversation comes with all of its turns, every arrival with the gap before it. Content that only one conversation
+// has is new in every copy, so that no copy finds the blocks of another in the prefix cache; what several share stays
+// shared. Priming and warm-up requests stay. A workload whose measured requests lie in several waves (batches) is not a
+// recording and comes back as it is.
 func resample(w *workload.Workload, rng *rand.Rand) *workload.Workload {
 	unit := make([]int, len(w.Requests)) // the conversation of each request; -1 is not drawn
 	var roots []int

@@ -324,7 +324,8 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 			return nil, err
 		}
 		// What is worth some budgets, and no more.
-		if most := int(overrun * float64(p.req.Options.Budget) / float64(simulations*weight) * float64(measured)); smallest > most {
+		most := int(overrun * float64(p.req.Options.Budget) / float64(simulations*weight) * float64(measured))
+		if smallest > most {
 			smallest, few = max(fewest, measured/16, most), true
 		}
 	}
@@ -353,8 +354,8 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	}
 	switch {
 	case s.Exhaustive && s.Simulations < len(all):
-		s.Statement = fmt.Sprintf("exhaustive: %d candidates on all %d requests in %d simulations; candidates that differ only "+
-			"in limits which neither reaches share one, exactly", len(all), measured, s.Simulations)
+		s.Statement = fmt.Sprintf("exhaustive: %d candidates on all %d requests in %d simulations; candidates that "+
+			"differ only in limits which neither reaches share one, exactly", len(all), measured, s.Simulations)
 	case s.Exhaustive:
 		s.Statement = fmt.Sprintf("exhaustive: every one of %d candidates was simulated on all %d requests", len(all),
 			measured)
@@ -368,8 +369,8 @@ func (p *planning) search(ctx context.Context, all []*candidate, keep []*candida
 	return left, nil
 }
 
-// half keeps the better half of those that have every pinned value, at least one, and the baselines: the strategies take
-// turns in naming their best.
+// half keeps the better half of those that have every pinned value, at least one, and the baselines: the strategies
+// take turns in naming their best.
 func (p *planning) half(all, keep []*candidate) []*candidate {
 	able := slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return !p.obeys(c) })
 	var rankings [][]*candidate

@@ -50,8 +50,8 @@ func neighbours(values []string, own string) []string {
 	return others
 }
 
-// sensitivities simulates the neighbours of every plan along every axis, in the prediction's own draw: the difference is
-// that of the flag alone.
+// sensitivities simulates the neighbours of every plan along every axis, in the prediction's own draw: the difference
+// is that of the flag alone.
 func (p *planning) sensitivities(ctx context.Context, axes []Axis, plans []Plan, chosen []*candidate) error {
 	type place struct{ plan, at int }
 	var all []*candidate

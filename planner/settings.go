@@ -30,9 +30,11 @@ func (p *planning) caveat(f vllmflags.Flag, value string) string {
 	case f.Name == "block_size":
 		size, _ := strconv.Atoi(value)
 		if origin := p.req.Server.Cost.BlockOrigin(size); origin != "" {
-			return fmt.Sprintf("its effect on the cache is simulated; attention's speed at it is from %s", map[cost.KernelOrigin]string{
-				cost.OurKernels: "our kernels, not the server's", cost.ServersKernel: "the server's kernel", cost.Probed: "a probe of the server",
-			}[origin])
+			return fmt.Sprintf("its effect on the cache is simulated; attention's speed at it is from %s",
+				map[cost.KernelOrigin]string{
+					cost.OurKernels: "our kernels, not the server's", cost.ServersKernel: "the server's kernel",
+					cost.Probed: "a probe of the server",
+				}[origin])
 		}
 		return "its effect on the cache is simulated; the kernels' speed at another block size is not modelled"
 	case f.Name == "enable_chunked_prefill":

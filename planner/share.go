@@ -37,8 +37,9 @@ func (u *usage) between(low, high int) bool {
 	return false
 }
 
-// sameGraphs reports whether every step has the same CUDA graph where the largest ones are of a and of b tokens: sizes up
-// to the smaller one, when that is a capture size of its own, are padded alike, and those above the larger one have none.
+// sameGraphs reports whether every step has the same CUDA graph where the largest ones are of a and of b tokens: sizes
+// up to the smaller one, when that is a capture size of its own, are padded alike, and those above the larger one have
+// none.
 func (u *usage) sameGraphs(a, b int) bool {
 	low, high := min(a, b), max(a, b)
 	captured := low <= 2 || low == 4 || low <= 256 && low%8 == 0 || low%16 == 0
@@ -78,7 +79,8 @@ func (d demand) same(x, y *candidate, u *usage) bool {
 	a, b := x.cfg, y.cfg
 	return u.sameGraphs(cost.MaxGraph(x.args), cost.MaxGraph(y.args)) &&
 		(a.MaxNumSeqs == b.MaxNumSeqs || u.peak <= min(a.MaxNumSeqs, b.MaxNumSeqs)) &&
-		(a.MaxNumBatchedTokens == b.MaxNumBatchedTokens || !a.LongPrefillTokenThresholdAdaptive && u.tokens < min(a.MaxNumBatchedTokens, b.MaxNumBatchedTokens)) &&
+		(a.MaxNumBatchedTokens == b.MaxNumBatchedTokens || !a.LongPrefillTokenThresholdAdaptive &&
+			u.tokens < min(a.MaxNumBatchedTokens, b.MaxNumBatchedTokens)) &&
 		(a.NumGPUBlocks == b.NumGPUBlocks || d.roomy(a, *u) && d.roomy(b, *u))
 }
 

@@ -152,9 +152,9 @@ func (p *planning) choose(s Strategy, finalists []*candidate, base *candidate) *
 // surely is the share of the draws in which an objective is to be met.
 const surely = 0.95
 
-// worse reports whether c is surely worse than best in the strategy's goal: the prediction's difference is one that it can
-// resolve, and the 95 % interval of the mean paired difference over the draws lies above 0. Under the balanced strategy either axis of the
-// front counts.
+// worse reports whether c is surely worse than best in the strategy's goal: the prediction's difference is one that it
+// can resolve, and the 95 % interval of the mean paired difference over the draws lies above 0. Under the balanced
+// strategy either axis of the front counts.
 func (p *planning) worse(s Strategy, best, c *candidate) bool {
 	if c == best {
 		return false

@@ -33,11 +33,11 @@ type SweepRequest struct {
 	C, M, B, BlockSize []int
 	// Cell builds a cell's requests.
 	Cell func(cell Cell, seed uint64) (*workload.Workload, error)
-	// Only, when set, says which cells are planned, by their position in [SweepRequest.Cells]. The rows of others are not in
-	// the result.
+	// Only, when set, says which cells are planned, by their position in [SweepRequest.Cells]. The rows of others are not
+	// in the result.
 	Only func(k int) bool
-	// OnCell, when set, is given the rows of every cell when it is done, and how many are done of all that are planned. Its
-	// error ends the sweep.
+	// OnCell, when set, is given the rows of every cell when it is done, and how many are done of all that are planned.
+	// Its error ends the sweep.
 	OnCell func(k int, rows []SweepRow, done, total int) error
 }
 
@@ -80,8 +80,8 @@ func NewSweepResult(model string, rows []SweepRow) *SweepResult {
 	return &SweepResult{Schema: SweepSchema, Origin: harness.OriginSimulated, Model: model, Rows: rows}
 }
 
-// Sweep plans the cells of a grid. A cell that cannot be planned is a row that says why. The error is ctx's, OnCell's, or
-// of a request that fits no cell.
+// Sweep plans the cells of a grid. A cell that cannot be planned is a row that says why. The error is ctx's, OnCell's,
+// or of a request that fits no cell.
 func Sweep(ctx context.Context, req SweepRequest) (*SweepResult, error) {
 	for _, axis := range []struct {
 		name   string

@@ -17,8 +17,8 @@ func (ps *Plans) verdict() string {
 	text := plan.Why
 	if ps.Range != nil {
 		c, rates := &ps.Range.Choices[0], ps.Range.Rates
-		text = fmt.Sprintf("at most %s behind the best in %s from %.4g to %.4g request/s", harness.Percent(c.WorstRegret, false),
-			describeGoal(plan.Strategy), rates[0], rates[len(rates)-1])
+		text = fmt.Sprintf("at most %s behind the best in %s from %.4g to %.4g request/s",
+			harness.Percent(c.WorstRegret, false), describeGoal(plan.Strategy), rates[0], rates[len(rates)-1])
 	}
 	if plan.Keep {
 		return "KEEP your settings: " + text + "; SIMULATED"

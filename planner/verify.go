@@ -14,9 +14,9 @@ import (
 	"kvtune/planner/analysis"
 )
 
-// SetMeasured puts runs of the plan's settings, at least one, beside the prediction: every metric that both have, with the
-// relative error and whether the measured value lies in the predicted interval, and every SLO. Of several runs a value is
-// the mean; each of them must meet an SLO.
+// SetMeasured puts runs of the plan's settings, at least one, beside the prediction: every metric that both have, with
+// the relative error and whether the measured value lies in the predicted interval, and every SLO. Of several runs a
+// value is the mean; each of them must meet an SLO.
 func (p *Plan) SetMeasured(runs ...Measured) {
 	p.Measured, p.MeasuredOrigin, p.Compared = average(runs), runs[0].Origin, nil
 	p.setMeasuredSLOs(runs)
@@ -115,8 +115,8 @@ const (
 
 // SetMeasuredGain states the plan's gain over the baseline in its strategy's own metric (throughput for memory, whose
 // gain is its size), from runs by turns: before[i] and after[i] served the same requests in the same round. A mean of
-// requests is compared request by request, counting neighbours that are alike as less than one each; what is one number per
-// run is compared round by round, without an interval where there is one round.
+// requests is compared request by request, counting neighbours that are alike as less than one each; what is one number
+// per run is compared round by round, without an interval where there is one round.
 func (p *Plan) SetMeasuredGain(over Strategy, before, after []Measured) {
 	name, stat := ownMetric(p.Strategy)
 	switch {
@@ -138,8 +138,8 @@ func (p *Plan) SetMeasuredGain(over Strategy, before, after []Measured) {
 		return
 	}
 	first := before[0].Metrics.Get(name, stat)
-	g := &analysis.Gain{Metric: name, Stat: stat, Unit: first.Unit, Before: stats.New(a).Mean(), After: stats.New(b).Mean(),
-		Change: stats.New(changes).Mean()}
+	g := &analysis.Gain{Metric: name, Stat: stat, Unit: first.Unit, Before: stats.New(a).Mean(),
+		After: stats.New(b).Mean(), Change: stats.New(changes).Mean()}
 	var iv stats.Interval
 	known := len(changes) > 1
 	if known {
@@ -164,7 +164,8 @@ func (p *Plan) SetMeasuredGain(over Strategy, before, after []Measured) {
 		p.GainVerdict = GainWorse
 	case *g.Low <= 0:
 		p.GainVerdict = GainUnsure
-	case p.Gain != nil && p.Gain.Metric == g.Metric && p.Gain.Low != nil && (*p.Gain.High < *g.Low || *p.Gain.Low > *g.High):
+	case p.Gain != nil && p.Gain.Metric == g.Metric && p.Gain.Low != nil &&
+		(*p.Gain.High < *g.Low || *p.Gain.Low > *g.High):
 		p.GainVerdict = GainDiffers
 	default:
 		p.GainVerdict = GainHolds

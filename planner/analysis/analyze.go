@@ -138,22 +138,23 @@ type facts struct {
 // Analyze finds what binds a run. Each moment of the measured window is given to one cause:
 //
 //   - The part of a step that computes prompt tokens a prefix cache without limits would have held: the cache.
-//   - While requests wait: memory capacity, when a request was preempted or the free KV blocks are fewer than a mean prompt
-//     needs (than a whole request needs, where neither max_num_seqs nor the token budget is used up); else scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost
-//     less than 1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that
-//     a larger batch would serve more.
-//   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the step's work by the model, else compute or memory
-//     bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open loop)
-//     and a step of twice the work would cost less than 1.5 times.
-//   - Between steps, while requests are being served: the cause of the step before where a limit kept requests waiting, else
-//     launch overhead (the host prepares the next step), or light load by the same rule.
-//   - Where no step runs otherwise although a request is in flight: the API server (scheduling), or light load in an open
-//     loop; where none is: idle.
+//   - While requests wait: memory capacity, when a request was preempted or the free KV blocks are fewer than a mean
+//     prompt needs (than a whole request needs, where neither max_num_seqs nor the token budget is used up); else
+//     scheduling, when max_num_seqs or the token budget is used up and a step of twice the work would cost less than
+//     1.5 times (the part of its time that does not grow with the work exceeds the part that does), so that a larger
+//     batch would serve more.
+//   - Otherwise the hardware: launch overhead (scheduling) when it exceeds the step's work by the model, else compute
+//     or memory bandwidth, whichever takes longer by the roofline; but light load, when the arrivals set the pace (open
+//     loop) and a step of twice the work would cost less than 1.5 times.
+//   - Between steps, while requests are being served: the cause of the step before where a limit kept requests waiting,
+//     else launch overhead (the host prepares the next step), or light load by the same rule.
+//   - Where no step runs otherwise although a request is in flight: the API server (scheduling), or light load in an
+//     open loop; where none is: idle.
 //
-// The largest of the five shares and of light load with idle time binds. But a load that is light for most of the window
-// may come in bursts, and an objective is missed by some requests: then the verdict is about the time of the requests, each
-// moment counted as often as there are requests in it ([Focus]). Where an objective is missed, nothing is light load.
-// A run that holds nothing to look at, and a ctx
+// The largest of the five shares and of light load with idle time binds. But a load that is light for most of the
+// window may come in bursts, and an objective is missed by some requests: then the verdict is about the time of the
+// requests, each moment counted as often as there are requests in it ([Focus]). Where an objective is missed, nothing
+// is light load. A run that holds nothing to look at, and a ctx
 // that ends during the simulations, are told in the report's notes.
 func Analyze(ctx context.Context, in Input) *Report {
 	s := newStudy(in)
@@ -367,8 +368,8 @@ func (s *study) full(sp *span) bool {
 	return (1-sp.kvUsage)*float64(s.blocks) < float64(s.need)
 }
 
-// tight reports whether the free KV blocks are fewer than a whole request needs, its output included. vLLM admits on the
-// prompt alone, but keeps a watermark free, and gauges lag behind the steps.
+// tight reports whether the free KV blocks are fewer than a whole request needs, its output included. vLLM admits on
+// the prompt alone, but keeps a watermark free, and gauges lag behind the steps.
 func (s *study) tight(sp *span) bool {
 	return sp.kvUsage >= 0 && s.blocks > 0 && (1-sp.kvUsage)*float64(s.blocks) < float64(s.whole)
 }
@@ -399,7 +400,8 @@ func (s *study) causeOf(sp *span) cause {
 	return s.hardware(sp)
 }
 
-// causeOfGap is that of the step before where a limit kept requests waiting in it: a larger batch would share the gap, too.
+// causeOfGap is that of the step before where a limit kept requests waiting in it: a larger batch would share the gap,
+// too.
 func (s *study) causeOfGap(g *gap) cause {
 	switch c := s.causeOf(&g.after); {
 	case c == causeKV || c == causeSeqs || c == causeBudget:

@@ -176,8 +176,8 @@ func TestWithoutAModel(t *testing.T) {
 	}
 }
 
-// Time that no term of the model explains, such as a slow API server's, does not make bandwidth out of a host that takes
-// longer to launch a step than the device takes for it; and lifting what is said to bind gains.
+// Time that no term of the model explains, such as a slow API server's, does not make bandwidth out of a host that
+// takes longer to launch a step than the device takes for it; and lifting what is said to bind gains.
 func TestUnexplainedTimeIsNobodys(t *testing.T) {
 	model := prior(t)
 	model.FrontEnd.Request = 20 * time.Millisecond
@@ -219,7 +219,8 @@ func TestRecommendations(t *testing.T) {
 			continue
 		}
 		for i, rec := range r.Recommendations {
-			if !rec.Gain.Sure() || *rec.Gain.Low > rec.Gain.Change || *rec.Gain.High < rec.Gain.Change || rec.Gain.Change < minGain {
+			if !rec.Gain.Sure() || *rec.Gain.Low > rec.Gain.Change || *rec.Gain.High < rec.Gain.Change ||
+				rec.Gain.Change < minGain {
 				t.Errorf("%s: gain %+v", rec.Flag, rec.Gain)
 			}
 			if i > 0 && rec.Gain.Change > r.Recommendations[i-1].Gain.Change {
@@ -240,8 +241,8 @@ func TestRecommendations(t *testing.T) {
 }
 
 // What binds is what gains most when it is lifted.
-// A setting that vLLM replaces on the device is not recommended, whatever its simulation gains: asynchronous scheduling on
-// a CPU.
+// A setting that vLLM replaces on the device is not recommended, whatever its simulation gains: asynchronous scheduling
+// on a CPU.
 func TestRecommendationsOfDevice(t *testing.T) {
 	off := false
 	args := settings(func(a *harness.EngineArgs) { a.AsyncScheduling = &off })
@@ -249,7 +250,8 @@ func TestRecommendationsOfDevice(t *testing.T) {
 		in := simulate(t, prior(t), args, closed(requests(40, 1, 0, 64, 64, 0), 2))
 		in.Draws, in.Device = 2, vllmflags.Device{CPU: cpu, Memory: 64 << 30}
 		r := Analyze(t.Context(), in)
-		found := slices.ContainsFunc(r.Recommendations, func(rec Recommendation) bool { return rec.Flag == "async_scheduling" })
+		found := slices.ContainsFunc(r.Recommendations,
+			func(rec Recommendation) bool { return rec.Flag == "async_scheduling" })
 		if found == cpu {
 			t.Errorf("CPU %v: asynchronous scheduling recommended: %v; %v", cpu, found, r.Notes)
 		}

@@ -12,8 +12,8 @@ import (
 )
 
 // Focus is the time that a verdict is about where that is not the whole window: what the requests spent that missed an
-// objective, or, without a missed one, what all requests spent where the load is light for most of the window but not for
-// most of their time. A moment counts as often as requests live through it.
+// objective, or, without a missed one, what all requests spent where the load is light for most of the window but not
+// for most of their time. A moment counts as often as requests live through it.
 type Focus struct {
 	// SLO is the objective that was missed, Measured what was measured in its metric's base unit; "" and nil in bursts.
 	SLO      string   `json:"slo,omitempty"`
@@ -149,8 +149,8 @@ func measured(records []workload.Record) (n int) {
 	return n
 }
 
-// focusOn gives the time of stretches to causes. Where an objective is missed, load is not light: what a lone step takes
-// is the hardware's, and time without a step the host's.
+// focusOn gives the time of stretches to causes. Where an objective is missed, load is not light: what a lone step
+// takes is the hardware's, and time without a step the host's.
 func (s *study) focusOn(stretches []stretch, missed bool) *Focus {
 	count := counts(stretches)
 	var total time.Duration
@@ -361,7 +361,8 @@ func (s *study) focused(r *Report, f *Focus) {
 		place = fmt.Sprintf("where %s is missed (%s)", f.SLO, quantity(*f.Measured, f.SLO))
 	}
 	if kind == NotObserved {
-		r.Verdict = fmt.Sprintf("what binds %s was not observed: give a cost model, engine steps or the server's gauges", place)
+		r.Verdict = fmt.Sprintf("what binds %s was not observed: give a cost model, engine steps or the server's gauges",
+			place)
 	} else {
 		r.Verdict = fmt.Sprintf("%s %s: %s of %s", bindsBy(kind, limit), place, harness.Percent(share, false), f.text())
 	}

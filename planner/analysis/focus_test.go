@@ -47,23 +47,29 @@ func TestFocus(t *testing.T) {
 		limit string
 		name2 string // the focus', "" for none
 	}{
-		{"bursts of 64 on four sequences", few, bursts(5, 64, 128, 16, 20*time.Second), "", Scheduling, LimitMaxNumSeqs, "in bursts"},
-		{"the same, an objective missed in them", few, bursts(5, 64, 128, 16, 20*time.Second), "p99 TTFT <= 200ms", Scheduling, LimitMaxNumSeqs,
-			"SLO missed"},
-		{"the same, an objective kept", few, bursts(5, 64, 128, 16, 20*time.Second), "p99 TTFT <= 100s", Scheduling, LimitMaxNumSeqs, "in bursts"},
-		{"bursts on a KV cache for a few requests", settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride, a.MaxModelLen = 200, 2048 }),
-			bursts(5, 64, 512, 64, 60*time.Second), "p99 TTFT <= 200ms", Capacity, LimitKVCapacity, "SLO missed"},
-		{"one long prompt at a time, too slow alone", roomy, requests(20, 1, 0, 8000, 2, 5*time.Second), "p50 TTFT <= 1ms", Compute, LimitArithmetic,
-			"SLO missed"},
-		{"one decode at a time, too slow alone", roomy, requests(5, 1, 0, 64, 200, 20*time.Second), "mean TPOT <= 1ms", Bandwidth, LimitBandwidth,
-			"SLO missed"},
-		{"decodes that long prompts interrupt: the mean gap is the decodes'", roomy, interrupted(), "mean ITL <= 1ms", Bandwidth,
-			LimitBandwidth, "SLO missed"},
-		{"the same: the longest gaps are the prompts'", roomy, interrupted(), "p99 ITL <= 50ms", Compute, LimitArithmetic, "SLO missed"},
-		{"one short request a second, fast enough", roomy, requests(20, 1, 0, 64, 8, time.Second), "p99 TTFT <= 1s", LightLoad, "", ""},
-		{"throughput is of the whole run", roomy, requests(20, 1, 0, 64, 8, time.Second), "throughput >= 1000 token/s", LightLoad, "", ""},
-		{"a closed loop that misses is bound by what binds it", few, closed(requests(128, 1, 0, 128, 128, 0), 64), "p99 TTFT <= 200ms",
+		{"bursts of 64 on four sequences", few, bursts(5, 64, 128, 16, 20*time.Second), "", Scheduling, LimitMaxNumSeqs,
+			"in bursts"},
+		{"the same, an objective missed in them", few, bursts(5, 64, 128, 16, 20*time.Second), "p99 TTFT <= 200ms",
 			Scheduling, LimitMaxNumSeqs, "SLO missed"},
+		{"the same, an objective kept", few, bursts(5, 64, 128, 16, 20*time.Second), "p99 TTFT <= 100s", Scheduling,
+			LimitMaxNumSeqs, "in bursts"},
+		{"bursts on a KV cache for a few requests",
+			settings(func(a *harness.EngineArgs) { a.NumGPUBlocksOverride, a.MaxModelLen = 200, 2048 }),
+			bursts(5, 64, 512, 64, 60*time.Second), "p99 TTFT <= 200ms", Capacity, LimitKVCapacity, "SLO missed"},
+		{"one long prompt at a time, too slow alone", roomy, requests(20, 1, 0, 8000, 2, 5*time.Second), "p50 TTFT <= 1ms",
+			Compute, LimitArithmetic, "SLO missed"},
+		{"one decode at a time, too slow alone", roomy, requests(5, 1, 0, 64, 200, 20*time.Second), "mean TPOT <= 1ms",
+			Bandwidth, LimitBandwidth, "SLO missed"},
+		{"decodes that long prompts interrupt: the mean gap is the decodes'", roomy, interrupted(), "mean ITL <= 1ms",
+			Bandwidth, LimitBandwidth, "SLO missed"},
+		{"the same: the longest gaps are the prompts'", roomy, interrupted(), "p99 ITL <= 50ms", Compute, LimitArithmetic,
+			"SLO missed"},
+		{"one short request a second, fast enough", roomy, requests(20, 1, 0, 64, 8, time.Second), "p99 TTFT <= 1s",
+			LightLoad, "", ""},
+		{"throughput is of the whole run", roomy, requests(20, 1, 0, 64, 8, time.Second), "throughput >= 1000 token/s",
+			LightLoad, "", ""},
+		{"a closed loop that misses is bound by what binds it", few, closed(requests(128, 1, 0, 128, 128, 0), 64),
+			"p99 TTFT <= 200ms", Scheduling, LimitMaxNumSeqs, "SLO missed"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -87,8 +93,8 @@ func TestFocus(t *testing.T) {
 					focusAddsUp(t, r)
 				}
 				if r.Binding != tt.kind || r.Limit != tt.limit || name != tt.name2 {
-					t.Errorf("steps %v: %s (%s) binds %q, planted %s (%s) %q: %s", steps, r.Binding, r.Limit, name, tt.kind, tt.limit, tt.name2,
-						r.Verdict)
+					t.Errorf("steps %v: %s (%s) binds %q, planted %s (%s) %q: %s", steps, r.Binding, r.Limit, name, tt.kind, tt.limit,
+						tt.name2, r.Verdict)
 				}
 				if name == "SLO missed" && !strings.Contains(r.Verdict, in.SLOs[0].String()) {
 					t.Errorf("the verdict does not name the objective: %s", r.Verdict)

@@ -75,7 +75,8 @@ func Foresee(ctx context.Context, s Server, w *workload.Workload) ([]Trouble, er
 			all = append(all, Trouble{TooFewBlocks, fmt.Sprintf("vLLM refuses to start: %v", err),
 				"raise num_gpu_blocks_override or gpu_memory_utilization, or lower max_model_len", true})
 		} else if !cfg.EnableChunkedPrefill && cfg.MaxNumBatchedTokens > 0 && cfg.MaxNumBatchedTokens < cfg.MaxModelLen {
-			all = append(all, Trouble{WholePrompts, fmt.Sprintf("vLLM refuses to start: %v", err), "enable chunked prefill", true})
+			all = append(all, Trouble{WholePrompts, fmt.Sprintf("vLLM refuses to start: %v", err), "enable chunked prefill",
+				true})
 		}
 		return all, nil
 	}
@@ -87,8 +88,9 @@ func Foresee(ctx context.Context, s Server, w *workload.Workload) ([]Trouble, er
 	tokens := (cfg.NumGPUBlocks - 1) * cfg.BlockSize
 	if fit := tokens / final; fit < 2 && cfg.MaxNumSeqs > 1 {
 		all = append(all, Trouble{TooFewBlocks,
-			fmt.Sprintf("the KV cache holds %d tokens, a request of this workload ends with %d: they run one after the other", tokens,
-				final), "give the cache more memory (gpu_memory_utilization, kv_cache_dtype fp8, tensor_parallel_size)", false})
+			fmt.Sprintf("the KV cache holds %d tokens, a request of this workload ends with %d: they run one after the other",
+				tokens, final), "give the cache more memory (gpu_memory_utilization, kv_cache_dtype fp8, tensor_parallel_size)",
+			false})
 	}
 	if t := s.wholePrompts(cfg, longest); t != nil {
 		all = append(all, *t)
@@ -126,14 +128,15 @@ func (s Server) memoryTrouble() *Trouble {
 	case m.KV < m.BytesPerBlock && s.Args.NumGPUBlocksOverride == 0:
 		return &Trouble{DoesNotFit, err.Error(), "nothing was started", true}
 	case spare < outside:
-		return &Trouble{OutOfMemory, fmt.Sprintf("gpu_memory_utilization %.3g leaves %.1f GiB of %s's %.0f GiB for the driver's context "+
-			"and the allocator's fragments, about %.1f GiB are needed", s.Args.GPUMemoryUtilization, float64(spare)/giB, s.GPU.Name,
-			float64(m.Total)/giB, float64(outside)/giB),
-			fmt.Sprintf("set gpu_memory_utilization to %.2f or less", float64(int(100*(1-float64(outside)/float64(m.Total))))/100), false}
+		return &Trouble{OutOfMemory, fmt.Sprintf("gpu_memory_utilization %.3g leaves %.1f GiB of %s's %.0f GiB for the "+
+			"driver's context and the allocator's fragments, about %.1f GiB are needed", s.Args.GPUMemoryUtilization,
+			float64(spare)/giB, s.GPU.Name, float64(m.Total)/giB, float64(outside)/giB),
+			fmt.Sprintf("set gpu_memory_utilization to %.2f or less",
+				float64(int(100*(1-float64(outside)/float64(m.Total))))/100), false}
 	case float64(m.KV) < doubtful*float64(m.Total) && s.Args.NumGPUBlocksOverride == 0:
-		return &Trouble{OutOfMemory, fmt.Sprintf("%.1f GiB of weights and %.1f GiB of activations and CUDA graphs leave about %.1f GiB of "+
-			"the %.1f GiB requested for the KV cache, less than the estimate may be off by", float64(m.Weights)/giB,
-			float64(m.Activations+m.CUDAGraphs)/giB, float64(m.KV)/giB, float64(m.Requested)/giB),
+		return &Trouble{OutOfMemory, fmt.Sprintf("%.1f GiB of weights and %.1f GiB of activations and CUDA graphs leave "+
+			"about %.1f GiB of the %.1f GiB requested for the KV cache, less than the estimate may be off by",
+			float64(m.Weights)/giB, float64(m.Activations+m.CUDAGraphs)/giB, float64(m.KV)/giB, float64(m.Requested)/giB),
 			"lower max_num_batched_tokens or max_num_seqs, or use a larger tensor_parallel_size or fp8 weights", false}
 	}
 	return nil
@@ -149,13 +152,14 @@ func (s Server) wholePrompts(cfg sim.Config, longest int) *Trouble {
 	if step < stall {
 		return nil
 	}
-	return &Trouble{WholePrompts, fmt.Sprintf("a prompt of %d tokens is computed in one step of about %.0f ms, in which no other request "+
-		"gets a token, and waits until a step has room for all of it", longest, 1e3*step.Seconds()),
+	return &Trouble{WholePrompts, fmt.Sprintf("a prompt of %d tokens is computed in one step of about %.0f ms, in which "+
+		"no other request gets a token, and waits until a step has room for all of it", longest, 1e3*step.Seconds()),
 		"enable chunked prefill", false}
 }
 
 // stormAhead simulates the workload's first requests and counts those that are preempted.
-func (s Server) stormAhead(ctx context.Context, cfg sim.Config, w *workload.Workload, tokens, final int) (*Trouble, error) {
+func (s Server) stormAhead(ctx context.Context, cfg sim.Config, w *workload.Workload,
+	tokens, final int) (*Trouble, error) {
 	if s.Cost == nil {
 		return nil, nil
 	}
@@ -170,7 +174,8 @@ func (s Server) stormAhead(ctx context.Context, cfg sim.Config, w *workload.Work
 		return nil, nil
 	}
 	fit := max(1, tokens/final)
-	text := fmt.Sprintf("%.0f preemptions are expected for %.0f requests (SIMULATED): the KV cache holds %d tokens, %d requests of %d "+
-		"tokens at their end, and max_num_seqs admits %d", lost, n, tokens, fit, final, cfg.MaxNumSeqs)
-	return &Trouble{PreemptionStorm, text, fmt.Sprintf("set max_num_seqs to %d, or give the cache more memory", fit), false}, nil
+	text := fmt.Sprintf("%.0f preemptions are expected for %.0f requests (SIMULATED): the KV cache holds %d tokens, %d "+
+		"requests of %d tokens at their end, and max_num_seqs admits %d", lost, n, tokens, fit, final, cfg.MaxNumSeqs)
+	return &Trouble{PreemptionStorm, text, fmt.Sprintf("set max_num_seqs to %d, or give the cache more memory", fit),
+		false}, nil
 }

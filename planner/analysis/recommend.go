@@ -88,8 +88,8 @@ func (s *study) memory(why string) proposal {
 	return p
 }
 
-// override lifts an override of the KV cache's size, so that vLLM takes what the memory holds; where that is not known, it
-// is raised.
+// override lifts an override of the KV cache's size, so that vLLM takes what the memory holds; where that is not known,
+// it is raised.
 func (s *study) override(why string) proposal {
 	p := proposal{flag: "num_gpu_blocks_override", why: why,
 		risk: "the cache takes the memory that the override left free"}
@@ -109,8 +109,8 @@ func (s *study) override(why string) proposal {
 func (s *study) forLimit(limit string) []proposal {
 	switch n := s.args.MaxNumSeqs; limit {
 	case LimitMaxNumSeqs:
-		return []proposal{s.seqs("requests wait beside free KV blocks while max_num_seqs run, and a larger batch costs little more",
-			2*n, 4*n, 8*n)}
+		return []proposal{s.seqs("requests wait beside free KV blocks while max_num_seqs run, and a larger batch costs "+
+			"little more", 2*n, 4*n, 8*n)}
 	case LimitTokenBudget:
 		b := s.args.MaxNumBatchedTokens
 		return []proposal{s.budget("prompts wait beside free KV blocks because each step is full", 2*b, 4*b, 8*b)}
@@ -118,8 +118,8 @@ func (s *study) forLimit(limit string) []proposal {
 		const why = "requests wait for KV blocks: more memory for the cache admits them"
 		ps := []proposal{s.memory(why), s.override(why)}
 		if peak := s.facts.runningPeak; s.facts.preemptions > 0 && peak > 3 {
-			ps = append(ps, s.seqs("running requests lose their KV blocks to each other and compute them again: run fewer at once",
-				peak*3/4, peak/2))
+			ps = append(ps, s.seqs("running requests lose their KV blocks to each other and compute them again: run "+
+				"fewer at once", peak*3/4, peak/2))
 		}
 		return ps
 	case LimitPrefixCache:
@@ -172,8 +172,8 @@ func (s *study) neighbours() []proposal {
 }
 
 func (s *study) recommendation(p proposal, args harness.EngineArgs) Recommendation {
-	rec := Recommendation{Flag: p.flag, Value: vllmflags.Get(args, p.flag), From: vllmflags.Get(s.args, p.flag), Why: p.why,
-		Effects: []Gain{}, Risk: p.risk, Args: args}
+	rec := Recommendation{Flag: p.flag, Value: vllmflags.Get(args, p.flag), From: vllmflags.Get(s.args, p.flag),
+		Why: p.why, Effects: []Gain{}, Risk: p.risk, Args: args}
 	for _, f := range vllmflags.Known(s.version(), s.device()) {
 		from, to := vllmflags.Get(s.args, f.Name), vllmflags.Get(args, f.Name)
 		if f.Name != p.flag && from != to {
@@ -193,8 +193,8 @@ func (s *study) device() vllmflags.Device {
 	return s.Device
 }
 
-// command starts the server with the settings: `vllm serve MODEL` and what differs from vLLM's defaults. Flags that kvtune
-// does not know are not in it.
+// command starts the server with the settings: `vllm serve MODEL` and what differs from vLLM's defaults. Flags that
+// kvtune does not know are not in it.
 func (s *study) command(args harness.EngineArgs) []string {
 	info := s.Result.Conditions.Server
 	model := "MODEL"
@@ -220,5 +220,6 @@ func (s *study) verification(n int) []string {
 	if file == "" {
 		file = "performance_analysis.json"
 	}
-	return append([]string{"kvtune", "verify", "--analysis-file", file, "--recommendation", strconv.Itoa(n)}, s.Endpoint...)
+	return append([]string{"kvtune", "verify", "--analysis-file", file, "--recommendation", strconv.Itoa(n)},
+		s.Endpoint...)
 }

@@ -1,5 +1,5 @@
-// Package analysis says what binds a run: compute, memory bandwidth, memory capacity, scheduling or the prefix cache, or
-// nothing (light load);
+// Package analysis says what binds a run: compute, memory bandwidth, memory capacity, scheduling or the prefix cache,
+// or nothing (light load);
 // with the evidence, how the resources were used over time, and which flags to change for what simulated gain.
 //
 // The measured window is cut into engine steps (taken from the step records, or rebuilt from the arrival times of
@@ -103,8 +103,8 @@ type StepPart struct {
 	// Name is the part's, Meaning what it is in words.
 	Name    string `json:"name"`
 	Meaning string `json:"meaning"`
-	// Share is of the time in steps and between them while requests are served, 0..1 (the part that the model does not explain may be negative); the shares add up
-	// to 1. Seconds is per step, in the mean.
+	// Share is of the time in steps and between them while requests are served, 0..1 (the part that the model does not
+	// explain may be negative); the shares add up to 1. Seconds is per step, in the mean.
 	Share   float64 `json:"share"`
 	Seconds float64 `json:"seconds"`
 }
@@ -120,8 +120,8 @@ type Bottleneck struct {
 	Share *float64 `json:"share"`
 	// FocusShare is the share of the time of the requests in [Report.Focus], nil where there is none.
 	FocusShare *float64 `json:"focus_share,omitempty"`
-	// Threshold is the share (FocusShare where there is one) that it had to exceed to bind: the largest of any other cause.
-	// nil is "not observed".
+	// Threshold is the share (FocusShare where there is one) that it had to exceed to bind: the largest of any other
+	// cause. nil is "not observed".
 	Threshold *float64 `json:"threshold"`
 	// Evidence are the quantities that were compared, with units. Values that are nil were not observed.
 	Evidence harness.Metrics `json:"evidence"`
@@ -154,8 +154,8 @@ type UsagePoint struct {
 	// MaxNumBatchedTokens.
 	StepTokens     *float64 `json:"step_tokens,omitempty"`
 	StepTokensPeak *float64 `json:"step_tokens_peak,omitempty"`
-	// Compute and Bandwidth are [harness.MetricComputeUse] and [harness.MetricBandwidthUse] of the interval, 0..1: modelled,
-	// there with every cost model.
+	// Compute and Bandwidth are [harness.MetricComputeUse] and [harness.MetricBandwidthUse] of the interval, 0..1:
+	// modelled, there with every cost model.
 	Compute   *float64 `json:"compute_use,omitempty"`
 	Bandwidth *float64 `json:"bandwidth_use,omitempty"`
 	// SMActive and MemoryActive are the shares of the time in which the GPU ran a kernel and moved device memory (0..1),
@@ -213,8 +213,8 @@ type Ceiling struct {
 	Unit   string  `json:"unit"`
 }
 
-// RooflinePoint is one step. Times are seconds: Compute and Memory are the least that the ceilings allow, Elapsed what it
-// took. Compute x Flops / Elapsed is the rate it reached, (Compute x Flops) / (Memory x Bandwidth) its intensity in
+// RooflinePoint is one step. Times are seconds: Compute and Memory are the least that the ceilings allow, Elapsed what
+// it took. Compute x Flops / Elapsed is the rate it reached, (Compute x Flops) / (Memory x Bandwidth) its intensity in
 // flop/B.
 type RooflinePoint struct {
 	Tokens  int     `json:"tokens"`
@@ -238,8 +238,8 @@ type Gain struct {
 	High   *float64 `json:"high,omitempty"`
 }
 
-// String is the change with its interval, e.g. "total throughput +40 % (+35 % to +44 %)"; of what is better when it is less,
-// "E2EL mean better by 14 % (12 % to 16 %)".
+// String is the change with its interval, e.g. "total throughput +40 % (+35 % to +44 %)"; of what is better when it is
+// less, "E2EL mean better by 14 % (12 % to 16 %)".
 func (g Gain) String() string {
 	signed, sign, verb := harness.HigherIsBetter(g.Metric), 1.0, ""
 	switch {

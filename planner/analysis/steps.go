@@ -62,7 +62,8 @@ func clip(spans []span, w window) []span {
 	return in
 }
 
-// placed reports whether every step has its moment. Steps of a server's log have none: what they took is known, not when.
+// placed reports whether every step has its moment. Steps of a server's log have none: what they took is known, not
+// when.
 func placed(steps []harness.StepRecord) bool {
 	return len(steps) > 0 && !slices.ContainsFunc(steps, func(s harness.StepRecord) bool { return s.T < 0 })
 }
@@ -349,8 +350,8 @@ type series struct {
 	next    int
 }
 
-// newGauges reads gauges of steps that end at those moments, in order. A server sets its gauges when a step has ended, so a
-// sample that is taken during a long step tells of the end of the step before.
+// newGauges reads gauges of steps that end at those moments, in order. A server sets its gauges when a step has ended,
+// so a sample that is taken during a long step tells of the end of the step before.
 func newGauges(all []harness.Sample, ends []time.Duration) *gauges {
 	pick := func(name string) series {
 		var s series

@@ -36,7 +36,8 @@ func (s *study) ofResult(name, stat, unit string) harness.Metric {
 // batchEfficiency is the result's, or under the max_num_seqs that the server did not state.
 func (s *study) batchEfficiency() harness.Metric {
 	if s.Result.Conditions.Server.Args.MaxNumSeqs == 0 && s.args.MaxNumSeqs > 0 && len(s.Series) > 0 {
-		inside := slices.DeleteFunc(slices.Clone(s.Series), func(x harness.Sample) bool { return x.T < s.win.from || x.T > s.win.to })
+		inside := slices.DeleteFunc(slices.Clone(s.Series),
+			func(x harness.Sample) bool { return x.T < s.win.from || x.T > s.win.to })
 		return harness.BatchEfficiency(s.args.MaxNumSeqs, inside)
 	}
 	return s.ofResult(harness.MetricBatchEfficiency, "", "ratio")
@@ -116,8 +117,8 @@ func (s *study) stepTime() []StepPart {
 	for _, p := range parts {
 		explained += p.Seconds
 	}
-	parts = append(parts, StepPart{Name: "unexplained", Meaning: "measured and not in the model; below 0 the model expects more",
-		Seconds: busy - explained})
+	parts = append(parts, StepPart{Name: "unexplained",
+		Meaning: "measured and not in the model; below 0 the model expects more", Seconds: busy - explained})
 	for i := range parts {
 		parts[i].Share = parts[i].Seconds / busy
 		parts[i].Seconds /= max(f.steps, 1e-9)

@@ -68,8 +68,8 @@ func TestUse(t *testing.T) {
 	}
 }
 
-// Events are at the moment of their cause: preemptions from the steps or the counter's rate, throttling from the samples,
-// errors from the requests.
+// Events are at the moment of their cause: preemptions from the steps or the counter's rate, throttling from the
+// samples, errors from the requests.
 func TestEvents(t *testing.T) {
 	model := prior(t)
 	c := planted[2]
@@ -150,8 +150,8 @@ func TestMeasuredCeilings(t *testing.T) {
 	}
 }
 
-// A sample taken during a long step tells of the end of the step before it, and each step takes the sample nearest to its
-// end.
+// A sample taken during a long step tells of the end of the step before it, and each step takes the sample nearest to
+// its end.
 func TestGaugesTellOfTheStepBefore(t *testing.T) {
 	ends := []time.Duration{time.Second, 3 * time.Second, 4 * time.Second} // the second step takes 2 s
 	sample := func(at time.Duration, v float64) harness.Sample {

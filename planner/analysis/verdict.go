@@ -258,11 +258,12 @@ func (s *study) why(b *Bottleneck, binding Kind, focus *Focus) string {
 		lead, focused = focused, ""
 	} else if *b.Share == 0 {
 		return map[Kind]string{
-			Compute:    "no step is limited by arithmetic",
-			Bandwidth:  "no step is limited by memory bandwidth",
-			Capacity:   "nobody waits for KV blocks or loses them",
-			Scheduling: "nobody waits beside free KV blocks, no step is mostly launch overhead, and none waits for the API server",
-			Cache:      "no prompt token is computed that an unlimited prefix cache would have held",
+			Compute:   "no step is limited by arithmetic",
+			Bandwidth: "no step is limited by memory bandwidth",
+			Capacity:  "nobody waits for KV blocks or loses them",
+			Scheduling: "nobody waits beside free KV blocks, no step is mostly launch overhead, and none waits for the " +
+				"API server",
+			Cache: "no prompt token is computed that an unlimited prefix cache would have held",
 		}[b.Kind]
 	}
 	f := &s.facts

@@ -17,8 +17,8 @@ import (
 	"kvtune/planner/sim"
 )
 
-// faster is a server whose arithmetic and memory are faster by a factor, or whose steps take a part less of what is fixed in
-// them; what else a step takes stays.
+// faster is a server whose arithmetic and memory are faster by a factor, or whose steps take a part less of what is
+// fixed in them; what else a step takes stays.
 type faster struct {
 	model           *cost.Model
 	compute, memory float64
@@ -40,12 +40,13 @@ func (f faster) HostTime(s cost.Step) (prepare, launch time.Duration) {
 	return prepare, launch
 }
 
-// goal is the metric that gains are stated in: that of an objective that was missed, else throughput where the server sets
-// the pace and latency where arrivals do.
+// goal is the metric that gains are stated in: that of an objective that was missed, else throughput where the server
+// sets the pace and latency where arrivals do.
 func (s *study) goal() (name, stat string) {
 	slo, m := s.missed()
 	switch {
-	case m == nil || slo.Metric == harness.MetricGoodput || slo.Metric == harness.MetricQueueTime: // which no simulation measures
+	case m == nil || slo.Metric == harness.MetricGoodput || slo.Metric == harness.MetricQueueTime:
+		// No simulation measures these.
 	default:
 		return slo.Metric, slo.Stat
 	}
@@ -220,8 +221,8 @@ func (g *Gain) text() string {
 	return " " + harness.Percent(g.Change, true) + " " + harness.Words(g.Metric, g.Stat)
 }
 
-// try simulates a proposal's settings and recommends the best of them where it is surely worth a restart. A setting that
-// gains nothing under the model itself is not simulated in the other draws.
+// try simulates a proposal's settings and recommends the best of them where it is surely worth a restart. A setting
+// that gains nothing under the model itself is not simulated in the other draws.
 func (s *study) try(ctx context.Context, r *Report, p proposal, models []*cost.Model, before []harness.Metrics) error {
 	name, stat := s.goal()
 	var best *Recommendation
@@ -284,7 +285,8 @@ func (s *study) counterfactuals() []counterfactual {
 		{"twice the KV cache", causeKV, as(func(c *sim.Config) { c.NumGPUBlocks = 2*(c.NumGPUBlocks-1) + 1 })},
 		{"twice max_num_seqs", causeSeqs, s.atSameCache(seqs)},
 		{"twice max_num_batched_tokens", causeBudget, s.atSameCache(budget)},
-		{"half the overhead of a step", causeLaunch, timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 1, s.launch / 2} })},
+		{"half the overhead of a step", causeLaunch,
+			timed(func(m *cost.Model) cost.Timer { return faster{m, 1, 1, s.launch / 2} })},
 	}
 	if s.limitOf(Scheduling) == LimitFrontEnd {
 		all = append(all, counterfactual{"half the time in the API server", causeFrontEnd, as(func(c *sim.Config) {
@@ -300,7 +302,8 @@ func (s *study) counterfactuals() []counterfactual {
 	return all
 }
 
-// atSameCache are other settings with the KV cache of those in force: what a larger batch takes from it is another matter.
+// atSameCache are other settings with the KV cache of those in force: what a larger batch takes from it is another
+// matter.
 func (s *study) atSameCache(args harness.EngineArgs) trial {
 	return trial{args: args, edit: func(c *sim.Config) {
 		if now, err := s.Server.Config(s.args); err == nil {

@@ -97,7 +97,8 @@ func (m *Model) withBlockSize(size int) *Model {
 	return &c
 }
 
-// BlockOrigin is where it is known from what attention costs at a block size beside that of the fit; "" where it is not.
+// BlockOrigin is where it is known from what attention costs at a block size beside that of the fit; "" where it is
+// not.
 func (m *Model) BlockOrigin(size int) KernelOrigin {
 	for _, b := range m.Blocks {
 		if b.BlockSize == size {
@@ -140,19 +141,19 @@ func (m *Model) draw(rng *rand.Rand) {
 	}
 }
 
-// WithKernels is the model with what a kernel benchmark says of block sizes: the time of attention at each over that at 16,
-// of the same kernel in the same run. It breaks ties between block sizes, with an interval that knows that the server's
-// kernels are others; a probe of the server, or its own kernel (backend "vllm"), is not outvoted by it. What a block size
-// does to the cache is no part of a step's time. The error says what the benchmark lacks: another device than the
-// model's, or no decode at 16 and another block size with the model's head size and KV dtype.
+// WithKernels is the model with what a kernel benchmark says of block sizes: the time of attention at each over that at
+// 16, of the same kernel in the same run. It breaks ties between block sizes, with an interval that knows that the
+// server's kernels are others; a probe of the server, or its own kernel (backend "vllm"), is not outvoted by it. What a
+// block size does to the cache is no part of a step's time. The error says what the benchmark lacks: another device
+// than the model's, or no decode at 16 and another block size with the model's head size and KV dtype.
 func (m *Model) WithKernels(bench *harness.Bench, model spec.Model, args harness.EngineArgs) (*Model, error) {
 	device := bench.Device
 	if gpu, err := spec.FindGPU(device); err == nil {
 		device = gpu.Name
 	}
 	if device != m.GPU {
-		return nil, fmt.Errorf("kernels were timed on %s, the cost model is of %s: what block sizes cost there says nothing here",
-			bench.Device, m.GPU)
+		return nil, fmt.Errorf("kernels were timed on %s, the cost model is of %s: what block sizes cost there says "+
+			"nothing here", bench.Device, m.GPU)
 	}
 	dtype := "bf16"
 	if strings.HasPrefix(args.KVCacheDType, "fp8") {
@@ -166,9 +167,9 @@ func (m *Model) WithKernels(bench *harness.Bench, model spec.Model, args harness
 		kvHeads: max(1, model.KVHeads/m.Tensor)}
 	decode, prefill := k.ratios("decode", decodeDiffers, origin), k.ratios("prefill", prefillDiffers, origin)
 	if len(decode) == 0 {
-		return nil, fmt.Errorf("the benchmark %s holds no decode in %s with heads of %d at block_size 16 and at another one: "+
-			"kvtune bench --op decode --axis block_size=16,32,64,128 --axis dtype=%s --axis head_size=%d", bench.Name, dtype,
-			model.HeadDim, dtype, model.HeadDim)
+		return nil, fmt.Errorf("the benchmark %s holds no decode in %s with heads of %d at block_size 16 and at "+
+			"another one: kvtune bench --op decode --axis block_size=16,32,64,128 --axis dtype=%s --axis head_size=%d",
+			bench.Name, dtype, model.HeadDim, dtype, model.HeadDim)
 	}
 	c := *m
 	for size, r := range decode {
@@ -246,9 +247,9 @@ func halfWidth(c *harness.BenchCase) float64 {
 	return math.Log(*c.High / *c.Low) / 2
 }
 
-// Probe is the model with what decode steps of the same server with another block size show: by how much the time beyond
-// the model's other terms is longer than that of the KV read. It is the model itself where the steps are too few or
-// their context too short to tell.
+// Probe is the model with what decode steps of the same server with another block size show: by how much the time
+// beyond the model's other terms is longer than that of the KV read. It is the model itself where the steps are too few
+// or their context too short to tell.
 func (m *Model) Probe(size int, observations []Observation, source string) *Model {
 	const share, enough = 0.2, 8
 	var ratios []float64

@@ -19,14 +19,15 @@ func kernels(backend string, decode map[int]float64) *harness.Bench {
 	for size, us := range decode {
 		for _, batch := range []string{"32", "8"} {
 			for _, layout := range []string{"NHD", "x-packed"} {
-				axes := map[string]string{"layout": layout, "block_size": fmt.Sprint(size), "dtype": "bf16", "heads": "32", "kv_heads": "8",
-					"head_size": "128", "batch": batch, "table": "permuted"}
+				axes := map[string]string{"layout": layout, "block_size": fmt.Sprint(size), "dtype": "bf16", "heads": "32",
+					"kv_heads": "8", "head_size": "128", "batch": batch, "table": "permuted"}
 				t := us * 1e-6
 				if layout != "NHD" {
 					t *= float64(size)
 				}
 				low, high := 0.999*t, 1.001*t
-				b.Cases = append(b.Cases, harness.BenchCase{Case: fmt.Sprintf("decode/layout=%s/block_size=%d/dtype=bf16/batch=%s", layout, size, batch),
+				b.Cases = append(b.Cases, harness.BenchCase{Case: fmt.Sprintf("decode/layout=%s/block_size=%d/dtype=bf16/batch=%s",
+					layout, size, batch),
 					Axes: axes, Median: t, Low: &low, High: &high})
 			}
 		}
@@ -56,20 +57,24 @@ func TestKernelsScaleTheKVRead(t *testing.T) {
 	if a, b := at(ours, 64).StepTime(Step{DecodeSeqs: 32}), prior.StepTime(Step{DecodeSeqs: 32}); a != b {
 		t.Errorf("without context: %v, at 16 %v", a, b)
 	}
-	theirs, err := ours.WithKernels(kernels("vllm", map[int]float64{16: 100, 64: 97}), spec.Default(), harness.EngineArgs{})
+	theirs, err := ours.WithKernels(kernels("vllm", map[int]float64{16: 100, 64: 97}), spec.Default(),
+		harness.EngineArgs{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	wide, narrow := *ours.Blocks[0].Decode, *theirs.Blocks[0].Decode
-	if theirs.BlockOrigin(64) != ServersKernel || narrow.High-narrow.Low >= wide.High-wide.Low || wide.High-wide.Low < 0.03 {
+	if theirs.BlockOrigin(64) != ServersKernel || narrow.High-narrow.Low >= wide.High-wide.Low ||
+		wide.High-wide.Low < 0.03 {
 		t.Errorf("ours %+v, the server's %+v from %s", wide, narrow, theirs.BlockOrigin(64))
 	}
 	// What says more stays.
-	again, err := theirs.WithKernels(kernels("gpu", map[int]float64{16: 100, 64: 50, 128: 80}), spec.Default(), harness.EngineArgs{})
+	again, err := theirs.WithKernels(kernels("gpu", map[int]float64{16: 100, 64: 50, 128: 80}), spec.Default(),
+		harness.EngineArgs{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.BlockOrigin(64) != ServersKernel || *again.Blocks[0].Decode != narrow || again.BlockOrigin(128) != OurKernels {
+	if again.BlockOrigin(64) != ServersKernel || *again.Blocks[0].Decode != narrow ||
+		again.BlockOrigin(128) != OurKernels {
 		t.Errorf("our kernels replaced the server's: %+v", again.Blocks)
 	}
 	data, err := json.Marshal(again)
@@ -107,7 +112,8 @@ func TestProbeOfABlockSize(t *testing.T) {
 	if r := probed.Blocks[0].Decode; r.Value < 1.199 || r.Value > 1.201 || probed.BlockOrigin(64) != Probed {
 		t.Fatalf("%+v, want 1.2", probed.Blocks)
 	}
-	both, err := probed.WithKernels(kernels("vllm", map[int]float64{16: 100, 64: 50}), spec.Default(), harness.EngineArgs{})
+	both, err := probed.WithKernels(kernels("vllm", map[int]float64{16: 100, 64: 50}), spec.Default(),
+		harness.EngineArgs{})
 	if err != nil || both.BlockOrigin(64) != Probed {
 		t.Errorf("%v: %+v", err, both.Blocks)
 	}
@@ -119,13 +125,17 @@ func TestKernelsRefused(t *testing.T) {
 		args harness.EngineArgs
 		want string
 	}{
-		"another device": {func(b *harness.Bench) { b.Device = "NVIDIA A100-SXM4-80GB" }, harness.EngineArgs{}, "the cost model is of H200"},
-		"another dtype":  {func(*harness.Bench) {}, harness.EngineArgs{KVCacheDType: "fp8"}, "no decode in fp8 with heads of 128"},
-		"one size":       {func(b *harness.Bench) { b.Cases = b.Cases[:1] }, harness.EngineArgs{}, "kvtune bench --op decode"},
+		"another device": {func(b *harness.Bench) { b.Device = "NVIDIA A100-SXM4-80GB" }, harness.EngineArgs{},
+			"the cost model is of H200"},
+		"another dtype": {func(*harness.Bench) {}, harness.EngineArgs{KVCacheDType: "fp8"},
+			"no decode in fp8 with heads of 128"},
+		"one size": {func(b *harness.Bench) { b.Cases = b.Cases[:1] }, harness.EngineArgs{},
+			"kvtune bench --op decode"},
 	} {
 		b := kernels("gpu", map[int]float64{16: 100, 64: 90})
 		c.edit(b)
-		if _, err := h200Prior(t).WithKernels(b, spec.Default(), c.args); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := h200Prior(t).WithKernels(b, spec.Default(), c.args); err == nil ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}

@@ -18,8 +18,8 @@ type Observation struct {
 	// Logged says that Time is one step's elapsed time in vLLM's iteration log, which covers the host's wait for the
 	// result only: what it took to launch a step that no full CUDA graph covers is not in it.
 	Logged bool
-	// Prompt, where above 0, says that Time starts when a lone request of so many prompt tokens was sent to an idle server,
-	// so that it holds the front end's part besides the steps.
+	// Prompt, where above 0, says that Time starts when a lone request of so many prompt tokens was sent to an idle
+	// server, so that it holds the front end's part besides the steps.
 	Prompt int
 	// MaxGraph is [MaxGraph] of the server's settings; -1 for a server without graphs, 0 takes the prior's.
 	MaxGraph int
@@ -180,8 +180,8 @@ func cells(observations []Observation) []cell {
 	for _, o := range observations {
 		key := fmt.Sprint(o.Logged, o.Prompt, o.MaxGraph, ";")
 		for _, s := range o.Steps {
-			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(float64(s.MaxChunk)), int(10*s.Heat), bucket(s.PrefillAttention), s.DecodeSeqs,
-				bucket(float64(s.DecodeContext)), bucket(float64(s.SharedContext)), ";")
+			key += fmt.Sprint(s.PrefillSeqs, s.PrefillTokens, bucket(float64(s.MaxChunk)), int(10*s.Heat),
+				bucket(s.PrefillAttention), s.DecodeSeqs, bucket(float64(s.DecodeContext)), bucket(float64(s.SharedContext)), ";")
 		}
 		c := byKey[key]
 		if c == nil {
@@ -210,8 +210,8 @@ type fitter struct {
 	cells []cell
 }
 
-// Columns behind the model's coefficients, for what is not part of a step: the front end's latency of a lone request, in
-// s and in s per prompt token.
+// Columns behind the model's coefficients, for what is not part of a step: the front end's latency of a lone request,
+// in s and in s per prompt token.
 const (
 	oRequest = iota
 	oPromptToken
@@ -256,8 +256,8 @@ func (f *fitter) bestShape(uses []float64) (solution, error) {
 		if err != nil {
 			return err
 		}
-		// The knee has a prior too: a factor of two away costs as much as one coefficient that is off by priorSigma. So does a
-		// tile.
+		// The knee has a prior too: a factor of two away costs as much as one coefficient that is off by priorSigma. So does
+		// a tile.
 		off := math.Log2(float64(shape.knee) / float64(f.prior.Knee))
 		s.loss += off * off
 		if shape.tile > 1 {
@@ -404,8 +404,8 @@ func (f *fitter) priorWeight(j int) float64 {
 
 // row is the factors of all columns in a cell's time, in s: the longest chain of the device's steps and the host's
 // launches at the given values. The device does a step behind the one before and not before the launch begins; it ends
-// not before the launch does. The host begins a launch when it has done the one before, and when the step two before has
-// ended. In a cell that starts with a token, the first step had been launched before.
+// not before the launch does. The host begins a launch when it has done the one before, and when the step two before
+// has ended. In a cell that starts with a token, the first step had been launched before.
 func (f *fitter) row(c cell, m *Model, values []float64) []float64 {
 	m = m.withGraphs(c.graph)
 	n := len(m.Coefficients)
@@ -530,8 +530,8 @@ func (f *fitter) model(s solution) (*Model, error) {
 	return m.Arriving(m.FrontEnd.Request), nil
 }
 
-// Arriving is the model with another FrontEnd.Request: the host's prepare makes up for it, so that a lone request has its
-// first token as before, as far as the smallest step leaves the host time to prepare the next.
+// Arriving is the model with another FrontEnd.Request: the host's prepare makes up for it, so that a lone request has
+// its first token as before, as far as the smallest step leaves the host time to prepare the next.
 func (m *Model) Arriving(request time.Duration) *Model {
 	const share = 0.8 // of the smallest step
 	c := *m

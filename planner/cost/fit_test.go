@@ -168,7 +168,8 @@ func TestFitTellsLatenciesApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	prepare, _ := m.HostTime(Step{DecodeSeqs: 1})
-	if got := m.FrontEnd.Arrival(100) + m.FrontEnd.Token + prepare; math.Abs(float64(got-request)) > float64(time.Millisecond) {
+	got := m.FrontEnd.Arrival(100) + m.FrontEnd.Token + prepare
+	if math.Abs(float64(got-request)) > float64(time.Millisecond) {
 		t.Errorf("request latency %v, truth %v", got, request)
 	}
 	for _, s := range grid() {

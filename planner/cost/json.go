@@ -82,8 +82,8 @@ func (m *Model) UnmarshalJSON(data []byte) error {
 	}
 	*m = Model{
 		Kind: w.Kind, GPU: w.GPU, Model: w.Model, Tensor: max(1, w.Tensor), FittedOn: w.FittedOn, Errors: w.Errors,
-		Knee: w.Knee, Tile: max(1, w.Tile), Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph, Limits: w.Limits,
-		Draws: w.Draws, FrontDraws: w.FrontDraws, BlockSize: w.BlockSize, Blocks: w.Blocks,
+		Knee: w.Knee, Tile: max(1, w.Tile), Knots: w.Knots, Coefficients: w.Coefficients, MaxGraph: w.MaxGraph,
+		Limits: w.Limits, Draws: w.Draws, FrontDraws: w.FrontDraws, BlockSize: w.BlockSize, Blocks: w.Blocks,
 		FrontEnd: FrontEnd{
 			seconds(w.FrontEnd.Request), seconds(w.FrontEnd.Handle), seconds(w.FrontEnd.PromptToken),
 			seconds(w.FrontEnd.Token), seconds(w.FrontEnd.Event),
@@ -153,12 +153,13 @@ func (w *wire) check() error {
 	}
 	for i, b := range w.Blocks {
 		if b.BlockSize < 1 || i > 0 && b.BlockSize <= w.Blocks[i-1].BlockSize || b.Origin.weight() < 0 {
-			return fmt.Errorf("block_sizes[%d] is %d from %q, expected ascending sizes of a known origin", i, b.BlockSize, b.Origin)
+			return fmt.Errorf("block_sizes[%d] is %d from %q, expected ascending sizes of a known origin", i, b.BlockSize,
+				b.Origin)
 		}
 		for _, r := range []*Ratio{b.Decode, b.Prefill} {
 			if r != nil && !(finite(r.Value, r.Low, r.High) && r.Low > 0 && r.Low <= r.Value && r.Value <= r.High) {
-				return fmt.Errorf("block_sizes[%d] has the ratio %g (%g to %g), expected one above 0 within its interval", i, r.Value,
-					r.Low, r.High)
+				return fmt.Errorf("block_sizes[%d] has the ratio %g (%g to %g), expected one above 0 within its interval", i,
+					r.Value, r.Low, r.High)
 			}
 		}
 	}

@@ -25,8 +25,8 @@ type Step struct {
 	MaxChunk int
 	// DecodeSeqs counts requests that generate one token; DecodeContext sums their context lengths in tokens.
 	DecodeSeqs, DecodeContext int
-	// SharedContext is the part of DecodeContext in KV blocks that another sequence of the step reads, too, and that is read
-	// from memory once.
+	// SharedContext is the part of DecodeContext in KV blocks that another sequence of the step reads, too, and that is
+	// read from memory once.
 	SharedContext int
 	// Heat is how much the device has computed of late, 0 after idling to 1 ([Heat]).
 	Heat float64
@@ -46,7 +46,8 @@ type Timer interface {
 	// StepTime is how long the device is busy with the step.
 	StepTime(Step) time.Duration
 	// HostTime is how long the host prepares a step, before the device can begin with it, and then launches it, while the
-	// device works, which does not end before. Under asynchronous scheduling the host does both while the step before runs.
+	// device works, which does not end before. Under asynchronous scheduling the host does both while the step before
+	// runs.
 	HostTime(Step) (prepare, launch time.Duration)
 }
 
@@ -100,10 +101,10 @@ const (
 //	     + mixed_context x sum context x [the step computes prompt tokens]
 //	     + empty_rows x (longest chunk x B - T)            query rows that attention launches for nothing
 //
-// The host is busy for prepare before that, and at the same time for launch_piecewise or launch_eager where no full CUDA
-// graph covers the step: a step with prompt tokens, of up to MaxGraph tokens or more. T, and in a step of decodes alone B,
-// are padded to the next capture size, as vLLM does up to MaxGraph. T' is T in whole tiles: where arithmetic sets the pace,
-// matrix products compute a tile of Tile rows whole.
+// The host is busy for prepare before that, and at the same time for launch_piecewise or launch_eager where no full
+// CUDA graph covers the step: a step with prompt tokens, of up to MaxGraph tokens or more. T, and in a step of decodes
+// alone B, are padded to the next capture size, as vLLM does up to MaxGraph. T' is T in whole tiles: where arithmetic
+// sets the pace, matrix products compute a tile of Tile rows whole.
 //
 // All coefficients are seconds per unit and at least 0, so time never falls when a step has more work. A Model comes
 // from [Prior], [Fit], [Model.With], [Model.Sample] or JSON ("kvtune.cost/1") and is read-only: StepTime works on a
@@ -339,15 +340,18 @@ func describe(knots []int) []Coefficient {
 	return append(cs,
 		Coefficient{Name: "tokens", Unit: "s/token", Meaning: "each new token"},
 		Coefficient{Name: "tokens_above_knee", Unit: "s/token", Meaning: "each token beyond the knee: compute-bound"},
-		Coefficient{Name: "tokens_far_above_knee", Unit: "s/token", Meaning: "the same, added beyond 8 times the knee: large batches"},
+		Coefficient{Name: "tokens_far_above_knee", Unit: "s/token",
+			Meaning: "the same, added beyond 8 times the knee: large batches"},
 		Coefficient{Name: "hot_step", Unit: "s", Meaning: "a step after the device has computed without pause: lower clocks"},
 		Coefficient{Name: "throttled", Unit: "s/token", Meaning: "the same per token beyond the knee"},
 		Coefficient{Name: "prefill_step", Unit: "s", Meaning: "a step with prompt tokens: kernels outside a full CUDA graph"},
 		Coefficient{Name: "prefill_attention", Unit: "s/token^2", Meaning: "attention of prompt tokens"},
 		Coefficient{Name: "decode_context", Unit: "s/token", Meaning: "KV read per token of decode context"},
-		Coefficient{Name: "shared_context", Unit: "s/token", Meaning: "the same of context that another sequence reads, too: from the L2 cache"},
+		Coefficient{Name: "shared_context", Unit: "s/token",
+			Meaning: "the same of context that another sequence reads, too: from the L2 cache"},
 		Coefficient{Name: "mixed_context", Unit: "s/token", Meaning: "the same, added when the step has prompt tokens"},
-		Coefficient{Name: "empty_rows", Unit: "s/row", Meaning: "query rows that attention launches beyond the step's tokens"},
+		Coefficient{Name: "empty_rows", Unit: "s/row",
+			Meaning: "query rows that attention launches beyond the step's tokens"},
 		Coefficient{Name: "prepare", Unit: "s", Meaning: "host: scheduling and preparing a step, before the device begins"},
 		Coefficient{Name: "launch_piecewise", Unit: "s", Meaning: "host: launching prompt tokens within the captured sizes"},
 		Coefficient{Name: "launch_eager", Unit: "s", Meaning: "host: launching a step beyond the captured sizes"},
@@ -394,7 +398,8 @@ func (m *Model) StepTime(s Step) time.Duration {
 	n, seqs := m.padded(s)
 	tokens, last := float64(n), len(m.bySeqs)-1
 	ns := m.bySeqs[min(seqs, last)] + m.slope*float64(max(0, seqs-last)) +
-		m.tokens*tokens + m.kv*float64(s.DecodeContext-s.SharedContext) + m.kvShared*float64(s.SharedContext) + m.hotStep*s.Heat
+		m.tokens*tokens + m.kv*float64(s.DecodeContext-s.SharedContext) + m.kvShared*float64(s.SharedContext) +
+		m.hotStep*s.Heat
 	if whole := float64(m.whole(n)); whole > m.knee {
 		ns += (m.above+m.hot*s.Heat)*(whole-m.knee) + m.far*max(0, whole-far*m.knee)
 	}
@@ -458,8 +463,8 @@ func (m *Model) Reached() (flops, bandwidth float64) {
 	return flops, bandwidth
 }
 
-// WithCeilings is the model with measured peaks of the ranks together in place of the datasheet's, for Roofline; what is 0
-// stays the datasheet's.
+// WithCeilings is the model with measured peaks of the ranks together in place of the datasheet's, for Roofline; what
+// is 0 stays the datasheet's.
 func (m *Model) WithCeilings(flops, bandwidth float64) *Model {
 	c := *m
 	if flops > 0 {
@@ -513,7 +518,8 @@ func (m *Model) With(values []float64) (*Model, error) {
 }
 
 // Sample is a model drawn from the coefficients' uncertainty: one of Draws, or, where there are none, each coefficient
-// log-normal with its interval as the central 95 %. The front end's times per request and per prompt token move with them.
+// log-normal with its interval as the central 95 %. The front end's times per request and per prompt token move with
+// them.
 func (m *Model) Sample(rng *rand.Rand) *Model {
 	values, front := make([]float64, len(m.Coefficients)), [2]float64{1, 1}
 	if len(m.Draws) > 0 {
@@ -542,7 +548,8 @@ func (m *Model) Sample(rng *rand.Rand) *Model {
 	c.draw(rng)
 	times := func(d time.Duration, by float64) time.Duration { return time.Duration(float64(d) * by) }
 	fe := &c.FrontEnd
-	fe.Request, fe.Handle, fe.PromptToken = times(fe.Request, front[0]), times(fe.Handle, front[0]), times(fe.PromptToken, front[1])
+	fe.Request, fe.Handle, fe.PromptToken = times(fe.Request, front[0]), times(fe.Handle, front[0]),
+		times(fe.PromptToken, front[1])
 	c.compile()
 	return &c
 }

@@ -23,8 +23,8 @@ const (
 	kvFraction = 0.85
 	// belowKnee: between 1 and 128 tokens the matrix products grow by 4 us a token, a fifth of the compute-bound slope.
 	belowKnee = 0.2
-	// throttle is by how much a token takes longer when the device has computed without pause, hotStep by how much the rest
-	// of a step does.
+	// throttle is by how much a token takes longer when the device has computed without pause, hotStep by how much the
+	// rest of a step does.
 	throttle = 0.08
 	hotStep  = 0.05
 	// sharedFraction: what other sequences have just read comes from the L2 cache, whose bandwidth is about 1.7 times the
@@ -92,8 +92,8 @@ func Prior(gpu spec.GPU, model spec.Model, args harness.EngineArgs) *Model {
 		}
 	}
 	m := &Model{
-		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(), Tile: 1, BlockSize: args.BlockSize,
-		MaxGraph: defaultMaxGraph,
+		Kind: KindPrior, GPU: gpu.Name, Model: model.Name, Tensor: int(tp), Knots: graphKnots(), Tile: 1,
+		BlockSize: args.BlockSize, MaxGraph: defaultMaxGraph,
 		FrontEnd: FrontEnd{
 			Request: requestLatency, Handle: handleTime, PromptToken: promptTokenLatency, Token: tokenLatency, Event: eventTime,
 		},

@@ -180,7 +180,8 @@ func (e *Engine) models(w http.ResponseWriter, _ *http.Request) {
 	}}})
 }
 
-// serverInfo is the answer of /kvtune/info: what a client must know to call its figures simulated. It has settings only.
+// serverInfo is the answer of /kvtune/info: what a client must know to call its figures simulated. It has settings
+// only.
 type serverInfo struct {
 	Simulated bool               `json:"simulated"`
 	GPU       string             `json:"gpu"`

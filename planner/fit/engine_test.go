@@ -102,8 +102,8 @@ func off(t *testing.T, args harness.EngineArgs, m *cost.Model, w *workload.Workl
 	return sum / float64(len(truth.Records))
 }
 
-// What the KV that several requests read costs comes out of the probes: a device that reads it at a third of the usual time
-// is told from one that does not care.
+// What the KV that several requests read costs comes out of the probes: a device that reads it at a third of the usual
+// time is told from one that does not care.
 func TestSharedContextFromTheProbes(t *testing.T) {
 	gpu, err := spec.FindGPU("H200")
 	if err != nil {
@@ -139,8 +139,8 @@ func TestSharedContextFromTheProbes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := fit.FromRuns(t.Context(), prior, []fit.Run{{Name: "probes", Records: out.Records, Args: args, NumGPUBlocks: info.NumGPUBlocks}},
-			fit.Options{})
+		m, err := fit.FromRuns(t.Context(), prior,
+			[]fit.Run{{Name: "probes", Records: out.Records, Args: args, NumGPUBlocks: info.NumGPUBlocks}}, fit.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,7 +40,8 @@ type Options struct {
 
 // FromRuns fits a cost model to runs of one server: the prior corrected by every moment of the runs whose engine steps
 // are unambiguous. Runs with another block size than the first one's tell what attention takes at theirs. It fails when
-// the runs show no such moment, and says what to measure; and with a *AsyncLogError where logged steps are no steps' times.
+// the runs show no such moment, and says what to measure; and with a *AsyncLogError where logged steps are no steps'
+// times.
 func FromRuns(ctx context.Context, prior *cost.Model, runs []Run, opt Options) (*cost.Model, error) {
 	type sized struct {
 		size int
@@ -93,8 +94,8 @@ func observe(run Run) ([]cost.Observation, []*timeline, error) {
 			run.Name)
 	}
 	if slices.ContainsFunc(run.Records, func(r workload.Record) bool { return r.EndsOnly }) {
-		return nil, nil, fmt.Errorf("run %s: of its requests only the first and the last token are kept; the times of all are needed "+
-			"to tell its steps", run.Name)
+		return nil, nil, fmt.Errorf("run %s: of its requests only the first and the last token are kept; the times of all "+
+			"are needed to tell its steps", run.Name)
 	}
 	var out []cost.Observation
 	var lines []*timeline
@@ -143,14 +144,15 @@ type AsyncLogError struct {
 func (e *AsyncLogError) Error() string {
 	how := "its server had asynchronous scheduling"
 	if e.Steps > 0 {
-		how = fmt.Sprintf("%d of its %d steps took less than the device can, as they seem to under asynchronous scheduling", e.Short, e.Steps)
+		how = fmt.Sprintf("%d of its %d steps took less than the device can, as they seem to under asynchronous scheduling",
+			e.Short, e.Steps)
 	}
-	return fmt.Sprintf("%s: %s: the log's elapsed time is that of the engine's loop then, not of a step; log a server with "+
-		"--no-async-scheduling, or fit from the times of its requests' tokens (--profiling-results)", e.Run, how)
+	return fmt.Sprintf("%s: %s: the log's elapsed time is that of the engine's loop then, not of a step; log a "+
+		"server with --no-async-scheduling, or fit from the times of its requests' tokens (--profiling-results)", e.Run, how)
 }
 
-// synchronous refuses a log of steps under asynchronous scheduling, which the settings say, or, where they are not known,
-// steps that are faster than the device can be: the loop does not wait for the first one after a pause.
+// synchronous refuses a log of steps under asynchronous scheduling, which the settings say, or, where they are not
+// known, steps that are faster than the device can be: the loop does not wait for the first one after a pause.
 func synchronous(prior *cost.Model, run Run) error {
 	if !slices.ContainsFunc(run.Steps, func(s harness.StepRecord) bool { return s.T < 0 }) {
 		return nil // of a simulation
@@ -181,8 +183,9 @@ func synchronous(prior *cost.Model, run Run) error {
 const idle = 10 * time.Second
 
 // fromSteps reads logged steps of synchronous scheduling. They carry no context lengths: those of decodes follow from
-// the KV blocks in use before the step, and prompts are used only where they cannot have a history (one prompt, none in the step before). With
-// prefixes shared between running requests the KV usage counts them once and contexts come out too short.
+// the KV blocks in use before the step, and prompts are used only where they cannot have a history (one prompt, none in
+// the step before). With prefixes shared between running requests the KV usage counts them once and contexts come out
+// too short.
 func fromSteps(run Run) []cost.Observation {
 	var out []cost.Observation
 	slots := float64(run.NumGPUBlocks-1) * float64(run.Args.BlockSize)

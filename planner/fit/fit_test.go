@@ -56,7 +56,8 @@ func server(timer *cost.Model, arrivals []arrival, budget int, spread time.Durat
 	out := served{records: make([]workload.Record, len(arrivals))}
 	for i, a := range arrivals {
 		out.records[i] = workload.Record{
-			Index: i, Sent: a.at - timer.FrontEnd.Arrival(a.prompt), PromptTokens: a.prompt, AskedTokens: a.output, FinishReason: "length",
+			Index: i, Sent: a.at - timer.FrontEnd.Arrival(a.prompt), PromptTokens: a.prompt, AskedTokens: a.output,
+			FinishReason: "length",
 		}
 	}
 	var now time.Duration
@@ -359,8 +360,10 @@ func TestFromSteps(t *testing.T) {
 	rows := []harness.StepRecord{
 		{T: -1, ContextRequests: 1, ContextTokens: 4096, Elapsed: 80 * time.Millisecond, KVUsage: 0.004},
 		{T: -1, GenerationRequests: 1, GenerationTokens: 1, Elapsed: 5 * time.Millisecond, KVUsage: 0.004},
-		{T: -1, ContextRequests: 2, ContextTokens: 100, GenerationRequests: 1, GenerationTokens: 1, Elapsed: ms, KVUsage: 0.004},
-		{T: -1, ContextRequests: 1, ContextTokens: 50, GenerationRequests: 1, GenerationTokens: 1, Elapsed: ms, KVUsage: 0.004},
+		{T: -1, ContextRequests: 2, ContextTokens: 100, GenerationRequests: 1, GenerationTokens: 1, Elapsed: ms,
+			KVUsage: 0.004},
+		{T: -1, ContextRequests: 1, ContextTokens: 50, GenerationRequests: 1, GenerationTokens: 1, Elapsed: ms,
+			KVUsage: 0.004},
 		{T: 7, GenerationRequests: 2, GenerationTokens: 2, Elapsed: 6 * time.Millisecond, KVUsage: -1},
 		{T: 9, GenerationRequests: 2, GenerationTokens: 2, Elapsed: 6 * time.Millisecond, KVUsage: -1},
 	}
@@ -385,7 +388,8 @@ func TestFromSteps(t *testing.T) {
 	}
 }
 
-// A log of steps under asynchronous scheduling has no step's time: the settings say so, or steps that no device could do.
+// A log of steps under asynchronous scheduling has no step's time: the settings say so, or steps that no device could
+// do.
 func TestAsyncLogIsRefused(t *testing.T) {
 	prior := h200(t)
 	on, off := true, false
@@ -417,9 +421,11 @@ func TestAsyncLogIsRefused(t *testing.T) {
 	} {
 		args := defaults
 		args.AsyncScheduling = tt.async
-		_, err := FromRuns(t.Context(), prior, []Run{{Name: "log", Steps: tt.steps, Args: args, NumGPUBlocks: 64001}}, Options{})
+		_, err := FromRuns(t.Context(), prior, []Run{{Name: "log", Steps: tt.steps, Args: args, NumGPUBlocks: 64001}},
+			Options{})
 		var refused *AsyncLogError
-		if tt.want == "" && err != nil || tt.want != "" && (!errors.As(err, &refused) || !strings.Contains(err.Error(), tt.want)) {
+		if tt.want == "" && err != nil || tt.want != "" &&
+			(!errors.As(err, &refused) || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
 	}

@@ -52,12 +52,14 @@ func (t *timeline) arrivals(promptToken time.Duration) []window {
 	for n, i := range t.waiting {
 		q := &t.requests[i]
 		k := q.first
-		alone := k >= 3 && t.bursts[k].expected > 0 && t.bursts[k-3].expected > 0 && q.known && q.prompt-q.history <= t.budget-t.bursts[k].expected
+		alone := k >= 3 && t.bursts[k].expected > 0 && t.bursts[k-3].expected > 0 && q.known &&
+			q.prompt-q.history <= t.budget-t.bursts[k].expected
 		for j := max(0, k-3); alone && j <= k; j++ {
 			alone = !t.bursts[j].bad
 		}
 		for _, other := range []int{n - 1, n + 1} {
-			if other >= 0 && other < len(t.waiting) && max(k-t.requests[t.waiting[other]].first, t.requests[t.waiting[other]].first-k) < 4 {
+			if other >= 0 && other < len(t.waiting) &&
+				max(k-t.requests[t.waiting[other]].first, t.requests[t.waiting[other]].first-k) < 4 {
 				alone = false
 			}
 		}
@@ -110,8 +112,8 @@ func (t *timeline) events() []time.Duration {
 	return out
 }
 
-// handle is how long the server is busy with each of many requests that are sent at once to an idle one: its thread reads
-// them all before it sends the first token, and they hold up the first step.
+// handle is how long the server is busy with each of many requests that are sent at once to an idle one: its thread
+// reads them all before it sends the first token, and they hold up the first step.
 func (t *timeline) handle(m *cost.Model) (time.Duration, bool) {
 	const many, atOnce = 32, 20 * time.Millisecond
 	if len(t.sent) < many || len(t.bursts) == 0 {

@@ -59,8 +59,9 @@ func open(t *testing.T, file string, width, height int) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-		"--remote-debugging-pipe", "--user-data-dir="+t.TempDir(), fmt.Sprintf("--window-size=%d,%d", width, height), "about:blank")
+	cmd := exec.Command(program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+		"--no-first-run", "--remote-debugging-pipe", "--user-data-dir="+t.TempDir(),
+		fmt.Sprintf("--window-size=%d,%d", width, height), "about:blank")
 	cmd.ExtraFiles = []*os.File{theirIn, theirOut}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", program, err)
@@ -105,7 +106,8 @@ func open(t *testing.T, file string, width, height int) *browser {
 		t.Fatal(err)
 	}
 	b.call("Page.navigate", map[string]any{"url": "file://" + path})
-	for deadline := time.Now().Add(30 * time.Second); b.eval("document.readyState") != "complete" || b.eval("location.protocol") != "file:"; {
+	for deadline := time.Now().Add(30 * time.Second); b.eval("document.readyState") != "complete" ||
+		b.eval("location.protocol") != "file:"; {
 		if time.Now().After(deadline) {
 			t.Fatal("the page did not load")
 		}
@@ -237,7 +239,8 @@ func (b *browser) shot(name string) {
 	var out struct {
 		Data string `json:"data"`
 	}
-	size := b.eval("[document.documentElement.clientWidth, Math.min(12000, document.documentElement.scrollHeight)]").([]any)
+	size := b.eval("[document.documentElement.clientWidth, Math.min(12000, " +
+		"document.documentElement.scrollHeight)]").([]any)
 	b.into(&out, "Page.captureScreenshot", map[string]any{"captureBeyondViewport": true,
 		"clip": map[string]any{"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}})
 	data, err := base64.StdEncoding.DecodeString(out.Data)

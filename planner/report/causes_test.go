@@ -6,11 +6,13 @@ import (
 	"kvtune/planner/analysis"
 )
 
-// Where the verdict is about some requests' time, the table of causes has a column for it, and every row one cell for it.
+// Where the verdict is about some requests' time, the table of causes has a column for it, and every row one cell for
+// it.
 func TestCauseTable(t *testing.T) {
 	half := 0.5
 	a := &analysis.Report{Light: &half, Idle: &half, Bottlenecks: []analysis.Bottleneck{
-		{Kind: analysis.Scheduling, Binds: true, Share: &half, FocusShare: &half, Threshold: new(0.25), Why: "50 % of the time"}}}
+		{Kind: analysis.Scheduling, Binds: true, Share: &half, FocusShare: &half, Threshold: new(0.25),
+			Why: "50 % of the time"}}}
 	for _, focus := range []*analysis.Focus{nil, {SLO: "p99 ttft <= 200ms", Requests: 1, Of: 2}, {Requests: 2, Of: 2}} {
 		a.Focus = focus
 		table := causeTable(a)

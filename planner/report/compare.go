@@ -26,8 +26,9 @@ type Comparison struct {
 // forestRows is how many cases are drawn at most.
 const forestRows = 24
 
-// CompareHTML writes a page like [HTML]'s about two sides: the verdict, every case with interval and p-value, the runs of
-// both in the same table and charts, and their conditions beside each other with what differs marked, and what the servers said of requests that failed.
+// CompareHTML writes a page like [HTML]'s about two sides: the verdict, every case with interval and p-value, the runs
+// of both in the same table and charts, and their conditions beside each other with what differs marked, and what the
+// servers said of requests that failed.
 func CompareHTML(w io.Writer, c Comparison) error {
 	both := Input{Title: c.Title, Verdict: c.Result.Verdict(), Runs: sideBySide(c.A.Runs, c.B.Runs), Commands: c.Commands}
 	p := &page{Title: c.Title, Verdict: c.Result.Verdict(), Simulated: both.simulated()}
@@ -165,9 +166,9 @@ func (p *page) comparison(r *compare.Report) error {
 	}
 	t := table{Caption: "Every case: medians of A and B", Sort: true, Filter: len(r.Rows) > 20,
 		Head: []string{"case", "unit", "A", "B", "B against A", "better is", "p (Holm)", "verdict"},
-		Note: fmt.Sprintf("Small figures are %.3g %% intervals. A difference counts when it is significant (Mann-Whitney test on nearly "+
-			"independent values, Holm's correction, chance of any false alarm %.3g) and larger than %.3g %%.", 100*(1-r.Alpha), r.Alpha,
-			100*r.Threshold)}
+		Note: fmt.Sprintf("Small figures are %.3g %% intervals. A difference counts when it is significant (Mann-Whitney "+
+			"test on nearly independent values, Holm's correction, chance of any false alarm %.3g) and larger than %.3g %%.",
+			100*(1-r.Alpha), r.Alpha, 100*r.Threshold)}
 	for i := range r.Rows {
 		row := &r.Rows[i]
 		s, better := scaleFor(row.Unit, row.A, row.B), "lower"
@@ -205,7 +206,8 @@ func (p *page) comparison(r *compare.Report) error {
 		}
 		rows = append(rows, f)
 	}
-	chart.title = fmt.Sprintf("%d of %d cases worse, %d better", r.Count(compare.Worse), len(r.Rows), r.Count(compare.Better))
+	chart.title = fmt.Sprintf("%d of %d cases worse, %d better", r.Count(compare.Worse), len(r.Rows),
+		r.Count(compare.Better))
 	if len(order) > forestRows {
 		chart.says = fmt.Sprintf("the %d largest of %d", forestRows, len(order))
 	}

@@ -34,12 +34,14 @@ func TestCompareHTML(t *testing.T) {
 	a, b := Input{Runs: in.Runs[:1]}, Input{Runs: in.Runs[1:2]}
 	a.Runs[0].Result.Conditions.Seed, b.Runs[0].Result.Conditions.Seed = 11, 22
 	var page bytes.Buffer
-	if err := CompareHTML(&page, Comparison{Title: "t", Result: result, A: a, B: b, Commands: []string{"kvtune compare a b"}}); err != nil {
+	if err := CompareHTML(&page, Comparison{Title: "t", Result: result, A: a, B: b,
+		Commands: []string{"kvtune compare a b"}}); err != nil {
 		t.Fatal(err)
 	}
 	s := html.UnescapeString(page.String())
-	for _, want := range []string{"<h1>REGRESSION", "WORSE", "A: low-latency", "B: high-throughput", "B against A", "only in A: only old",
-		"only in B: only new", `<td class="w mark">22</td>`, "kvtune compare a b", `<div class="stamp"`, "+20.00 %", "same"} {
+	for _, want := range []string{"<h1>REGRESSION", "WORSE", "A: low-latency", "B: high-throughput", "B against A",
+		"only in A: only old", "only in B: only new", `<td class="w mark">22</td>`, "kvtune compare a b",
+		`<div class="stamp"`, "+20.00 %", "same"} {
 		if !strings.Contains(s, want) {
 			t.Errorf("the page lacks %q", want)
 		}

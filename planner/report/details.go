@@ -32,16 +32,16 @@ func costTable(b *bufio.Writer, m *cost.Model) {
 	for _, k := range m.Blocks {
 		text := func(what string, r *cost.Ratio) {
 			if r != nil {
-				fmt.Fprintf(b, "block_size %d: %s takes %.3f of that at 16 (%.3f to %.3f), from %s\n", k.BlockSize, what, r.Value, r.Low, r.High,
-					k.Origin)
+				fmt.Fprintf(b, "block_size %d: %s takes %.3f of that at 16 (%.3f to %.3f), from %s\n", k.BlockSize, what, r.Value,
+					r.Low, r.High, k.Origin)
 			}
 		}
 		text("decode attention", k.Decode)
 		text("prefill attention", k.Prefill)
 	}
 	f := m.FrontEnd
-	fmt.Fprintf(b, "front end: %v per request (thread busy for %v and %v per prompt token), %v to the client, %v per event\n",
-		f.Request, f.Handle, f.PromptToken, f.Token, f.Event)
+	fmt.Fprintf(b, "front end: %v per request (thread busy for %v and %v per prompt token), %v to the client, %v "+
+		"per event\n", f.Request, f.Handle, f.PromptToken, f.Token, f.Event)
 }
 
 // BottleneckTable is what each bottleneck takes of the time and what lifting it would give, why, what the time of a
@@ -110,7 +110,8 @@ func bottleneckTable(b *bufio.Writer, r *analysis.Report) {
 func changeText(g analysis.Gain) string {
 	text := harness.Percent(g.Change, true)
 	if g.Low != nil && g.High != nil && *g.High-*g.Low > 0.002 {
-		text += fmt.Sprintf(" (%s to %s)", strings.TrimSuffix(harness.Percent(*g.Low, true), " %"), harness.Percent(*g.High, true))
+		text += fmt.Sprintf(" (%s to %s)", strings.TrimSuffix(harness.Percent(*g.Low, true), " %"),
+			harness.Percent(*g.High, true))
 	}
 	return text
 }
@@ -165,13 +166,14 @@ func recommended(b *bufio.Writer, n int, rec *analysis.Recommendation) {
 	wrap(b, fmt.Sprintf("%d. ", n), "   ", fmt.Sprintf("%s %s (now %s): %s", flag, value, from, gainText(*rec.Gain)))
 	wrap(b, "   why: ", "     ", rec.Why)
 	for _, also := range rec.Also {
-		wrap(b, "   with it: ", "     ", fmt.Sprintf("--%s %s (now %s)", strings.ReplaceAll(also.Flag, "_", "-"), also.To, also.From))
+		wrap(b, "   with it: ", "     ", fmt.Sprintf("--%s %s (now %s)", strings.ReplaceAll(also.Flag, "_", "-"), also.To,
+			also.From))
 	}
 	var effects []string
 	for _, e := range rec.Effects {
 		s := scaleFor(e.Unit, e.Before, e.After)
-		effects = append(effects, fmt.Sprintf("%s %s -> %s %s", metricName(e.Metric, e.Stat), s.digits(e.Before, 0), s.digits(e.After, 0),
-			s.unit))
+		effects = append(effects, fmt.Sprintf("%s %s -> %s %s", metricName(e.Metric, e.Stat), s.digits(e.Before, 0),
+			s.digits(e.After, 0), s.unit))
 	}
 	wrap(b, "   effect: ", "     ", strings.Join(effects, ", "))
 	wrap(b, "   risk: ", "     ", rec.Risk)

@@ -48,7 +48,8 @@ func frontPanel(ps *planner.Plans) panel {
 	chart.Add(stairs)
 	dots := func(xys plotter.XYs, c int, shape draw.GlyphDrawer, radius vg.Length) {
 		if len(xys) > 0 {
-			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: draw.GlyphStyle{Color: palette.series[c], Radius: radius, Shape: shape}})
+			chart.Add(&plotter.Scatter{XYs: xys,
+				GlyphStyle: draw.GlyphStyle{Color: palette.series[c], Radius: radius, Shape: shape}})
 		}
 	}
 	dots(front, 0, draw.CircleGlyph{}, 3)
@@ -136,7 +137,8 @@ func rangePanel(ps *planner.Plans) panel {
 		}
 		if i < len(palette.series) && len(xys) > 0 {
 			line(chart, xys, palette.series[i], false)
-			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: draw.GlyphStyle{Color: palette.series[i], Radius: 3, Shape: draw.CircleGlyph{}}})
+			chart.Add(&plotter.Scatter{XYs: xys, GlyphStyle: draw.GlyphStyle{Color: palette.series[i], Radius: 3,
+				Shape: draw.CircleGlyph{}}})
 		}
 	}
 	if worst < 0 || len(rates) == 0 {
@@ -185,8 +187,8 @@ func rangeTexts(ps *planner.Plans, pt planner.RatePoint) (regret, winner string)
 // rangeFact is how far a strategy's choice is from the best over the whole range, in a sentence.
 func rangeFact(ps *planner.Plans, c *planner.RateChoice) string {
 	text := fmt.Sprintf("%s from %.4g to %.4g request/s: worst regret %s (%s to %s) at %.4g request/s; %s ", c.Strategy,
-		ps.Range.Rates[0], ps.Range.Rates[len(ps.Range.Rates)-1], harness.Percent(c.WorstRegret, false), harness.Percent(c.Low, false),
-		harness.Percent(c.High, false), c.At, ps.Baseline.Strategy)
+		ps.Range.Rates[0], ps.Range.Rates[len(ps.Range.Rates)-1], harness.Percent(c.WorstRegret, false),
+		harness.Percent(c.Low, false), harness.Percent(c.High, false), c.At, ps.Baseline.Strategy)
 	if c.BaselineRegret == nil {
 		var rates []string
 		for _, rate := range c.BaselineMisses {
@@ -248,8 +250,8 @@ type forestRow struct {
 	low, high *float64
 }
 
-// forest draws rows from the top, each with its interval and its marks in the colours of the legend, the last one large. Ends beyond three
-// times what the marks need are cut.
+// forest draws rows from the top, each with its interval and its marks in the colours of the legend, the last one
+// large. Ends beyond three times what the marks need are cut.
 func (p *panel) forest(rows []forestRow) {
 	chart := newPlot("")
 	reach := 0.02
@@ -305,16 +307,17 @@ func (p *panel) forest(rows []forestRow) {
 // sweepTable are the rows of a sweep for the page.
 func sweepTable(sweep *planner.SweepResult) table {
 	t := table{Caption: "Parameter sweep (PREDICTED: SIMULATED in virtual time)", Sort: true, Filter: true,
-		Head: []string{"C", "M", "B", "block_size", "target", "total token/s", "TTFT p99, ms", "TPOT mean, ms", "E2EL mean, ms", "change"}}
+		Head: []string{"C", "M", "B", "block_size", "target", "total token/s", "TTFT p99, ms", "TPOT mean, ms",
+			"E2EL mean, ms", "change"}}
 	columns := [...]struct {
 		name, stat string
 		per        float64
-	}{{harness.MetricTotalThroughput, "", 1}, {harness.MetricTTFT, harness.StatP99, 1e-3}, {harness.MetricTPOT, harness.StatMean, 1e-3},
-		{harness.MetricE2EL, harness.StatMean, 1e-3}}
+	}{{harness.MetricTotalThroughput, "", 1}, {harness.MetricTTFT, harness.StatP99, 1e-3},
+		{harness.MetricTPOT, harness.StatMean, 1e-3}, {harness.MetricE2EL, harness.StatMean, 1e-3}}
 	for i := range sweep.Rows {
 		r := &sweep.Rows[i]
-		row := []cellText{{Text: strconv.Itoa(r.C)}, {Text: strconv.Itoa(r.M)}, {Text: strconv.Itoa(r.B)}, {Text: strconv.Itoa(r.BlockSize)},
-			{Text: string(r.Strategy), Words: true}}
+		row := []cellText{{Text: strconv.Itoa(r.C)}, {Text: strconv.Itoa(r.M)}, {Text: strconv.Itoa(r.B)},
+			{Text: strconv.Itoa(r.BlockSize)}, {Text: string(r.Strategy), Words: true}}
 		for _, c := range columns {
 			cell := cellText{Text: "-", Missing: true}
 			if r.Plan != nil {

@@ -11,8 +11,8 @@ import (
 	"kvtune/harness/compare"
 )
 
-// What a server, a file or a device says of itself stays text where two sides stand beside each other, and is shown: each
-// text has a word of its own behind it.
+// What a server, a file or a device says of itself stays text where two sides stand beside each other, and is shown:
+// each text has a word of its own behind it.
 func TestHostileComparison(t *testing.T) {
 	in := demo(t)
 	a, b := Input{Runs: slices.Clone(in.Runs[:1])}, Input{Runs: slices.Clone(in.Runs[1:2])}
@@ -33,7 +33,8 @@ func TestHostileComparison(t *testing.T) {
 	for i, in := range []Input{a, b} {
 		mark := "AB"[i : i+1]
 		r := in.Runs[0].Result
-		r.Name, r.Warnings, r.Partial, r.Why = hostile+"name"+mark, []string{hostile + "remark" + mark}, true, hostile+"why"+mark
+		r.Name, r.Warnings, r.Partial, r.Why = hostile+"name"+mark, []string{hostile + "remark" + mark},
+			true, hostile+"why"+mark
 		r.Conditions.Server.Model, r.Conditions.Host = hostile+"model"+mark, hostile+"host"+mark
 		r.Conditions.Server.Version, r.Config.Trace = hostile+"version"+mark, hostile+"trace"+mark
 		for k := range in.Runs[0].Records[:3] {
@@ -59,7 +60,8 @@ func TestHostileComparison(t *testing.T) {
 // staysText: of all texts that a page shows none became markup or a control character.
 func staysText(t *testing.T, page string) {
 	t.Helper()
-	if strings.Count(page, "<script") != 1 || strings.Contains(page, "<script src") || regexp.MustCompile(`<b>[a-z]`).MatchString(page) {
+	if strings.Count(page, "<script") != 1 || strings.Contains(page, "<script src") ||
+		regexp.MustCompile(`<b>[a-z]`).MatchString(page) {
 		t.Error("markup of a text reached the page")
 	}
 	if strings.Count(page, "</svg>") != strings.Count(page, "<svg ") {

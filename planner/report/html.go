@@ -118,10 +118,10 @@ type chart struct {
 // term is the definition of a metric.
 type term struct{ ID, Name, Text string }
 
-// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then plans, predicted beside
-// measured, the table of runs, charts with their figures, what binds, conditions and the commands to repeat. All text of
-// the input is escaped; the page's policy forbids loading anything and running anything but its own script, without
-// which it can be read in full.
+// HTML writes one page that holds everything and loads nothing: verdict and warnings first, then plans, predicted
+// beside measured, the table of runs, charts with their figures, what binds, conditions and the commands to repeat. All
+// text of the input is escaped; the page's policy forbids loading anything and running anything but its own script,
+// without which it can be read in full.
 func HTML(w io.Writer, in Input) error {
 	p, err := pageOf(in)
 	if err != nil {
@@ -216,7 +216,8 @@ func styleSheet() string {
 		fmt.Fprintf(&classes, ".f-%[1]s{fill:var(--%[1]s)}.k-%[1]s{stroke:var(--%[1]s)}", n.name)
 	}
 	return fmt.Sprintf(":root{%s}\n@media screen and (prefers-color-scheme:dark){:root:not([data-theme=light]){%s}}\n"+
-		"@media screen{:root[data-theme=dark]{%[2]s}}\n%[3]s\n%[4]s", palette.style(), night.style(), classes.String(), pageStyle)
+		"@media screen{:root[data-theme=dark]{%[2]s}}\n%[3]s\n%[4]s", palette.style(), night.style(), classes.String(),
+		pageStyle)
 }
 
 // tableOf is a table of plain cells.

@@ -89,8 +89,8 @@ func kernelRows(b *harness.Bench) (rows [][]string) {
 		if b.ReadCeiling != nil {
 			share = fmt.Sprintf("%.0f", 100*c.Bandwidth() / *b.ReadCeiling)
 		}
-		rows = append(rows, []string{c.Axes["op"], c.Axes["block_size"], c.Axes["layout"], fmt.Sprintf("%.*f", decimals(c.Median*1e6), c.Median*1e6),
-			fmt.Sprintf("%.4g", c.Bandwidth()/1e9), share, c.Cost()})
+		rows = append(rows, []string{c.Axes["op"], c.Axes["block_size"], c.Axes["layout"],
+			fmt.Sprintf("%.*f", decimals(c.Median*1e6), c.Median*1e6), fmt.Sprintf("%.4g", c.Bandwidth()/1e9), share, c.Cost()})
 	}
 	return rows
 }
@@ -144,8 +144,8 @@ func kernelTable(w *bufio.Writer, b *harness.Bench) {
 	}
 }
 
-// kernels lays out a kernel benchmark: maps of what layouts and block sizes cost, a roofline under the ceilings that were
-// measured in the same run, and every case.
+// kernels lays out a kernel benchmark: maps of what layouts and block sizes cost, a roofline under the ceilings that
+// were measured in the same run, and every case.
 func (p *page) kernels(in Input) error {
 	b := in.Kernels
 	if b == nil {
@@ -176,11 +176,11 @@ func (p *page) kernels(in Input) error {
 // caseTable has a row for every case.
 func caseTable(b *harness.Bench) table {
 	t := table{Caption: "All cases: medians of one launch", Sort: true, Filter: true,
-		Head: []string{"op", "case", "block_size", "layout", "time, us", "GB/s", "% of ceiling", "TFLOP/s", "% of matrix", "against the best", "p (Holm)",
-			"significant", "samples"},
-		Note: fmt.Sprintf("Small figures are 95 %% intervals, of the comparison with the best 99 %%. Significant: Mann-Whitney test on nearly "+
-			"independent values, p below %v after Holm's correction. The ceiling is that of reading, or of the link for swaps, measured "+
-			"in the same run.", harness.BenchSignificance)}
+		Head: []string{"op", "case", "block_size", "layout", "time, us", "GB/s", "% of ceiling", "TFLOP/s", "% of matrix",
+			"against the best", "p (Holm)", "significant", "samples"},
+		Note: fmt.Sprintf("Small figures are 95 %% intervals, of the comparison with the best 99 %%. Significant: "+
+			"Mann-Whitney test on nearly independent values, p below %v after Holm's correction. The ceiling is that of "+
+			"reading, or of the link for swaps, measured in the same run.", harness.BenchSignificance)}
 	varying, constant := varyingAxes(b)
 	if constant != "" {
 		t.Note = "All cases: " + constant + ". " + t.Note
@@ -212,7 +212,8 @@ func caseTable(b *harness.Bench) table {
 		if c.Flops > 0 {
 			flops = cellText{Text: fmt.Sprintf("%.3g", c.Flops/c.Median/1e12)}
 		}
-		against, chance, significant := cellText{Text: "best", Value: "0"}, cellText{Text: "-"}, cellText{Text: "-", Words: true}
+		against, chance, significant := cellText{Text: "best", Value: "0"}, cellText{Text: "-"},
+			cellText{Text: "-", Words: true}
 		if c.Slower != nil {
 			against = cellText{Text: fmt.Sprintf("%+.1f %%", 100*(*c.Slower-1)), Value: number(*c.Slower - 1)}
 			if c.SlowerLow != nil && c.SlowerHigh != nil {
@@ -351,8 +352,8 @@ func gatedSamples(b *harness.Bench) (n int) {
 	return n
 }
 
-// BenchVerdict is what a kernel benchmark alone says: where the choice of block size and layout matters, and how much it
-// costs at most.
+// BenchVerdict is what a kernel benchmark alone says: where the choice of block size and layout matters, and how much
+// it costs at most.
 func BenchVerdict(b *harness.Bench) string {
 	choices := 0
 	var worst, best *harness.BenchCase

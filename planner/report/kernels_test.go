@@ -10,8 +10,8 @@ import (
 	"kvtune/harness"
 )
 
-// TestKernels: a kernel benchmark is shown as measured, in text and on the page, also beside simulated runs; maps have a
-// cell for every layout and block size, those that were not measured empty.
+// TestKernels: a kernel benchmark is shown as measured, in text and on the page, also beside simulated runs; maps have
+// a cell for every layout and block size, those that were not measured empty.
 func TestKernels(t *testing.T) {
 	row := func(size, layout string, median float64, slower *float64, p float64) harness.BenchCase {
 		return harness.BenchCase{Case: "decode/layout=" + layout + "/block_size=" + size + "/dtype=bf16",
@@ -19,8 +19,8 @@ func TestKernels(t *testing.T) {
 			Median: median, Bytes: 1e9, Slower: slower, P: &p, Best: slower == nil}
 	}
 	b := &harness.Bench{Origin: harness.OriginMeasured, Backend: "host", Device: "a <b>processor</b>", Cold: true,
-		ReadCeiling: new(20e9), Cases: []harness.BenchCase{row("16", "NHD", 0.1, nil, 1), row("1", "NHD", 0.15, new(1.5), 1e-6),
-			row("16", "HND", 0.1001, new(1.001), 0.4)}}
+		ReadCeiling: new(20e9), Cases: []harness.BenchCase{row("16", "NHD", 0.1, nil, 1),
+			row("1", "NHD", 0.15, new(1.5), 1e-6), row("16", "HND", 0.1001, new(1.001), 0.4)}}
 	maps := KernelMaps(b)
 	if len(maps) != 1 || strings.Join(maps[0].X, " ") != "1 16" || strings.Join(maps[0].Y, " ") != "NHD HND" {
 		t.Fatalf("maps %+v", maps)

@@ -129,11 +129,12 @@ func quantiles(s stats.Sample, per, floor float64) plotter.XYs {
 // tabled quantiles are the rows of a distribution's table, in percent.
 var tabled = [...]float64{0, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 100}
 
-// arrivals is how many requests of all runs are drawn by their arrival at most; arrivalParts the rows per run of their table.
+// arrivals is how many requests of all runs are drawn by their arrival at most; arrivalParts the rows per run of their
+// table.
 const arrivals, arrivalParts = 1500, 12
 
-// arrivalPanel draws every request's TTFT at the moment from which its user waits, failed ones at the upper edge: a queue
-// that builds up is a slope.
+// arrivalPanel draws every request's TTFT at the moment from which its user waits, failed ones at the upper edge: a
+// queue that builds up is a slope.
 func arrivalPanel(runs []Run) panel {
 	p := panel{subject: "TTFT by arrival, one dot per request", xLabel: "arrival from the run's start, s",
 		head: []string{"run", "from, s", "to, s", "requests", "TTFT p50", "largest TTFT", "failed"}}
@@ -218,8 +219,8 @@ func arrivalPanel(runs []Run) panel {
 				continue
 			}
 			s := stats.New(ttfts)
-			row := []string{name, fmt.Sprintf("%.4g", from), fmt.Sprintf("%.4g", to), strconv.Itoa(len(ttfts) + failed), "-", "-",
-				strconv.Itoa(failed)}
+			row := []string{name, fmt.Sprintf("%.4g", from), fmt.Sprintf("%.4g", to), strconv.Itoa(len(ttfts) + failed), "-",
+				"-", strconv.Itoa(failed)}
 			if s.N() > 0 {
 				row[4], row[5] = seconds(s.Percentile(50)), seconds(s.Max())
 			}

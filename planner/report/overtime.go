@@ -23,8 +23,8 @@ const startX = "time from the run's start, s"
 // throughputParts is in how many parts throughput over time is counted.
 const throughputParts = 40
 
-// throughputOverTime draws the tokens that arrive, and the prompt tokens that are answered, per second in forty parts of
-// the time.
+// throughputOverTime draws the tokens that arrive, and the prompt tokens that are answered, per second in forty parts
+// of the time.
 func throughputOverTime(runs []Run) panel {
 	p := panel{subject: "tokens per second over time, of measured requests", xLabel: startX, head: []string{"from, s"}}
 	begin, end := math.Inf(1), 0.0

@@ -32,7 +32,8 @@ func fullDemo(t *testing.T) Input {
 	in.Sweep = &planner.SweepResult{}
 	for _, c := range []int{2048, 256, 1024, 512} {
 		for b := range 8 {
-			row := planner.SweepRow{Cell: planner.Cell{C: c, M: 16, B: 1 << b, BlockSize: 16}, Strategy: planner.Balanced, Why: "no plan"}
+			row := planner.SweepRow{Cell: planner.Cell{C: c, M: 16, B: 1 << b, BlockSize: 16}, Strategy: planner.Balanced,
+				Why: "no plan"}
 			if b > 0 {
 				plan := in.Plans.Plans[0]
 				plan.Predicted = harness.Metrics{{Name: harness.MetricTotalThroughput, Unit: "token/s", Value: new(float64(c * b))}}
@@ -43,9 +44,9 @@ func fullDemo(t *testing.T) Input {
 	}
 	in.Kernels = &harness.Bench{Origin: harness.OriginMeasured, Backend: "host", Device: hostile, ReadCeiling: new(20e9)}
 	for i, size := range []string{"16", "1", "64"} {
-		in.Kernels.Cases = append(in.Kernels.Cases, harness.BenchCase{Case: "decode/layout=NHD/block_size=" + size, Best: i == 0,
-			Axes: map[string]string{"op": "decode", "layout": "NHD", "block_size": size}, Median: 0.1 * float64(i+1), Bytes: 1e9,
-			Slower: map[bool]*float64{false: new(float64(i + 1))}[i == 0], P: new(1e-6)})
+		in.Kernels.Cases = append(in.Kernels.Cases, harness.BenchCase{Case: "decode/layout=NHD/block_size=" + size,
+			Best: i == 0, Axes: map[string]string{"op": "decode", "layout": "NHD", "block_size": size},
+			Median: 0.1 * float64(i+1), Bytes: 1e9, Slower: map[bool]*float64{false: new(float64(i + 1))}[i == 0], P: new(1e-6)})
 	}
 	return in
 }
@@ -77,10 +78,13 @@ func TestPageInBrowser(t *testing.T) {
 	if charts := b.eval("document.querySelectorAll('figure.chart svg').length"); charts.(float64) < 10 {
 		t.Errorf("%v charts", charts)
 	}
-	if flat := b.texts(`[...document.querySelectorAll('figure.chart svg')].filter(s => s.getBoundingClientRect().height < 60).map(s => s.ariaLabel)`); len(flat) > 0 {
+	if flat := b.texts(`[...document.querySelectorAll('figure.chart svg')]
+		.filter(s => s.getBoundingClientRect().height < 60).map(s => s.ariaLabel)`); len(flat) > 0 {
 		t.Errorf("charts that are not drawn: %q", flat)
 	}
-	if bare := b.texts(`[...document.querySelectorAll('figure.chart')].filter(f => f.querySelector('svg[data-chart]') && !f.querySelector('table')).map(f => f.textContent)`); len(bare) > 0 {
+	if bare := b.texts(`[...document.querySelectorAll('figure.chart')]
+		.filter(f => f.querySelector('svg[data-chart]') && !f.querySelector('table'))
+		.map(f => f.textContent)`); len(bare) > 0 {
 		t.Errorf("charts without a table: %q", bare)
 	}
 	if n := b.eval("document.scripts.length"); n.(float64) != 1 {
@@ -106,7 +110,8 @@ func TestPageInBrowser(t *testing.T) {
 		}
 		for i := 1; i < len(tops); i++ {
 			if tops[i] < tops[i-1]-600 { // the chart beside another begins where that one does
-				t.Errorf("stop %d goes up from %v to %v: %v", i, tops[i-1], tops[i], b.eval("document.activeElement.outerHTML.slice(0, 200)"))
+				t.Errorf("stop %d goes up from %v to %v: %v", i, tops[i-1], tops[i],
+					b.eval("document.activeElement.outerHTML.slice(0, 200)"))
 			}
 		}
 		button := "document.querySelector('nav button')"
@@ -136,7 +141,8 @@ func TestPageInBrowser(t *testing.T) {
 
 	t.Run("sort", func(t *testing.T) {
 		b.t = t
-		const table = `[...document.querySelectorAll('table')].find(t => t.caption?.textContent.startsWith('Parameter sweep'))`
+		const table = `[...document.querySelectorAll('table')]
+			.find(t => t.caption?.textContent.startsWith('Parameter sweep'))`
 		column := func(i int) []string {
 			return b.texts(fmt.Sprintf("[...%s.tBodies[0].rows].map(r => r.cells[%d].textContent)", table, i))
 		}
@@ -169,7 +175,8 @@ func TestPageInBrowser(t *testing.T) {
 		if len(shown) != 1 || !strings.HasPrefix(shown[0], "512") {
 			t.Errorf("rows with 512 and no plan: %q", shown)
 		}
-		if said := b.eval(table + ".parentElement.previousElementSibling.querySelector('output').textContent"); said != "1 of 32 rows" {
+		if said := b.eval(table +
+			".parentElement.previousElementSibling.querySelector('output').textContent"); said != "1 of 32 rows" {
 			t.Errorf("it says %v", said)
 		}
 	})
@@ -209,7 +216,8 @@ func TestPageInBrowser(t *testing.T) {
 	for _, theme := range []string{"light", "dark"} {
 		t.Run("contrast "+theme, func(t *testing.T) {
 			b.t = t
-			b.call("Emulation.setEmulatedMedia", map[string]any{"features": []any{map[string]string{"name": "prefers-color-scheme", "value": theme}}})
+			b.call("Emulation.setEmulatedMedia",
+				map[string]any{"features": []any{map[string]string{"name": "prefers-color-scheme", "value": theme}}})
 			if theme == "dark" {
 				b.shot("dark")
 			}
@@ -222,14 +230,16 @@ func TestPageInBrowser(t *testing.T) {
 			if theme == "dark" {
 				want = night.ground
 			}
-			if got := b.eval("getComputedStyle(document.body).backgroundColor"); got != fmt.Sprintf("rgb(%d, %d, %d)", want.R, want.G, want.B) {
+			if got := b.eval("getComputedStyle(document.body).backgroundColor"); got != fmt.Sprintf("rgb(%d, %d, %d)", want.R,
+				want.G, want.B) {
 				t.Errorf("the ground is %v", got)
 			}
 		})
 	}
 
 	b.t = t
-	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": false})
+	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": 400, "height": 800, "deviceScaleFactor": 1,
+		"mobile": false})
 	b.eval("dispatchEvent(new Event('resize'))")
 	if wide := b.eval("document.documentElement.scrollWidth"); wide.(float64) > 400 {
 		t.Errorf("the page is %v px wide in a window of 400", wide)
@@ -237,7 +247,9 @@ func TestPageInBrowser(t *testing.T) {
 	b.shot("narrow")
 	b.call("Emulation.clearDeviceMetricsOverride", nil)
 
-	b.call("Emulation.setEmulatedMedia", map[string]any{"media": "print", "features": []any{map[string]string{"name": "prefers-color-scheme", "value": "dark"}}})
+	b.call("Emulation.setEmulatedMedia",
+		map[string]any{"media": "print",
+			"features": []any{map[string]string{"name": "prefers-color-scheme", "value": "dark"}}})
 	if got := b.eval("getComputedStyle(document.body).color"); got != fmt.Sprintf("rgb(%d, %[1]d, %[1]d)", palette.ink.R) {
 		t.Errorf("on paper the ink is %v", got)
 	}
@@ -249,7 +261,8 @@ func TestPageInBrowser(t *testing.T) {
 // poorContrast are the texts in sight whose contrast to what is painted behind them is below WCAG's 4.5.
 const poorContrast = `(() => {
 	const numbers = (c) => c.match(/[\d.]+/g).map(Number);
-	const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((s) => s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4)
+	const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+		.map((s) => s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4)
 		.reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 	const behind = (e) => {
 		for (; e; e = e.parentElement) {
@@ -265,7 +278,8 @@ const poorContrast = `(() => {
 		if (!node.textContent.trim() || e.closest('script') || !e.getClientRects().length) continue;
 		const style = getComputedStyle(e);
 		const a = light(numbers(e.closest('svg') ? style.fill : style.color)) + 0.05, b = light(behind(e)) + 0.05;
-		if (Math.max(a, b) / Math.min(a, b) < 4.5) poor.push(node.textContent.trim().slice(0, 40) + ' ' + style.color + ' on ' + behind(e));
+		if (Math.max(a, b) / Math.min(a, b) < 4.5)
+			poor.push(node.textContent.trim().slice(0, 40) + ' ' + style.color + ' on ' + behind(e));
 	}
 	return poor;
 })()`
@@ -288,14 +302,18 @@ func TestComparisonInBrowser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Comparison{Title: "compare", Result: result, A: Input{Runs: in.Runs[:2], Kernels: in.Kernels}, B: Input{Runs: in.Runs[:2], Kernels: in.Kernels}}
+	c := Comparison{Title: "compare", Result: result, A: Input{Runs: in.Runs[:2], Kernels: in.Kernels},
+		B: Input{Runs: in.Runs[:2], Kernels: in.Kernels}}
 	b := open(t, written(t, "compare.html", func(w io.Writer) error { return CompareHTML(w, c) }), 1280, 900)
 	b.shot("compare")
-	heads := b.texts("[...[...document.querySelectorAll('table')].find(t => t.caption?.textContent.startsWith('All runs')).tHead.rows[0].cells].map(c => c.textContent)")
-	if got := strings.Join(heads, "|"); got != "metric|unit|A: low-latency|B: low-latency|A: high-throughput|B: high-throughput" {
+	heads := b.texts("[...[...document.querySelectorAll('table')].find(t => t.caption?.textContent.startsWith('All " +
+		"runs')).tHead.rows[0].cells].map(c => c.textContent)")
+	if got := strings.Join(heads, "|"); got != "metric|unit|A: low-latency|B: low-latency|A: high-throughput|B: "+
+		"high-throughput" {
 		t.Errorf("side by side stand %s", got)
 	}
-	if n := b.eval("[...document.querySelectorAll('.mark')].filter(e => e.textContent === 'WORSE').length"); n.(float64) != 30 {
+	if n := b.eval("[...document.querySelectorAll('.mark')].filter(e => e.textContent === " +
+		"'WORSE').length"); n.(float64) != 30 {
 		t.Errorf("%v cases are worse", n)
 	}
 	if said := b.complaints(); len(said) > 0 {

@@ -18,8 +18,8 @@ type theme struct {
 }
 
 // Pictures are drawn in daylight's colours; a page names them by class ([classOf]), so that it can be read in the dark
-// and on paper. The series are Okabe and Ito's, moved until each has a contrast of 3 to the ground (WCAG 2.2, 1.4.11) and
-// any two differ for every colour vision; a test computes both.
+// and on paper. The series are Okabe and Ito's, moved until each has a contrast of 3 to the ground (WCAG 2.2, 1.4.11)
+// and any two differ for every colour vision; a test computes both.
 var (
 	palette = theme{
 		series: [...]color.NRGBA{

@@ -34,9 +34,10 @@ func TestContrast(t *testing.T) {
 	}
 }
 
-// Any two series differ for normal vision and for people who lack one kind of cone: by 20 in CIE 1976 at least, where 2.3
-// is a difference that is just noticed. The matrices, on linear RGB, are for the strongest degree in G. M. Machado, M. M.
-// Oliveira and L. A. F. Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009).
+// Any two series differ for normal vision and for people who lack one kind of cone: by 20 in CIE 1976 at least, where
+// 2.3 is a difference that is just noticed. The matrices, on linear RGB, are for the strongest degree in G. M. Machado,
+// M. M. Oliveira and L. A. F. Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency
+// (2009).
 func TestColourBlindSafe(t *testing.T) {
 	visions := map[string][3][3]float64{
 		"normal":       {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}},

@@ -101,7 +101,8 @@ func (in *Input) Warnings() []string {
 	for _, r := range in.Runs {
 		res := r.Result
 		if why := res.Conditions.GeneratorLimited; why != "" {
-			ws = append(ws, fmt.Sprintf("GENERATOR-LIMITED: %s: %s. Its figures are the load generator's, not the server's.", res.Name, why))
+			ws = append(ws, fmt.Sprintf("GENERATOR-LIMITED: %s: %s. Its figures are the load generator's, not the server's.",
+				res.Name, why))
 		}
 		if n := r.throttled(); n > 0 {
 			ws = append(ws, fmt.Sprintf("THROTTLED: %s: the GPU's clocks were held down in %d samples.", res.Name, n))
@@ -122,7 +123,8 @@ func (in *Input) Warnings() []string {
 			ws = append(ws, "PARTIAL: kernel benchmark: "+b.Why+".")
 		}
 		if n := gatedSamples(b); n > 0 {
-			ws = append(ws, fmt.Sprintf("THROTTLED: kernel benchmark: the device was not fit in %d samples, which are left out.", n))
+			ws = append(ws, fmt.Sprintf("THROTTLED: kernel benchmark: the device was not fit in %d samples, which are left out.",
+				n))
 		}
 		for _, w := range b.Warnings {
 			ws = append(ws, "kernel benchmark: "+w)
@@ -131,8 +133,8 @@ func (in *Input) Warnings() []string {
 	return append(ws, in.Notes...)
 }
 
-// alarms are the warnings about what makes figures something else than they seem, and those about plans; remarks are the
-// others.
+// alarms are the warnings about what makes figures something else than they seem, and those about plans; remarks are
+// the others.
 func (in *Input) alarms() (alarms, remarks []string) {
 	stamps := in.stamps()
 	var ofPlans []string

@@ -52,8 +52,8 @@ func demo(t testing.TB) Input {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := workload.Spec{C: c.c, M: c.m, B: c.b, BlockSize: args.BlockSize, Type: "mixed", NumMeasurements: 2, Rate: c.rate,
-			MaxModelLen: 4096, Seed: 1}.Build()
+		w, err := workload.Spec{C: c.c, M: c.m, B: c.b, BlockSize: args.BlockSize, Type: "mixed", NumMeasurements: 2,
+			Rate: c.rate, MaxModelLen: 4096, Seed: 1}.Build()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,8 +61,9 @@ func demo(t testing.TB) Input {
 		if err != nil {
 			t.Fatal(err)
 		}
-		info := harness.ServerInfo{Kind: harness.KindEmbedded, Version: "0.32.0", Model: model.Name, BlockSize: args.BlockSize,
-			NumGPUBlocks: cfg.NumGPUBlocks, KVBytesPerToken: model.KVBytesPerToken("auto", 1), Args: args, GPU: gpu.Name}
+		info := harness.ServerInfo{Kind: harness.KindEmbedded, Version: "0.32.0", Model: model.Name,
+			BlockSize: args.BlockSize, NumGPUBlocks: cfg.NumGPUBlocks, KVBytesPerToken: model.KVBytesPerToken("auto", 1),
+			Args: args, GPU: gpu.Name}
 		res := &harness.Result{
 			Schema: harness.ResultSchema, Name: c.name, Origin: harness.OriginSimulated,
 			Config:     harness.Config{C: c.c, M: c.m, B: c.b, EngineArgs: args, ProfilingType: harness.Mixed, Rate: c.rate},
@@ -71,8 +72,9 @@ func demo(t testing.TB) Input {
 			Counters:   out.Counters,
 		}
 		run := Run{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series}
-		run.Analysis = analysis.Analyze(ctx, analysis.Input{Result: res, Records: out.Records, Steps: out.Steps, Series: out.Series,
-			Workload: w, Server: analysis.Server{Args: args, NumGPUBlocks: cfg.NumGPUBlocks, GPU: &gpu, Model: &model, Cost: in.Cost}})
+		run.Analysis = analysis.Analyze(ctx, analysis.Input{Result: res, Records: out.Records, Steps: out.Steps,
+			Series: out.Series, Workload: w, Server: analysis.Server{Args: args, NumGPUBlocks: cfg.NumGPUBlocks, GPU: &gpu,
+				Model: &model, Cost: in.Cost}})
 		in.Runs = append(in.Runs, run)
 		if i > 0 {
 			continue
@@ -120,7 +122,8 @@ func TestHostileNames(t *testing.T) {
 	in.Plans.Plans[0].Why, in.Plans.Plans[0].Launch = hostile, []string{"vllm", "serve", hostile}
 	text, page, svg := render(t, in)
 	staysText(t, page)
-	if strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") || strings.Contains(svg, "<script") || strings.Count(svg, "</svg>") != 1 {
+	if strings.Contains(page, "<b>'") || strings.Contains(page, "&<b>") || strings.Contains(svg, "<script") ||
+		strings.Count(svg, "</svg>") != 1 {
 		t.Error("markup of a name reached a drawing")
 	}
 	for name, s := range map[string]string{"text": text, "svg": svg} {
@@ -156,7 +159,8 @@ func TestPageIsSelfContained(t *testing.T) {
 	if !strings.HasPrefix(policy, "default-src 'none'; ") || strings.Contains(policy, "unsafe") {
 		t.Errorf("policy %s", policy)
 	}
-	for _, loads := range []string{"http://", "https://", "src=", "url(", "@import", "<link", "<iframe", "<img", " style=", "onclick"} {
+	for _, loads := range []string{"http://", "https://", "src=", "url(", "@import", "<link", "<iframe", "<img", " style=",
+		"onclick"} {
 		if strings.Contains(page, loads) {
 			t.Errorf("the page has %q", loads)
 		}
@@ -171,7 +175,8 @@ func TestPageIsSelfContained(t *testing.T) {
 	}
 	texts := strings.Count(page, "<text ")
 	if coloured := len(regexp.MustCompile(`<text [^>]*textLength="[^>]*class="f-`).FindAllString(page, -1)) +
-		len(regexp.MustCompile(`<text [^>]*class="[^>]*f-[^>]*textLength="`).FindAllString(page, -1)); texts == 0 || coloured != texts {
+		len(regexp.MustCompile(`<text [^>]*class="[^>]*f-[^>]*textLength="`).FindAllString(page, -1)); texts == 0 ||
+		coloured != texts {
 		t.Errorf("of %d texts in drawings %d have a colour of the theme and a width", texts, coloured)
 	}
 	if strings.Contains(page, "ZgotmplZ") {
@@ -258,7 +263,8 @@ func TestSameInputSameBytes(t *testing.T) {
 func TestSparse(t *testing.T) {
 	var in Input
 	for i := range 9 {
-		in.Runs = append(in.Runs, Run{Result: &harness.Result{Name: fmt.Sprintf("run %d", i), Origin: harness.OriginMeasured}})
+		in.Runs = append(in.Runs, Run{Result: &harness.Result{Name: fmt.Sprintf("run %d", i),
+			Origin: harness.OriginMeasured}})
 	}
 	text, page, svg := render(t, in)
 	for _, want := range []string{notObserved, "run 8", "not analysed"} {

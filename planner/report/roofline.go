@@ -24,7 +24,8 @@ func rooflinePanel(in Input, runs []Run) panel {
 	p.xLabel = "arithmetic intensity / the device's balance"
 	const tera = 1e12
 	for _, r := range runs { // all of one device
-		if r.Analysis != nil && r.Analysis.Roofline != nil && r.Analysis.Roofline.Flops > 0 && r.Analysis.Roofline.Bandwidth > 0 {
+		if r.Analysis != nil && r.Analysis.Roofline != nil && r.Analysis.Roofline.Flops > 0 &&
+			r.Analysis.Roofline.Bandwidth > 0 {
 			flops, bandwidth = r.Analysis.Roofline.Flops/tera, r.Analysis.Roofline.Bandwidth/tera
 			break
 		}

@@ -48,8 +48,8 @@ var shown = [...]struct{ label, name, stat, unit string }{
 	{"generator lag p99", harness.MetricSendLag, harness.StatP99, "s"},
 }
 
-// ownAccount are rows of what a server says of its own latencies, there for runs on a server that says it: between these
-// and the client's figures are the network and the client.
+// ownAccount are rows of what a server says of its own latencies, there for runs on a server that says it: between
+// these and the client's figures are the network and the client.
 var ownAccount = [...]struct{ label, name, stat, unit string }{
 	{"server's TTFT p50", harness.MetricEngineTTFT, harness.StatP50, "s"},
 	{"server's ITL p50", harness.MetricEngineITL, harness.StatP50, "s"},

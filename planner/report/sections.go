@@ -21,7 +21,8 @@ func (p *page) plans(in Input) error {
 		return nil
 	}
 	var first block
-	first.Text = []string{"Predicted figures are SIMULATED in virtual time; small figures are where a measurement is expected with 95 %."}
+	first.Text = []string{"Predicted figures are SIMULATED in virtual time; small figures are where a measurement is " +
+		"expected with 95 %."}
 	if len(ps.SLOs) > 0 {
 		first.Text[0] += " SLOs: " + strings.Join(ps.SLOs, ", ") + "."
 	}
@@ -94,7 +95,8 @@ func (p *page) verified(plans []*planner.Plan) error {
 	}
 	first := told(plans)
 	var blocks []block
-	for _, plan := range append([]*planner.Plan{first}, slices.DeleteFunc(plans, func(p *planner.Plan) bool { return p == first })...) {
+	for _, plan := range append([]*planner.Plan{first},
+		slices.DeleteFunc(plans, func(p *planner.Plan) bool { return p == first })...) {
 		rows := func(everything bool) (rows [][]string) {
 			for _, c := range comparisonsOf(plan, everything) {
 				rows = append(rows, c.cells())
@@ -112,7 +114,8 @@ func (p *page) verified(plans []*planner.Plan) error {
 		caption := fmt.Sprintf("%s: predicted beside measured on %s", plan.Strategy, measuredOn(plan))
 		t := tableOf(caption, head, rows(false))
 		t.Sort, t.Filter = false, false
-		t.Note = "error: of the prediction, as a share of what was measured; inside: the measured value lies in the predicted range"
+		t.Note = "error: of the prediction, as a share of what was measured; inside: the measured value lies in the " +
+			"predicted range"
 		for i, row := range t.Rows {
 			if row[len(row)-1].Text == "no" {
 				t.Rows[i][len(row)-1].Mark = true
@@ -220,7 +223,8 @@ func (p *page) binds(in Input) error {
 
 // causeTable is what each cause takes of the run's time and, where the verdict is about some requests' time, of that.
 func causeTable(a *analysis.Report) table {
-	t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above", "limit", "why"}}
+	t := table{Caption: "Share of the time by cause", Head: []string{"cause", "verdict", "share of time", "binds above",
+		"limit", "why"}}
 	focused := func(share string, row ...cellText) []cellText {
 		if a.Focus == nil {
 			return row
@@ -236,16 +240,17 @@ func causeTable(a *analysis.Report) table {
 			binds.Text, binds.Mark = "BINDS", true
 		}
 		why := strings.ReplaceAll(b.Why, " %", "\u00a0%")
-		t.Rows = append(t.Rows, focused(share(b.FocusShare), cellText{Text: string(b.Kind)}, binds, cellText{Text: share(b.Share)},
-			cellText{Text: share(b.Threshold)}, cellText{Text: b.Limit, Words: true}, cellText{Text: why, Words: true}))
+		t.Rows = append(t.Rows, focused(share(b.FocusShare), cellText{Text: string(b.Kind)},
+			binds, cellText{Text: share(b.Share)}, cellText{Text: share(b.Threshold)}, cellText{Text: b.Limit, Words: true},
+			cellText{Text: why, Words: true}))
 	}
 	for _, rest := range []struct {
 		name  string
 		share *float64
 	}{{"light load", a.Light}, {"idle", a.Idle}} {
 		if rest.share != nil {
-			t.Rows = append(t.Rows, focused("", cellText{Text: rest.name}, cellText{}, cellText{Text: share(rest.share)}, cellText{},
-				cellText{}, cellText{}))
+			t.Rows = append(t.Rows, focused("", cellText{Text: rest.name}, cellText{}, cellText{Text: share(rest.share)},
+				cellText{}, cellText{}, cellText{}))
 		}
 	}
 	return t
@@ -278,7 +283,8 @@ func metricCells(m harness.Metric) []cellText {
 	if d := harness.Definition(m.Name); d != "" {
 		name.Term, name.Note = m.Name, d
 	}
-	return []cellText{name, {Text: s.number(m), Missing: m.Value == nil}, {Text: s.unit, Words: true}, {Text: small, Words: true}}
+	return []cellText{name, {Text: s.number(m), Missing: m.Value == nil}, {Text: s.unit, Words: true},
+		{Text: small, Words: true}}
 }
 
 func useTables(a *analysis.Report) []table {
@@ -399,7 +405,8 @@ func (p *page) costModel(m *cost.Model) {
 	if m == nil {
 		return
 	}
-	t := table{Caption: "Coefficients of the cost model", Head: []string{"name", "value", "95 % interval", "unit", "meaning"}}
+	t := table{Caption: "Coefficients of the cost model",
+		Head: []string{"name", "value", "95 % interval", "unit", "meaning"}}
 	for _, c := range m.Coefficients {
 		t.Rows = append(t.Rows, []cellText{{Text: c.Name}, {Text: fmt.Sprintf("%.3g", c.Value)},
 			{Text: fmt.Sprintf("%.3g to %.3g", c.Low, c.High)}, {Text: c.Unit, Words: true}, {Text: c.Meaning, Words: true}})
@@ -442,14 +449,15 @@ func (p *page) closing(in Input) {
 // definitions are the metrics that the page's tables link to, and the words of a workload.
 func definitions() []term {
 	terms := []term{{"c", "C", "new input tokens per prompt"},
-		{"m", "M", "KV-cache blocks already computed per request: a prefix of M x block_size tokens that the prefix cache holds"},
+		{"m", "M", "KV-cache blocks already computed per request: a prefix of M x block_size tokens that the prefix " +
+			"cache holds"},
 		{"b", "B", "batch size: requests in flight"}}
 	var names []string
 	for _, s := range shown {
 		names = append(names, s.name)
 	}
-	names = append(names, harness.MetricBestHitRate, harness.MetricComputeUse, harness.MetricBandwidthUse, harness.MetricBudgetUse,
-		harness.MetricPartialBatches, harness.MetricQueueTime)
+	names = append(names, harness.MetricBestHitRate, harness.MetricComputeUse, harness.MetricBandwidthUse,
+		harness.MetricBudgetUse, harness.MetricPartialBatches, harness.MetricQueueTime)
 	for i, name := range names {
 		if text := harness.Definition(name); text != "" && slices.Index(names, name) == i {
 			terms = append(terms, term{name, harness.Words(name, ""), text})

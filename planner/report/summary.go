@@ -23,9 +23,9 @@ func chosen(ps *planner.Plans) *planner.Plan {
 	return nil
 }
 
-// PlanSummary is the present settings, the chosen ones and vLLM's defaults on five metrics, measured beside predicted where
-// the chosen ones were verified; the command that starts them; what binds, the objectives and the replicas; and a line for
-// each other plan.
+// PlanSummary is the present settings, the chosen ones and vLLM's defaults on five metrics, measured beside predicted
+// where the chosen ones were verified; the command that starts them; what binds, the objectives and the replicas; and a
+// line for each other plan.
 func PlanSummary(ps *planner.Plans) Section {
 	return func(b *bufio.Writer) {
 		plan := chosen(ps)
@@ -81,8 +81,8 @@ func summaryTable(b *bufio.Writer, ps *planner.Plans, plan *planner.Plan) {
 		if m := plan.Predicted.Get(c.name, c.stat); m != nil && s.interval(*m) != "" {
 			interval = s.interval(*m)
 		}
-		fmt.Fprintln(b, line(c.label, s.unit, cell(current.Predicted), cell(plan.Predicted), relative(current, plan, i), interval,
-			cell(plan.Measured), cell(otherPredicted)))
+		fmt.Fprintln(b, line(c.label, s.unit, cell(current.Predicted), cell(plan.Predicted), relative(current, plan, i),
+			interval, cell(plan.Measured), cell(otherPredicted)))
 	}
 	at := ""
 	if r := ps.Range; r != nil && len(r.Rates) > 0 {
@@ -95,7 +95,8 @@ func summaryTable(b *bufio.Writer, ps *planner.Plans, plan *planner.Plan) {
 	wrap(b, "", "", "("+note+")")
 }
 
-// answers are the lines below the command: what binds, the objectives, what the rate takes, how good the prediction was.
+// answers are the lines below the command: what binds, the objectives, what the rate takes, how good the prediction
+// was.
 func answers(ps *planner.Plans, plan *planner.Plan) []string {
 	lines := []string{"binds: " + analysis.Binds(plan.Binding, plan.Limit)}
 	for _, c := range plan.SLOs {
@@ -174,8 +175,8 @@ func PlanDetails(ps *planner.Plans) Section {
 	}
 }
 
-// VerifiedTable is what was measured of plans beside what was predicted, on five metrics, a column for all plans with the
-// same settings; then the command that starts the one that the verdict speaks of, and what the figures say of each.
+// VerifiedTable is what was measured of plans beside what was predicted, on five metrics, a column for all plans with
+// the same settings; then the command that starts the one that the verdict speaks of, and what the figures say of each.
 func VerifiedTable(plans []*planner.Plan) Section {
 	return func(b *bufio.Writer) {
 		if len(plans) == 0 {

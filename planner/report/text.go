@@ -109,7 +109,8 @@ func RunTable(runs []Run, brief bool) Section {
 }
 
 // briefRows are those of the table of runs beside plans.
-var briefRows = []string{"origin", "workload C / M / B", "throughput, total", "TTFT p99", "TPOT mean", "E2EL p50", "KV usage peak", "what binds"}
+var briefRows = []string{"origin", "workload C / M / B", "throughput, total", "TTFT p99", "TPOT mean", "E2EL p50",
+	"KV usage peak", "what binds"}
 
 func runTable(b *bufio.Writer, runs []Run, rows []row) {
 	const labels, units, most = 20, 9, 22

@@ -19,13 +19,14 @@ func value(v float64) *float64 { return &v }
 // fixed is a small input written by hand, so that its table can be read beside it.
 func fixed() Input {
 	metric := func(name, stat, unit string, v, half float64) harness.Metric {
-		return harness.Metric{Name: name, Stat: stat, Unit: unit, Value: value(v), Low: value(v - half), High: value(v + half)}
+		return harness.Metric{Name: name, Stat: stat, Unit: unit, Value: value(v), Low: value(v - half),
+			High: value(v + half)}
 	}
 	run := func(name string, scale float64) Run {
 		return Run{
 			Result: &harness.Result{
-				Name: name, Origin: harness.OriginMeasured, Config: harness.Config{C: 256, M: 16, B: 16, ProfilingType: harness.Decode},
-				Metrics: harness.Metrics{
+				Name: name, Origin: harness.OriginMeasured,
+				Config: harness.Config{C: 256, M: 16, B: 16, ProfilingType: harness.Decode}, Metrics: harness.Metrics{
 					metric(harness.MetricTTFT, harness.StatP50, "s", 0.01234*scale, 0.0004),
 					metric(harness.MetricTTFT, harness.StatP99, "s", 0.0456*scale, 0.012),
 					{Name: harness.MetricITL, Stat: harness.StatP50, Unit: "s", Note: "no request has two tokens"},
@@ -42,21 +43,26 @@ func fixed() Input {
 	yes := true
 	in := Input{
 		Verdict: "CHANGE max_num_seqs=64 (latency): E2EL mean +12 % (+8.0 % to +15 %) better than current",
-		Runs:    []Run{run("low-latency", 1), run("high-throughput", 40), run("memory-efficient", 3), run("a name that is far too long", 1)},
-		Files:   []string{"out/report.html"}, Commands: []string{"kvtune workflow --output-dir out"},
+		Runs: []Run{run("low-latency", 1), run("high-throughput", 40), run("memory-efficient", 3),
+			run("a name that is far too long", 1)},
+		Files: []string{"out/report.html"}, Commands: []string{"kvtune workflow --output-dir out"},
 		Plans: &planner.Plans{
-			Baseline: planner.Plan{Strategy: planner.Current, Predicted: harness.Metrics{metric(harness.MetricE2EL, harness.StatMean, "s", 2.5, 0.2)}},
+			Baseline: planner.Plan{Strategy: planner.Current,
+				Predicted: harness.Metrics{metric(harness.MetricE2EL, harness.StatMean, "s", 2.5, 0.2)}},
 			Plans: []planner.Plan{{
 				Strategy: planner.Latency, Args: harness.EngineArgs{MaxNumSeqs: 64}, Predicted: harness.Metrics{
 					metric(harness.MetricE2EL, harness.StatMean, "s", 2.2, 0.2),
-					metric(harness.MetricTTFT, harness.StatP50, "s", 0.015, 0.002), metric(harness.MetricTTFT, harness.StatP99, "s", 0.3, 0.1)},
+					metric(harness.MetricTTFT, harness.StatP50, "s", 0.015, 0.002),
+					metric(harness.MetricTTFT, harness.StatP99, "s", 0.3, 0.1)},
 				Changed: []planner.Change{{Flag: "max_num_seqs", From: "256", To: "64", Modelled: true},
 					{Flag: "kv_offloading_size", To: "8"}},
-				Gain:    &analysis.Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Unit: "s", Before: 2.5, After: 2.2, Change: 0.12},
+				Gain: &analysis.Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Unit: "s", Before: 2.5, After: 2.2,
+					Change: 0.12},
 				Binding: analysis.Compute, Limit: analysis.LimitArithmetic,
-				SLOs:     []planner.SLOCheck{{SLO: "p99 ttft <= 200ms", Value: value(0.3)}, {SLO: "p99 itl <= 50ms"}},
-				Launch:   []string{"vllm", "serve", "my model", "--max-num-seqs", "64"},
-				Measured: harness.Metrics{metric(harness.MetricTTFT, harness.StatP50, "s", 0.0125, 0.001)}, MeasuredOrigin: harness.OriginMeasured,
+				SLOs:           []planner.SLOCheck{{SLO: "p99 ttft <= 200ms", Value: value(0.3)}, {SLO: "p99 itl <= 50ms"}},
+				Launch:         []string{"vllm", "serve", "my model", "--max-num-seqs", "64"},
+				Measured:       harness.Metrics{metric(harness.MetricTTFT, harness.StatP50, "s", 0.0125, 0.001)},
+				MeasuredOrigin: harness.OriginMeasured,
 				Compared: []planner.Comparison{{Metric: harness.MetricTTFT, Stat: harness.StatP50, Unit: "s", Predicted: 0.015,
 					Measured: 0.0125, Error: value(0.2), Inside: &yes}},
 			}},
@@ -70,7 +76,8 @@ func fixed() Input {
 func everything(in Input) []Section {
 	sections := []Section{RunTable(in.Runs, true), RunTable(in.Runs, false)}
 	if in.Plans != nil {
-		sections = append([]Section{PlanSummary(in.Plans), PlanDetails(in.Plans), VerifiedTable(allPlans(in.Plans))}, sections...)
+		sections = append([]Section{PlanSummary(in.Plans), PlanDetails(in.Plans), VerifiedTable(allPlans(in.Plans))},
+			sections...)
 	}
 	if in.Kernels != nil {
 		sections = append(sections, KernelTable(in.Kernels))
@@ -81,7 +88,8 @@ func everything(in Input) []Section {
 func TestTextGolden(t *testing.T) {
 	var b bytes.Buffer
 	in := fixed()
-	if err := Text(&b, in, PlanSummary(in.Plans), PlanDetails(in.Plans), VerifiedTable(allPlans(in.Plans)), RunTable(in.Runs, true)); err != nil {
+	if err := Text(&b, in, PlanSummary(in.Plans), PlanDetails(in.Plans), VerifiedTable(allPlans(in.Plans)),
+		RunTable(in.Runs, true)); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join("testdata", "text.golden")
@@ -198,7 +206,8 @@ func TestShellLine(t *testing.T) {
 func TestMissedSLOs(t *testing.T) {
 	met, missed := true, false
 	p := planner.Plan{Strategy: planner.Throughput, MeasuredOver: planner.Current,
-		SLOs: []planner.SLOCheck{{SLO: "p99 ttft <= 2000ms", Value: value(0.45), Met: true, Measured: value(1.37), MeasuredMet: &met},
+		SLOs: []planner.SLOCheck{{SLO: "p99 ttft <= 2000ms", Value: value(0.45), Met: true, Measured: value(1.37),
+			MeasuredMet: &met},
 			{SLO: "chat: p99 itl <= 80ms", Value: value(0.0704), Met: true, Measured: value(0.0807), MeasuredMet: &missed},
 			{SLO: "goodput >= 3 request/s", Value: value(4), Met: true}}}
 	if got, want := VerifiedVerdict(&p), "SLO MISSED: chat: p99 itl <= 80ms, measured 80.7 ms"; got != want {
@@ -218,12 +227,13 @@ func TestMissedSLOs(t *testing.T) {
 	}
 }
 
-// What is said of verified plans is what was measured, not what was predicted: of a recorded loop on an H100 whose file says
-// CHANGE and does not judge its objectives.
+// What is said of verified plans is what was measured, not what was predicted: of a recorded loop on an H100 whose file
+// says CHANGE and does not judge its objectives.
 func TestPlansVerdict(t *testing.T) {
 	for name, want := range map[string]string{
-		"conversation": "throughput: SLO MISSED: p99 itl <= 80ms, measured 80.7 ms; total throughput +40 % over current (one run each), predicted +32 %",
-		"prefix":       "cache: cache hit rate +91 % over current (one run each), predicted +94 %",
+		"conversation": "throughput: SLO MISSED: p99 itl <= 80ms, measured 80.7 ms; total throughput +40 % over current " +
+			"(one run each), predicted +32 %",
+		"prefix": "cache: cache hit rate +91 % over current (one run each), predicted +94 %",
 	} {
 		file, err := os.Open(filepath.Join("../../bench/results/h100/loop", name, "custom_schedule_plans.json"))
 		if err != nil {
@@ -248,11 +258,14 @@ func TestPlansVerdict(t *testing.T) {
 
 // A prediction of nothing but its own figures: the chart's error is the table's, and what was measured lies at 0.
 func TestPredictedPanel(t *testing.T) {
-	p := planner.Plan{Predicted: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(3), Low: value(1), High: value(4)},
+	p := planner.Plan{Predicted: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s",
+		Value: value(3), Low: value(1), High: value(4)},
 		{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.2), Low: value(0.1), High: value(0.3)},
 		{Name: harness.MetricPreemptions, Unit: "request", Value: value(1)}}}
-	p.SetMeasured(planner.Measured{Metrics: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s", Value: value(2)},
-		{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.05)}, {Name: harness.MetricPreemptions, Unit: "request", Value: value(0)}}})
+	p.SetMeasured(planner.Measured{Metrics: harness.Metrics{{Name: harness.MetricTTFT, Stat: harness.StatP99, Unit: "s",
+		Value: value(2)},
+		{Name: harness.MetricITL, Stat: harness.StatP99, Unit: "s", Value: value(0.05)},
+		{Name: harness.MetricPreemptions, Unit: "request", Value: value(0)}}})
 	rows, inside := predictedRows(&p)
 	if len(rows) != 2 || inside != 1 {
 		t.Fatalf("%d rows, %d inside the range: %+v", len(rows), inside, rows)
@@ -262,17 +275,21 @@ func TestPredictedPanel(t *testing.T) {
 	}
 }
 
-// The chart of a range of rates says how far the worst choice is from each rate's own best, and where it has no say; its
-// table has every rate.
+// The chart of a range of rates says how far the worst choice is from each rate's own best, and where it has no say;
+// its table has every rate.
 func TestRangePanel(t *testing.T) {
 	change := []planner.Change{{Flag: "max_num_seqs", From: "256", To: "64", Modelled: true}}
-	ps := &planner.Plans{Baseline: planner.Plan{Strategy: planner.Current}, Range: &planner.RateRange{Rates: []float64{4, 8, 16},
-		Choices: []planner.RateChoice{
-			{Strategy: planner.Latency, WorstRegret: 0.02, Points: []planner.RatePoint{{Rate: 4, Regret: value(0), Met: true, Possible: true},
-				{Rate: 8, Regret: value(0.02), Met: true, Possible: true, Winner: change}, {Rate: 16, Regret: value(0.01), Met: true, Possible: true}}},
-			{Strategy: planner.Throughput, WorstRegret: 0.12, Points: []planner.RatePoint{{Rate: 4, Regret: value(0.12), Met: true, Possible: true},
-				{Rate: 8, Met: false, Possible: true}, {Rate: 16}}},
-		}}}
+	ps := &planner.Plans{Baseline: planner.Plan{Strategy: planner.Current},
+		Range: &planner.RateRange{Rates: []float64{4, 8, 16},
+			Choices: []planner.RateChoice{
+				{Strategy: planner.Latency, WorstRegret: 0.02,
+					Points: []planner.RatePoint{{Rate: 4, Regret: value(0), Met: true, Possible: true},
+						{Rate: 8, Regret: value(0.02), Met: true, Possible: true, Winner: change},
+						{Rate: 16, Regret: value(0.01), Met: true, Possible: true}}},
+				{Strategy: planner.Throughput, WorstRegret: 0.12,
+					Points: []planner.RatePoint{{Rate: 4, Regret: value(0.12), Met: true, Possible: true},
+						{Rate: 8, Met: false, Possible: true}, {Rate: 16}}},
+			}}}
 	p := rangePanel(ps)
 	if p.title != "throughput is within 12 % of the best where it meets the SLOs" || !strings.Contains(p.says, "cross") {
 		t.Errorf("title %q, says %q", p.title, p.says)

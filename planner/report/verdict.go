@@ -95,8 +95,8 @@ func Verified(ps *planner.Plans) []*planner.Plan {
 	return slices.DeleteFunc(allPlans(ps), func(p *planner.Plan) bool { return len(p.Measured) == 0 })
 }
 
-// VerifiedPlansVerdict speaks of the first plan that missed an objective or is worse than its baseline, else of the first
-// that is not a baseline.
+// VerifiedPlansVerdict speaks of the first plan that missed an objective or is worse than its baseline, else of the
+// first that is not a baseline.
 func VerifiedPlansVerdict(verified []*planner.Plan) string {
 	if len(verified) == 0 {
 		return "nothing was verified"
@@ -110,7 +110,8 @@ func told(verified []*planner.Plan) *planner.Plan {
 	plans := slices.DeleteFunc(slices.Clone(verified), func(p *planner.Plan) bool {
 		return !slices.Contains(planner.Strategies(), p.Strategy)
 	})
-	if i := slices.IndexFunc(plans, func(p *planner.Plan) bool { return p.Missed() || p.GainVerdict == planner.GainWorse }); i >= 0 {
+	if i := slices.IndexFunc(plans,
+		func(p *planner.Plan) bool { return p.Missed() || p.GainVerdict == planner.GainWorse }); i >= 0 {
 		return plans[i]
 	}
 	return append(plans, verified[0])[0]

@@ -66,8 +66,8 @@ func stepsToFirst(records []workload.Record) float64 {
 	return float64(sum) / float64(n)
 }
 
-// A real server with asynchronous scheduling: a request that comes while a step runs is in the second batch from then on,
-// since the next one is scheduled already. That is seen without any model of step times.
+// A real server with asynchronous scheduling: a request that comes while a step runs is in the second batch from then
+// on, since the next one is scheduled already. That is seen without any model of step times.
 func TestAsyncSchedulingOnH200(t *testing.T) {
 	probes, _, err := archive.ReadRequests(recorded(t, "probes_default_requests.jsonl.zst"))
 	if err != nil {
@@ -118,8 +118,8 @@ func TestAsyncSchedulingOnH200(t *testing.T) {
 		t.Logf("%s: off by %.1f %% (sync %.1f %%); steps to the first token: measured %.2f, simulated %.2f (sync %.2f)", name,
 			100*off[0], 100*off[1], want, steps[0], steps[1])
 		if off[0] > 0.12 || off[0] > off[1]/2 {
-			t.Errorf("%s: TTFT, TPOT and E2EL are off by %.1f %% with asynchronous scheduling, %.1f %% without", name, 100*off[0],
-				100*off[1])
+			t.Errorf("%s: TTFT, TPOT and E2EL are off by %.1f %% with asynchronous scheduling, %.1f %% without", name,
+				100*off[0], 100*off[1])
 		}
 		if math.Abs(steps[0]-want) > 0.5 || math.Abs(steps[0]-want) > 0.6*math.Abs(steps[1]-want) {
 			t.Errorf("%s: %.2f steps to the first token, measured %.2f; synchronous scheduling has %.2f", name, steps[0], want,

@@ -49,7 +49,8 @@ func azure(b *testing.B) (Config, cost.Timer, *workload.Workload) {
 	prior := cost.Prior(gpu, model, harness.EngineArgs{})
 	cfg := h200
 	cfg.FrontEnd = prior.FrontEnd
-	full, err := Run(b.Context(), cfg, prior, read(workload.TraceOptions{Concurrency: 2 * cfg.MaxNumSeqs}), Options{Ends: true})
+	full, err := Run(b.Context(), cfg, prior, read(workload.TraceOptions{Concurrency: 2 * cfg.MaxNumSeqs}),
+		Options{Ends: true})
 	if err != nil {
 		b.Fatal(err)
 	}

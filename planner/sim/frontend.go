@@ -11,8 +11,8 @@ import (
 //
 // Not in it is what the thread does between two chunks of 128 outputs (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE): of vLLM 0.26 on
 // an H100, tokens came in runs of 128 at 60 us each and, with 100 to 200 requests decoding, 1.8 to 2.6 ms apart. Nor is
-// whatever else holds up new requests there: the mean TTFT came 54 ms above the prediction of 134 ms at 16 requests/s, of
-// which 25 ms are outside the server's own account.
+// whatever else holds up new requests there: the mean TTFT came 54 ms above the prediction of 134 ms at 16 requests/s,
+// of which 25 ms are outside the server's own account.
 type frontEnd struct {
 	cost.FrontEnd
 	// reading and sending are until when the requests, and the tokens, that have come keep the thread busy.
@@ -31,8 +31,8 @@ func (f *frontEnd) receive(sent time.Duration, promptTokens int) time.Duration {
 }
 
 // stream is when the first of n tokens, all there at a moment, reaches the client; each further one is Event later. A
-// request whose last token still waits to be sent gets both in one event (RequestOutputCollector), so that the thread is
-// never behind by more than one event per request.
+// request whose last token still waits to be sent gets both in one event (RequestOutputCollector), so that the thread
+// is never behind by more than one event per request.
 func (f *frontEnd) stream(at time.Duration, n int) time.Duration {
 	all := time.Duration(n) * f.Event
 	at = max(at, f.reading)

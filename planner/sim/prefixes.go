@@ -43,8 +43,8 @@ func (p *prefixes) of(cfg Config, w *workload.Workload) {
 	}
 }
 
-// hashes are the content hashes of the leading blocks of the request at an index that others can share. A later turn of a
-// conversation goes on where the one before it ended.
+// hashes are the content hashes of the leading blocks of the request at an index that others can share. A later turn of
+// a conversation goes on where the one before it ended.
 func (p *prefixes) hashes(index int, q *workload.Request) []uint64 {
 	if p.blockSize == 0 {
 		return nil

@@ -26,10 +26,10 @@ type Options struct {
 
 // Run serves a workload in virtual time: the client sends on the workload's schedule without delay; the front end, one
 // thread, hands requests to the scheduler and tokens to the client. Steps run one after the other on the device; each
-// takes what timer says, and not less than the host's launch, during which the host does nothing else. With asynchronous
-// scheduling two batches are in flight: when one ends, its tokens are delivered, requests that have come are taken in,
-// and the next batch is scheduled while the other runs (EngineCore.step_with_batch_queue). Synchronous scheduling is
-// serial.
+// takes what timer says, and not less than the host's launch, during which the host does nothing else. With
+// asynchronous scheduling two batches are in flight: when one ends, its tokens are delivered, requests that have come
+// are taken in, and the next batch is scheduled while the other runs (EngineCore.step_with_batch_queue). Synchronous
+// scheduling is serial.
 //
 // The same arguments give the same Outcome. The error is Validate's, or ctx's. See [Runner] for many runs and for
 // workloads that do not fit into memory.
@@ -77,9 +77,9 @@ func (m *Runner) Run(ctx context.Context, cfg Config, timer cost.Timer, w *workl
 }
 
 // Stream is Run for a workload that is read while it is served, an open loop as a [workload.Stream] gives it: requests
-// in order of Wave and Due, waiting for nothing else (no After), each with its SharedTokens. done gets the record of each
-// request when it has ended, in order of ending; record and tokens hold during the call only. Memory is bounded by the
-// requests in flight, unless opt asks for Steps. The error is requests', done's, Validate's, or ctx's.
+// in order of Wave and Due, waiting for nothing else (no After), each with its SharedTokens. done gets the record of
+// each request when it has ended, in order of ending; record and tokens hold during the call only. Memory is bounded by
+// the requests in flight, unless opt asks for Steps. The error is requests', done's, Validate's, or ctx's.
 func (m *Runner) Stream(ctx context.Context, cfg Config, timer cost.Timer, requests iter.Seq2[workload.Request, error],
 	done func(*workload.Record) error, opt Options) (*Outcome, error) {
 	r, err := m.start(cfg, timer, opt)

@@ -16,8 +16,8 @@ type reading struct {
 	running, waiting int
 }
 
-// series are the gauges over time: a reading at every change, no two closer than spacing. All gauges are noted together, as
-// one reading of /metrics gives them.
+// series are the gauges over time: a reading at every change, no two closer than spacing. All gauges are noted
+// together, as one reading of /metrics gives them.
 type series struct {
 	readings []reading
 	spacing  time.Duration

@@ -1,7 +1,7 @@
 // Package sim is vLLM's V1 scheduler in virtual time.
 //
-// Read [Config], [Scheduler] (the rules, shared with the embedded engine), [Run] (virtual time) and [Runner] (many runs,
-// and streams of requests). The lane (lane.go) is why a step costs what happens in it and not what runs in it.
+// Read [Config], [Scheduler] (the rules, shared with the embedded engine), [Run] (virtual time) and [Runner] (many
+// runs, and streams of requests). The lane (lane.go) is why a step costs what happens in it and not what runs in it.
 package sim
 
 import (
