@@ -54,7 +54,8 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.BlockSize = -16 }, "block_size"},
 		{func(c *Config) { c.MaxNumBatchedTokens, c.MaxNumSeqs = 64, 65 }, "max_num_batched_tokens"},
 		{func(c *Config) { c.MaxNumBatchedTokens, c.MaxNumSeqs = 64, 64 }, ""},
-		{func(c *Config) { c.MaxNumBatchedTokens, c.MaxModelLen, c.EnableChunkedPrefill = 64, 65, &off }, "max_num_batched_tokens"},
+		{func(c *Config) { c.MaxNumBatchedTokens, c.MaxModelLen, c.EnableChunkedPrefill = 64, 65, &off },
+			"max_num_batched_tokens"},
 		{func(c *Config) { c.MaxNumBatchedTokens, c.MaxModelLen = 64, 65 }, ""},
 		{func(c *Config) { c.SchedulingPolicy = "lifo" }, "scheduling_policy"},
 		{func(c *Config) { c.GPUMemoryUtilization = 1.01 }, "gpu_memory_utilization"},
@@ -95,8 +96,8 @@ func TestSpec(t *testing.T) {
 	c := DefaultConfig()
 	c.M, c.BlockSize, c.Users, c.Turns, c.ThinkTime, c.MaxModelLen, c.Seed = 3, 16, 2, 4, 0.25, 9000, 5
 	got, err := c.Spec()
-	want := workload.Spec{C: 512, M: 3, B: 8, BlockSize: 16, Type: "mixed", Prefix: "shared", NumWarmup: 1, NumMeasurements: 3,
-		Users: 2, Turns: 4, ThinkTime: 250 * ms, MaxModelLen: 9000, Seed: 5}
+	want := workload.Spec{C: 512, M: 3, B: 8, BlockSize: 16, Type: "mixed", Prefix: "shared", NumWarmup: 1,
+		NumMeasurements: 3, Users: 2, Turns: 4, ThinkTime: 250 * ms, MaxModelLen: 9000, Seed: 5}
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)
 	}
@@ -127,8 +128,8 @@ func TestPresets(t *testing.T) {
 		if err := c.Validate(); err != nil || c.Name != name {
 			t.Errorf("%s: name %q, %v", name, c.Name, err)
 		}
-		got := row{c.C, c.M, c.B, c.MaxNumBatchedTokens, c.MaxNumSeqs, c.BlockSize, c.SchedulingPolicy, *c.EnableChunkedPrefill,
-			c.GPUMemoryUtilization, c.SwapSpace}
+		got := row{c.C, c.M, c.B, c.MaxNumBatchedTokens, c.MaxNumSeqs, c.BlockSize, c.SchedulingPolicy,
+			*c.EnableChunkedPrefill, c.GPUMemoryUtilization, c.SwapSpace}
 		if got != want[name] {
 			t.Errorf("%s: %+v, want %+v", name, got, want[name])
 		}

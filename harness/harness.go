@@ -153,11 +153,11 @@ type Conditions struct {
 	// seconds; nil where none did.
 	Shard string   `json:"shard,omitempty"`
 	Begin *float64 `json:"measured_from_s,omitempty"`
-	// SendLag99 is the generator's own lateness (p99 from due to sent, without waiting for a new connection) in seconds; nil
-	// where nothing was due.
+	// SendLag99 is the generator's own lateness (p99 from due to sent, without waiting for a new connection) in seconds;
+	// nil where nothing was due.
 	SendLag99 *float64 `json:"send_lag_p99_s,omitempty"`
-	// GeneratorCPU is the generator's processor time as a share of its processors', over its busiest five seconds, 0..1; nil
-	// when it is not known.
+	// GeneratorCPU is the generator's processor time as a share of its processors', over its busiest five seconds, 0..1;
+	// nil when it is not known.
 	GeneratorCPU *float64 `json:"generator_cpu,omitempty"`
 	// GeneratorLimited says why the numbers are the generator's and not the server's, "" where they are the server's.
 	GeneratorLimited string `json:"generator_limited,omitempty"`

@@ -65,8 +65,9 @@ func EngineHistograms() []string {
 	return names
 }
 
-// ObserveEngine computes the server's own latencies from its histograms over a run, priming and warm-up included: means,
-// and percentiles whose interval is the bucket that holds them. What the server does not export is "not observed".
+// ObserveEngine computes the server's own latencies from its histograms over a run, priming and warm-up included:
+// means, and percentiles whose interval is the bucket that holds them. What the server does not export is "not
+// observed".
 func ObserveEngine(histograms map[string]Histogram) Metrics {
 	var ms Metrics
 	for _, e := range engineTimes {

@@ -190,7 +190,8 @@ func noThroughputs() (ms Metrics) {
 // parts is how many equal parts of a run the interval of a throughput rests on.
 const parts = 10
 
-// shares are what happened in each part: requests that ended, output tokens, prompt tokens; and whether a request was sent.
+// shares are what happened in each part: requests that ended, output tokens, prompt tokens; and whether a request was
+// sent.
 type shares struct {
 	amount [len(throughputNames)][parts]float64
 	begun  [parts]bool

@@ -153,7 +153,8 @@ func TestMeasureLaws(t *testing.T) {
 			return x
 		}
 		for _, name := range []string{MetricTTFT, MetricITL, MetricTPOT, MetricE2EL} {
-			if !(v(name, StatP50) <= v(name, StatP90) && v(name, StatP90) <= v(name, StatP95) && v(name, StatP95) <= v(name, StatP99)) {
+			if !(v(name, StatP50) <= v(name, StatP90) && v(name, StatP90) <= v(name, StatP95) &&
+				v(name, StatP95) <= v(name, StatP99)) {
 				t.Errorf("seed %d: percentiles of %s do not rise", seed, name)
 			}
 		}
@@ -256,7 +257,8 @@ func TestDecodeWindowLaw(t *testing.T) {
 func TestObserve(t *testing.T) {
 	info := ServerInfo{NumGPUBlocks: 1000, BlockSize: 16, KVBytesPerToken: 131072, Args: EngineArgs{MaxNumSeqs: 4}}
 	counters := map[string]float64{"vllm:prefix_cache_hits_total": 300, "vllm:prefix_cache_queries_total": 1200,
-		"vllm:num_preemptions_total": 0, "vllm:request_queue_time_seconds_sum": 3, "vllm:request_queue_time_seconds_count": 12}
+		"vllm:num_preemptions_total": 0, "vllm:request_queue_time_seconds_sum": 3,
+		"vllm:request_queue_time_seconds_count": 12}
 	var series []Sample
 	for i, v := range [][3]float64{{4, 6, 0.5}, {2, 2, 0.25}, {0, 0, 0}, {3, 0, 0.15}} { // running, waiting, usage
 		at := time.Duration(i) * time.Second
@@ -300,8 +302,9 @@ func TestObserve(t *testing.T) {
 func TestMetricString(t *testing.T) {
 	v, low, high := 0.1834567, 0.171, 0.204
 	for want, m := range map[string]Metric{
-		"ttft p99 0.1835 s (0.171 to 0.204)":              {Name: "ttft", Stat: "p99", Unit: "s", Value: &v, Low: &low, High: &high},
-		"ttft p99 0.1835 s":                               {Name: "ttft", Stat: "p99", Unit: "s", Value: &v, Low: &low},
+		"ttft p99 0.1835 s (0.171 to 0.204)": {Name: "ttft", Stat: "p99", Unit: "s", Value: &v, Low: &low,
+			High: &high},
+		"ttft p99 0.1835 s": {Name: "ttft", Stat: "p99", Unit: "s", Value: &v, Low: &low},
 		"cache_hit_rate not observed: no token looked up": {Name: "cache_hit_rate", Note: "no token looked up"},
 	} {
 		if got := m.String(); got != want {

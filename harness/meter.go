@@ -115,8 +115,8 @@ func (m *Meter) Metrics() Metrics {
 }
 
 func (m *Meter) counts(duration time.Duration) Metrics {
-	return counts{ok: m.ok, failed: m.failed, prompt: m.prompt, cached: m.cached, cachedKnown: m.cachedKnown, output: m.out,
-		asked: m.asked}.metrics(duration)
+	return counts{ok: m.ok, failed: m.failed, prompt: m.prompt, cached: m.cached, cachedKnown: m.cachedKnown,
+		output: m.out, asked: m.asked}.metrics(duration)
 }
 
 // Histograms are the latencies that a histogram log holds, from the run's start to the last token.
@@ -145,7 +145,8 @@ func (l *latencies) metrics(name string, mean stats.Interval, independent int, w
 	for _, p := range percentiles {
 		v := stats.PercentileAt(l.N(), p.p, at)
 		if math.IsInf(v, 0) || math.IsNaN(v) {
-			ms = append(ms, absent(name, p.stat, "s", fmt.Sprintf("above %v, the longest that the histogram holds", hist.Highest)))
+			ms = append(ms, absent(name, p.stat, "s", fmt.Sprintf("above %v, the longest that the histogram holds",
+				hist.Highest)))
 			continue
 		}
 		m := observed(name, p.stat, "s", v, l.N()).within(stats.PercentileInterval(l.N(), p.p, level, independent, at))

@@ -63,7 +63,8 @@ func TestMeterIsMeasure(t *testing.T) {
 			if exact && k == 0 {
 				tolerance = 1e-9
 			}
-			if (pair[0] == nil) != (pair[1] == nil) || pair[0] != nil && math.Abs(*pair[0]-*pair[1]) > tolerance*math.Abs(*pair[1]) {
+			if (pair[0] == nil) != (pair[1] == nil) || pair[0] != nil &&
+				math.Abs(*pair[0]-*pair[1]) > tolerance*math.Abs(*pair[1]) {
 				t.Errorf("%v, want %v", g, w)
 				break
 			}
@@ -85,7 +86,8 @@ func TestMeterBeyondTheHistogram(t *testing.T) {
 	if v, ok := ms.Value(MetricTTFT, StatP50); !ok || math.Abs(v-1) > 1e-3 {
 		t.Errorf("p50 is %v (%v), want 1", v, ok)
 	}
-	if p99 := ms.Get(MetricTTFT, StatP99); p99.Value != nil || p99.Note != "above 1h0m0s, the longest that the histogram holds" {
+	if p99 := ms.Get(MetricTTFT, StatP99); p99.Value != nil ||
+		p99.Note != "above 1h0m0s, the longest that the histogram holds" {
 		t.Errorf("p99 is %v", p99)
 	}
 	if v, _ := ms.Value(MetricTTFT, StatMean); math.Abs(v-(80+20*7200)/100.0) > 1e-9 {

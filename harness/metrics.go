@@ -98,9 +98,9 @@ const (
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
-// Computed by [ObserveEngine] from the server's own histograms. They count everything that was sent, priming and warm-up
-// included, from the moment at which the request reaches the API server: what is between them and the client's figures
-// is the network and the client.
+// Computed by [ObserveEngine] from the server's own histograms. They count everything that was sent, priming and
+// warm-up included, from the moment at which the request reaches the API server: what is between them and the client's
+// figures is the network and the client.
 const (
 	// MetricEngineTTFT, MetricEngineITL and MetricEngineE2EL (s) are vllm:time_to_first_token_seconds,
 	// vllm:inter_token_latency_seconds and vllm:e2e_request_latency_seconds.
@@ -367,8 +367,8 @@ func deviceMemory(info ServerInfo, usage []float64) Metrics {
 	return gauge(MetricMemoryDevice, "B", held)
 }
 
-// BatchEfficiency is [MetricBatchEfficiency] under a max_num_seqs, 0 unknown. It pairs running and waiting by their moment:
-// one scrape gives both the same T.
+// BatchEfficiency is [MetricBatchEfficiency] under a max_num_seqs, 0 unknown. It pairs running and waiting by their
+// moment: one scrape gives both the same T.
 func BatchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	waiting := make(map[time.Duration]float64)
 	for _, s := range series {

@@ -77,19 +77,20 @@ func FindShard(text string, getenv func(string) string) (s Shard, from string, e
 			name    string
 			missing int
 			to      *int
-		}{{slurm, 0, &id}, {"SLURM_ARRAY_TASK_MIN", 0, &least}, {"SLURM_ARRAY_TASK_STEP", 1, &step}, {"SLURM_ARRAY_TASK_COUNT", 0, &has}} {
+		}{{slurm, 0, &id}, {"SLURM_ARRAY_TASK_MIN", 0, &least}, {"SLURM_ARRAY_TASK_STEP", 1, &step},
+			{"SLURM_ARRAY_TASK_COUNT", 0, &has}} {
 			if *v.to, err = number(v.name, v.missing); err != nil {
 				return fail("%w", err)
 			}
 		}
 		if s.Index = (id - least) / max(step, 1); id < least || (id-least)%max(step, 1) != 0 {
-			return fail("SLURM_ARRAY_TASK_ID %d is not SLURM_ARRAY_TASK_MIN %d plus a multiple of SLURM_ARRAY_TASK_STEP %d: use an array "+
-				"without gaps (--array=0-7), or --shard i/n", id, least, step)
+			return fail("SLURM_ARRAY_TASK_ID %d is not SLURM_ARRAY_TASK_MIN %d plus a multiple of SLURM_ARRAY_TASK_STEP %d: "+
+				"use an array without gaps (--array=0-7), or --shard i/n", id, least, step)
 		}
 	case getenv(kubernetes) != "":
 		if from = kubernetes; s.Count == 0 {
-			return fail("JOB_COMPLETION_INDEX is set, and Kubernetes does not say how many completions there are: give --shard /n with " +
-				"the Job's .spec.completions, or --shard 0/1 for the whole in every pod")
+			return fail("JOB_COMPLETION_INDEX is set, and Kubernetes does not say how many completions there are: give " +
+				"--shard /n with the Job's .spec.completions, or --shard 0/1 for the whole in every pod")
 		}
 		if s.Index, err = number(kubernetes, 0); err != nil {
 			return fail("%w", err)
@@ -97,7 +98,8 @@ func FindShard(text string, getenv func(string) string) (s Shard, from string, e
 	case text == "":
 		return Shard{}, "", nil
 	default:
-		return fail("%q: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set: expected i/n with i from 0 to n-1", text)
+		return fail("%q: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set: expected i/n with i from 0 to n-1",
+			text)
 	}
 	switch {
 	case s.Count > 0 && has > 0 && s.Count != has:
@@ -106,8 +108,8 @@ func FindShard(text string, getenv func(string) string) (s Shard, from string, e
 		s.Count = has
 	}
 	if s.Index >= s.Count {
-		return fail("%s is %s, which is shard %d, and there are %d shards, numbered from 0: use an array without gaps (--array=0-%d), "+
-			"or --shard i/n", from, getenv(from), s.Index, s.Count, max(0, s.Count-1))
+		return fail("%s is %s, which is shard %d, and there are %d shards, numbered from 0: use an array without gaps "+
+			"(--array=0-%d), or --shard i/n", from, getenv(from), s.Index, s.Count, max(0, s.Count-1))
 	}
 	return s.divided(), from, nil
 }

@@ -37,7 +37,8 @@ func TestParseSLO(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", text, got, want)
 		}
 		again, err := ParseSLO(got.String())
-		if err != nil || math.Abs(again.Limit-want.Limit) > 1e-12 || again.Metric != want.Metric || again.Class != want.Class {
+		if err != nil || math.Abs(again.Limit-want.Limit) > 1e-12 || again.Metric != want.Metric ||
+			again.Class != want.Class {
 			t.Errorf("%s is written as %q and read back as %+v, %v", text, got, again, err)
 		}
 	}

@@ -11,9 +11,9 @@ const mserBatch = 5
 
 // SteadyFrom says where a run's warm-up ends, by the rule MSER-5 (White, Cobb and Spratt, "A comparison of five
 // steady-state truncation heuristics for simulation", Winter Simulation Conference 2000): of all ways to leave out the
-// first batches of five values it takes the one after which the mean's standard error is smallest. values are in the order
-// in which the system produced them; the result is how many of the first ones are warm-up. ok is false where the rule
-// would leave out more than half: no steady state has been reached, and nothing should be left out.
+// first batches of five values it takes the one after which the mean's standard error is smallest. values are in the
+// order in which the system produced them; the result is how many of the first ones are warm-up. ok is false where the
+// rule would leave out more than half: no steady state has been reached, and nothing should be left out.
 func SteadyFrom(values []float64) (first int, ok bool) {
 	n := len(values) / mserBatch
 	if n < 4 {
@@ -46,8 +46,8 @@ func SteadyFrom(values []float64) (first int, ok bool) {
 }
 
 // ExcludeWarmup marks the first measured requests of a run as warm-up, up to its steady state ([SteadyFrom] of the
-// end-to-end latencies of requests that succeeded, in order of their start), and returns how many it marked; requests that
-// failed before the first steady one are marked too. ok is false when there is no steady state: then none is.
+// end-to-end latencies of requests that succeeded, in order of their start), and returns how many it marked; requests
+// that failed before the first steady one are marked too. ok is false when there is no steady state: then none is.
 func ExcludeWarmup(records []workload.Record) (marked int, ok bool) {
 	order := make([]int, 0, len(records))
 	var e2el []float64

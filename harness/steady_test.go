@@ -26,13 +26,17 @@ func TestSteadyFrom(t *testing.T) {
 	}{
 		{"steady", series(1000, func(int) float64 { return 10 + rng.NormFloat64() }), 0, 150, true},
 		{"constant", series(100, func(int) float64 { return 7 }), 0, 0, true},
-		{"cold start", series(1000, func(i int) float64 { return 10 + rng.NormFloat64() + 50*math.Exp(-float64(i)/30) }), 60, 250, true},
-		{"slow at first", series(400, func(i int) float64 { return map[bool]float64{true: 100, false: 10}[i < 50] + rng.Float64() }), 50, 70, true},
+		{"cold start", series(1000, func(i int) float64 { return 10 + rng.NormFloat64() + 50*math.Exp(-float64(i)/30) }), 60,
+			250, true},
+		{"slow at first", series(400, func(i int) float64 {
+			return map[bool]float64{true: 100, false: 10}[i < 50] + rng.Float64()
+		}), 50, 70, true},
 		{"grows without end", series(1000, func(i int) float64 { return float64(i) }), 0, 0, false},
 		{"too few", series(19, func(int) float64 { return 1 }), 0, 0, false},
 	} {
 		if got, ok := SteadyFrom(c.values); ok != c.ok || got < c.low || got > c.top {
-			t.Errorf("%s: the first %d of %d are warm-up, ok %v; want %d to %d, %v", c.name, got, len(c.values), ok, c.low, c.top, c.ok)
+			t.Errorf("%s: the first %d of %d are warm-up, ok %v; want %d to %d, %v", c.name, got, len(c.values), ok, c.low,
+				c.top, c.ok)
 		}
 	}
 }
@@ -85,7 +89,8 @@ func TestExcludeWarmup(t *testing.T) {
 	if !ok || marked < 39 || marked > 60 {
 		t.Fatalf("%d are warm-up, %v; want about 39", marked, ok)
 	}
-	if records[0].Phase != workload.Prime || records[3].Phase != workload.Warmup || records[200].Phase != workload.Measured {
+	if records[0].Phase != workload.Prime || records[3].Phase != workload.Warmup ||
+		records[200].Phase != workload.Measured {
 		t.Error("the wrong requests were marked")
 	}
 	if p99, _ := Measure(records).Value(MetricE2EL, StatP99); p99 > 0.022 {

@@ -9,8 +9,9 @@ import (
 // TextWidth is the number of columns that text for a terminal keeps to.
 const TextWidth = 100
 
-// Wrap breaks text into lines of at most [TextWidth] columns, with first before the first line and rest before the others,
-// each ended, without spaces at the end. A word that is longer has a line of its own, and a number is not parted from its %.
+// Wrap breaks text into lines of at most [TextWidth] columns, with first before the first line and rest before the
+// others, each ended, without spaces at the end. A word that is longer has a line of its own, and a number is not
+// parted from its %.
 func Wrap(first, rest, text string) string {
 	var b strings.Builder
 	line, empty := first, true

@@ -89,7 +89,8 @@ func TestResultRoundTrip(t *testing.T) {
 	if err := f.WriteResult(result("b")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadResult(f.Dir()); err == nil || !strings.Contains(err.Error(), "holds 2 results: name one of the files: a, b") {
+	if _, err := ReadResult(f.Dir()); err == nil ||
+		!strings.Contains(err.Error(), "holds 2 results: name one of the files: a, b") {
 		t.Errorf("two results: %v", err)
 	}
 	if got, err := ReadResult(f.Path("b_results.json")); err != nil || got.Name != "b" {

@@ -99,8 +99,9 @@ func stride(data []byte, places int) int {
 	return max(1, len(data)/places)
 }
 
-// TestFlippedBits flips a bit of each byte in a file of every kind: its reader says that it is damaged. Rows, which grow
-// over several runs and have no sum in the manifest, are frames with checksums: what comes unmarked is what was written.
+// TestFlippedBits flips a bit of each byte in a file of every kind: its reader says that it is damaged. Rows, which
+// grow over several runs and have no sum in the manifest, are frames with checksums: what comes unmarked is what was
+// written.
 func TestFlippedBits(t *testing.T) {
 	f := everyKind(t)
 	every := kinds()

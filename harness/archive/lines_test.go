@@ -61,7 +61,8 @@ func TestRequestsRoundTrip(t *testing.T) {
 			t.Errorf("%s: %s", name, d)
 		}
 	}
-	if got := entries(t, f); !slices.Equal(got, []string{"a_requests.jsonl.zst", "b_requests.jsonl.zst", "manifest.json"}) {
+	if got := entries(t, f); !slices.Equal(got, []string{"a_requests.jsonl.zst", "b_requests.jsonl.zst",
+		"manifest.json"}) {
 		t.Errorf("files left: %v", got)
 	}
 }
@@ -266,7 +267,8 @@ func TestCorrupt(t *testing.T) {
 
 func someSteps() []harness.StepRecord {
 	return []harness.StepRecord{
-		{T: 0, ContextRequests: 1, ContextTokens: 64, Elapsed: 4380 * time.Microsecond, KVUsage: 0.07, Running: 1, Waiting: 2},
+		{T: 0, ContextRequests: 1, ContextTokens: 64, Elapsed: 4380 * time.Microsecond, KVUsage: 0.07, Running: 1,
+			Waiting: 2},
 		{T: 1500 * time.Microsecond, GenerationRequests: 3, GenerationTokens: 3, Elapsed: 4812345, KVUsage: 1, Running: 3,
 			Preemptions: 2},
 		{T: -1, ContextRequests: 1, ContextTokens: 8, Elapsed: 1, KVUsage: -1, Running: -1, Waiting: -1, Preemptions: -1},
@@ -279,8 +281,8 @@ func TestSteps(t *testing.T) {
 	if err := f.WriteSteps("a", want); err != nil {
 		t.Fatal(err)
 	}
-	const text = "context_requests,context_tokens,generation_requests,generation_tokens,elapsed_ms,kv_usage_pct,t_s,running," +
-		"waiting,preemptions\n" +
+	const text = "context_requests,context_tokens,generation_requests,generation_tokens,elapsed_ms,kv_usage_pct," +
+		"t_s,running,waiting,preemptions\n" +
 		"1,64,0,0,4.38,7,0,1,2,0\n0,0,3,3,4.812345,100,0.0015,3,0,2\n1,8,0,0,0.000001,,,,,\n"
 	if got := string(file(t, f, "a_steps.csv")); got != text {
 		t.Errorf("wrote\n%swant\n%s", got, text)
@@ -343,7 +345,8 @@ func someIntervals() []hist.Interval {
 	for i := range 50 {
 		r.Record(time.Duration(i*i) * time.Microsecond)
 	}
-	return []hist.Interval{{Tag: hist.TTFT, Length: time.Second, Hist: r}, {Tag: hist.ITL, Start: time.Second, Hist: hist.New()}}
+	return []hist.Interval{{Tag: hist.TTFT, Length: time.Second, Hist: r},
+		{Tag: hist.ITL, Start: time.Second, Hist: hist.New()}}
 }
 
 func sameInterval(a, b hist.Interval) bool {

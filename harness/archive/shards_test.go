@@ -56,21 +56,24 @@ func TestOpenShardsRefuses(t *testing.T) {
 		name, err string
 		shards    []Shard
 	}{
-		{"missing", "of 4 shards 1/4, 3/4 are missing: run the same command with --shard 1/4", []Shard{stamp(0, 4, 1), stamp(2, 4, 1)}},
+		{"missing", "of 4 shards 1/4, 3/4 are missing: run the same command with --shard 1/4",
+			[]Shard{stamp(0, 4, 1), stamp(2, 4, 1)}},
 		{"one missing", "of 2 shards 0/2 is missing", []Shard{stamp(1, 2, 1)}},
 		{"twice", "shard 0/2 is there twice", []Shard{stamp(0, 2, 1), stamp(0, 2, 1)}},
 		{"another seed", "config.seed is 1 in one and 2 in the other", []Shard{stamp(0, 2, 1), stamp(1, 2, 2)}},
 		{"another count", "the number of shards is 2 in one and 3 in the other", []Shard{stamp(0, 2, 1), stamp(1, 3, 1)}},
 		{"another version", "the version of kvtune is kvtune v1 in one and kvtune v2 in the other", []Shard{stamp(0, 2, 1),
 			other(func(s *Shard) { s.Tool = "kvtune v2" })}},
-		{"another kind", "the kind is sweep in one and load in the other", []Shard{stamp(0, 2, 1), other(func(s *Shard) { s.Kind = ShardedLoad })}},
+		{"another kind", "the kind is sweep in one and load in the other",
+			[]Shard{stamp(0, 2, 1), other(func(s *Shard) { s.Kind = ShardedLoad })}},
 		{"a key more", "config.rate is not set in one and \"5\" in the other", []Shard{stamp(0, 2, 1),
 			other(func(s *Shard) { s.Work = json.RawMessage(`{"config": {"seed": 1, "C": [1, 2], "rate": "5"}}`) })}},
 		{"another list", "config.C[1] is 2 in one and 3 in the other", []Shard{stamp(0, 2, 1),
 			other(func(s *Shard) { s.Work = json.RawMessage(`{"config": {"C": [1, 3], "seed": 1}}`) })}},
 		{"a longer list", "config.C is [1,2] in one and [1] in the other", []Shard{stamp(0, 2, 1),
 			other(func(s *Shard) { s.Work = json.RawMessage(`{"config": {"C": [1], "seed": 1}}`) })}},
-		{"other parts", "their parts are not the same", []Shard{stamp(0, 2, 1), other(func(s *Shard) { s.Parts = []string{"a"} })}},
+		{"other parts", "their parts are not the same",
+			[]Shard{stamp(0, 2, 1), other(func(s *Shard) { s.Parts = []string{"a"} })}},
 		{"an index beyond", "says that it is shard 2/2", []Shard{stamp(0, 2, 1), stamp(2, 2, 1)}},
 	} {
 		var paths []string
@@ -86,7 +89,8 @@ func TestOpenShardsRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{whole.Dir(), t.TempDir(), filepath.Join(t.TempDir(), "nowhere")} {
-		if _, err := OpenShards([]string{path}); err == nil || !strings.Contains(err.Error(), "is not the output of a shard, and holds none") {
+		if _, err := OpenShards([]string{path}); err == nil ||
+			!strings.Contains(err.Error(), "is not the output of a shard, and holds none") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -114,7 +118,8 @@ func TestCreateShardAgain(t *testing.T) {
 	if p, _ := f.Part("x"); p.State != Done || len(f.Files()) != 2 {
 		t.Errorf("resumed: %v and %v", f.Parts(), f.Files())
 	}
-	if _, err := CreateShard(dir, stamp(0, 2, 2), true); err == nil || !strings.Contains(err.Error(), "cannot be resumed: config.seed is 1") {
+	if _, err := CreateShard(dir, stamp(0, 2, 2), true); err == nil ||
+		!strings.Contains(err.Error(), "cannot be resumed: config.seed is 1") {
 		t.Errorf("another seed: %v", err)
 	}
 	if f, err = CreateShard(dir, stamp(0, 2, 2), false); err != nil {
@@ -217,7 +222,8 @@ func TestTake(t *testing.T) {
 	}
 	want, _ := os.ReadFile(from.Path("b_results.json"))
 	got, err := os.ReadFile(into.Path("b_results.json"))
-	if err != nil || !bytes.Equal(got, want) || len(into.Files()) != 2 || !slices.Equal(into.Parts(), []Part{{"b", Done}}) {
+	if err != nil || !bytes.Equal(got, want) || len(into.Files()) != 2 ||
+		!slices.Equal(into.Parts(), []Part{{"b", Done}}) {
 		t.Errorf("%v, %v, %v", into.Files(), into.Parts(), err)
 	}
 }

@@ -13,7 +13,8 @@ import (
 
 func TestSums(t *testing.T) {
 	f := create(t)
-	if err := errors.Join(f.WriteResult(result("a")), f.WriteSteps("a", someSteps()), f.WriteRequests("a", records(2))); err != nil {
+	if err := errors.Join(f.WriteResult(result("a")), f.WriteSteps("a", someSteps()),
+		f.WriteRequests("a", records(2))); err != nil {
 		t.Fatal(err)
 	}
 	change := func(name, old, new string) {
@@ -33,8 +34,9 @@ func TestSums(t *testing.T) {
 
 	change("a_results.json", `"value": 0.2`, `"value": 0.3`)
 	_, err := ReadResult(f.Dir())
-	damaged(err, `a_results.json is damaged, or was changed after kvtune wrote it: its SHA-256 sum is another; restore it, or, if `+
-		`the change is meant, remove "a_results.json" from "sums"`)
+	damaged(err,
+		`a_results.json is damaged, or was changed after kvtune wrote it: its SHA-256 sum is another; restore it, or, if `+
+			`the change is meant, remove "a_results.json" from "sums"`)
 	into := create(t)
 	damaged(into.Take(f, "a"), "a_results.json")
 
@@ -96,7 +98,8 @@ func TestSumsSurviveCrashes(t *testing.T) {
 		t.Errorf("after the failed write: %v", err)
 	}
 	// After: the new file without a sum.
-	if err := os.WriteFile(f.Path("a_results.json"), []byte(`{"schema": "`+harness.ResultSchema+`", "name": "new"}`), 0o644); err != nil {
+	if err := os.WriteFile(f.Path("a_results.json"), []byte(`{"schema": "`+harness.ResultSchema+`", "name": "new"}`),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := ReadResult(f.Dir()); err != nil || r.Name != "new" {

@@ -36,8 +36,8 @@ func Read(path string) (*Side, error) {
 	return readProfiles(f, path)
 }
 
-// readBench takes the samples of a kernel benchmark that are not gated, in seconds, as one series per case, and one more
-// in clock cycles where the case is compute-bound.
+// readBench takes the samples of a kernel benchmark that are not gated, in seconds, as one series per case, and one
+// more in clock cycles where the case is compute-bound.
 func readBench(path string) (*Side, error) {
 	b, samples, err := archive.ReadBench(path)
 	if err != nil {

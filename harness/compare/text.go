@@ -99,7 +99,7 @@ func (r *Report) Text(w io.Writer) error {
 			fmt.Fprintf(b, "only in %s: %s\n", only.side, name)
 		}
 	}
-	fmt.Fprintf(b, "\nMann-Whitney test on nearly independent values, Holm's correction, chance of any false alarm %.3g.\n",
-		r.Alpha)
+	fmt.Fprintf(b, "\nMann-Whitney test on nearly independent values, Holm's correction, chance of any false "+
+		"alarm %.3g.\n", r.Alpha)
 	return b.Flush()
 }

@@ -20,9 +20,10 @@ type Client interface {
 
 // Send sends a request at once and reports every streamed event as it arrives. It calls sent with the moment at which
 // the request was handed to the network, before any event, and event for every streamed event that carries tokens, in
-// order, with the moment of arrival; never two calls at once, and none after Send has returned. It returns when the stream
-// has ended, or soon after ctx has. The Reply is valid even when the error is not nil: it holds what arrived before. A Send
-// that returned without an event may be called again ([Options.Retries]); it never sends twice by itself.
+// order, with the moment of arrival; never two calls at once, and none after Send has returned. It returns when the
+// stream has ended, or soon after ctx has. The Reply is valid even when the error is not nil: it holds what arrived
+// before. A Send that returned without an event may be called again ([Options.Retries]); it never sends twice by
+// itself.
 //
 // An error that has the method RetryAfter() (wait time.Duration, ok bool) says whether, and when, the server wants to
 // see the request again.

@@ -57,11 +57,13 @@ func TestRetriesOnlyWhenAskedAndCounted(t *testing.T) {
 				}
 				return s.tokens(ctx, 2, 10*time.Millisecond)
 			}
-			run := do(t, t.Context(), Options{Client: &server{serve: serve}, Workload: requests(1, every(0)), Retries: c.retries})
+			run := do(t, t.Context(), Options{Client: &server{serve: serve}, Workload: requests(1, every(0)),
+				Retries: c.retries})
 			r := run.Records[0]
-			if r.Retries != c.want || attempts != c.want+1 || r.OK() != c.ok || run.Retries != c.want || (run.Retried == 1) != (c.want > 0) {
-				t.Errorf("%s: %d retries of %d attempts, ok %v (%s), the run counts %d of %d", c.name, r.Retries, attempts, r.OK(), r.Error,
-					run.Retries, run.Retried)
+			if r.Retries != c.want || attempts != c.want+1 || r.OK() != c.ok || run.Retries != c.want ||
+				(run.Retried == 1) != (c.want > 0) {
+				t.Errorf("%s: %d retries of %d attempts, ok %v (%s), the run counts %d of %d", c.name, r.Retries, attempts, r.OK(),
+					r.Error, run.Retries, run.Retried)
 			}
 			if c.ok && (r.Sent != 0 || r.Tokens[0].At != c.first) {
 				t.Errorf("%s: sent %v, first token %v later, want %v", c.name, r.Sent, r.Tokens[0].At, c.first)
@@ -93,7 +95,8 @@ func TestTimeouts(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			run := do(t, t.Context(), Options{
-				Client: &server{serve: stream(c.first, c.gap)}, Workload: requests(1, every(0)), IdleTimeout: idle, FirstTokenTimeout: first,
+				Client: &server{serve: stream(c.first, c.gap)}, Workload: requests(1, every(0)), IdleTimeout: idle,
+				FirstTokenTimeout: first,
 			})
 			if r := run.Records[0]; r.Error != c.want || c.end > 0 && time.Since(run.Started) != c.end {
 				t.Errorf("first token after %v, then gaps of %v: %q after %v, want %q after %v", c.first, c.gap, r.Error,
@@ -107,11 +110,13 @@ func TestTooManyInFlight(t *testing.T) {
 	w := requests(300, every(0))
 	w.Concurrency = 200
 	var limit *LimitError
-	if _, err := Do(t.Context(), Options{Client: &server{serve: steady}, Workload: w, MaxInFlight: 150}); !errors.As(err, &limit) ||
+	_, err := Do(t.Context(), Options{Client: &server{serve: steady}, Workload: w, MaxInFlight: 150})
+	if !errors.As(err, &limit) ||
 		limit.Needs != 200 || limit.Has != 150 || !strings.Contains(err.Error(), "ulimit -n") {
 		t.Errorf("closed loop: %v", err)
 	}
-	if _, err := Do(t.Context(), Options{Client: &server{serve: steady}, Workload: requests(300, every(0)), MaxInFlight: 150}); !errors.As(err, &limit) {
+	if _, err := Do(t.Context(), Options{Client: &server{serve: steady}, Workload: requests(300, every(0)),
+		MaxInFlight: 150}); !errors.As(err, &limit) {
 		t.Errorf("300 at once: %v", err)
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -119,8 +124,8 @@ func TestTooManyInFlight(t *testing.T) {
 			s.sent(time.Now())
 			return s.tokens(ctx, 1, time.Hour)
 		}
-		run := do(t, t.Context(), Options{Client: &server{serve: slow}, Workload: requests(300, every(time.Second)), MaxInFlight: 150,
-			IdleTimeout: -1})
+		run := do(t, t.Context(), Options{Client: &server{serve: slow}, Workload: requests(300, every(time.Second)),
+			MaxInFlight: 150, IdleTimeout: -1})
 		if !run.Interrupted || run.Sent != 150 || !strings.Contains(run.Why, "150 connections open") {
 			t.Errorf("open loop: interrupted %v after %d: %s", run.Interrupted, run.Sent, run.Why)
 		}
@@ -140,8 +145,8 @@ func TestOutOfFiles(t *testing.T) {
 	})
 }
 
-// stepped is the same moment on a wall clock that somebody has moved. It rests on the layout of time.Time: a bit for "has
-// a monotonic reading", 33 bits of seconds since 1885 and 30 bits of nanoseconds; then the monotonic reading.
+// stepped is the same moment on a wall clock that somebody has moved. It rests on the layout of time.Time: a bit for
+// "has a monotonic reading", 33 bits of seconds since 1885 and 30 bits of nanoseconds; then the monotonic reading.
 func stepped(t time.Time, by time.Duration) time.Time {
 	wall := (*uint64)(unsafe.Pointer(&t))
 	*wall += uint64(int64(by/time.Second)) << 30
@@ -200,7 +205,8 @@ func TestRandomDeathsAreAccountedFor(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 19_999_500*time.Microsecond)
 		defer cancel()
 		run := do(t, ctx, Options{Client: &server{serve: serve}, Workload: requests(25_000, every(time.Millisecond))})
-		if died.Load() < 150 || run.Failed < int(died.Load())-5 || run.Failed > int(died.Load()) || run.Cancelled == 0 || run.Unsent != 5000 {
+		if died.Load() < 150 || run.Failed < int(died.Load())-5 || run.Failed > int(died.Load()) || run.Cancelled == 0 ||
+			run.Unsent != 5000 {
 			t.Errorf("%d died: %d failed, %d cancelled, %d unsent", died.Load(), run.Failed, run.Cancelled, run.Unsent)
 		}
 	})

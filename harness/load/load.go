@@ -43,8 +43,8 @@ type Options struct {
 	// MaxInFlight is how many requests may be in flight at once, for want of files that may be open, say; 0 is any number.
 	// Do refuses a workload that needs more, and ends a run whose open loop comes to it.
 	MaxInFlight int
-	// StartAt is when the measured requests begin, at the earliest: what goes before (priming, warm-up) is sent at once. Zero
-	// is when that has ended.
+	// StartAt is when the measured requests begin, at the earliest: what goes before (priming, warm-up) is sent at once.
+	// Zero is when that has ended.
 	StartAt time.Time
 
 	sleep func(until time.Time) // replaces the pacer in tests with a clock of their own
@@ -64,11 +64,11 @@ type Run struct {
 	// Records are in order of Index: every request that was sent, successful or not. Those that were cut off by the end of
 	// the run hold what had arrived, and an Error.
 	Records []workload.Record
-	// Lag is how late the generator itself was, for requests that had a due moment: from that to the send, without the wait
-	// for a new connection, which is the network's and the server's.
+	// Lag is how late the generator itself was, for requests that had a due moment: from that to the send, without the
+	// wait for a new connection, which is the network's and the server's.
 	Lag *hist.Recorder
-	// CPU is this process's processor time as a share of what its processors have, over its busiest five seconds, 0..1; nil
-	// where the system does not say.
+	// CPU is this process's processor time as a share of what its processors have, over its busiest five seconds, 0..1;
+	// nil where the system does not say.
 	CPU *float64
 	// Started is the moment from which the records' times count.
 	Started time.Time
@@ -140,8 +140,9 @@ func Do(ctx context.Context, opt Options) (*Run, error) {
 	}
 	total := len(opt.Workload.Requests)
 	g := &generator{
-		opt: opt, records: opt.Workload.NewRecords(opt.HashBlock), due: make([]time.Duration, total), outcome: make([]outcome, total),
-		late: make([]time.Duration, total), ends: make(chan end, total), ended: make(chan int, total),
+		opt: opt, records: opt.Workload.NewRecords(opt.HashBlock), due: make([]time.Duration, total),
+		outcome: make([]outcome, total), late: make([]time.Duration, total), ends: make(chan end, total),
+		ended: make(chan int, total),
 	}
 	var stop context.CancelCauseFunc
 	g.ctx, stop = context.WithCancelCause(ctx)
@@ -234,7 +235,8 @@ func (g *generator) send() error {
 		case e := <-g.ends:
 			g.take(e)
 			if errors.Is(e.err, syscall.EMFILE) || errors.Is(e.err, syscall.ENFILE) {
-				return fmt.Errorf("no more files may be open: raise the limit (ulimit -n), or ask for fewer requests at once: %w", e.err)
+				return fmt.Errorf("no more files may be open: raise the limit (ulimit -n), or ask for fewer requests at once: %w",
+					e.err)
 			}
 			if err := g.lost.verdict(g.opt.GiveUpAfter); err != nil {
 				return err
@@ -466,8 +468,8 @@ func (l *lost) add(e end, inFlight int) {
 	}
 }
 
-// verdict is an error when the endpoint is dead. Streams that are cut prove nothing (a gateway may be back at once), but
-// requests that find nobody do.
+// verdict is an error when the endpoint is dead. Streams that are cut prove nothing (a gateway may be back at once),
+// but requests that find nobody do.
 func (l *lost) verdict(limit int) error {
 	if l.refused < limit {
 		return nil

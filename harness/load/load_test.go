@@ -166,7 +166,8 @@ func TestStallIsChargedFromDue(t *testing.T) {
 			}
 			return steady(ctx, s)
 		}
-		run := do(t, t.Context(), Options{Client: &server{serve: stalled}, Workload: requests(40, every(50*time.Millisecond))})
+		run := do(t, t.Context(), Options{Client: &server{serve: stalled},
+			Workload: requests(40, every(50*time.Millisecond))})
 		worst := time.Duration(0)
 		for i := range run.Records {
 			r := &run.Records[i]
@@ -273,8 +274,8 @@ func TestFailureReleasesDependents(t *testing.T) {
 			w.Concurrency = concurrency
 			run := do(t, t.Context(), Options{Client: &server{serve: refuse}, Workload: w})
 			if run.OK != 20 || run.Failed != 20 || run.Interrupted || run.Records[0].Error != "prompt too long" {
-				t.Errorf("concurrency %d: %d ok, %d failed (%s), interrupted %v (%s), want 20 and 20", concurrency, run.OK, run.Failed,
-					run.Records[0].Error, run.Interrupted, run.Why)
+				t.Errorf("concurrency %d: %d ok, %d failed (%s), interrupted %v (%s), want 20 and 20", concurrency, run.OK,
+					run.Failed, run.Records[0].Error, run.Interrupted, run.Why)
 			}
 		}
 	})
@@ -286,7 +287,8 @@ func TestWhatCountsAsFailed(t *testing.T) {
 		serve func(ctx context.Context, s *stream) error
 		want  string
 	}{
-		{"no token", func(ctx context.Context, s *stream) error { return s.tokens(ctx, 0, 0) }, "the stream ended without a token"},
+		{"no token", func(ctx context.Context, s *stream) error { return s.tokens(ctx, 0, 0) },
+			"the stream ended without a token"},
 		{"abort", func(ctx context.Context, s *stream) error {
 			s.event(time.Now(), 1)
 			s.reply.FinishReason = "abort"
@@ -303,7 +305,8 @@ func TestWhatCountsAsFailed(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			run := do(t, t.Context(), Options{
-				Client: &server{serve: c.serve}, Workload: requests(1, every(0)), IdleTimeout: time.Minute, RequestTimeout: time.Hour,
+				Client: &server{serve: c.serve}, Workload: requests(1, every(0)), IdleTimeout: time.Minute,
+				RequestTimeout: time.Hour,
 			})
 			if run.Failed != 1 || run.Records[0].Error != c.want {
 				t.Errorf("%s: %d failed with %q, want %q", c.name, run.Failed, run.Records[0].Error, c.want)
@@ -338,7 +341,8 @@ func TestCancelKeepsWhatWasMeasured(t *testing.T) {
 func TestCancelBeforeStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if run := do(t, ctx, Options{Client: &server{serve: steady}, Workload: requests(3, every(0))}); run.Unsent != 3 || !run.Interrupted {
+	if run := do(t, ctx, Options{Client: &server{serve: steady}, Workload: requests(3, every(0))}); run.Unsent != 3 ||
+		!run.Interrupted {
 		t.Errorf("%d unsent, interrupted %v: want 3, true", run.Unsent, run.Interrupted)
 	}
 }
@@ -441,8 +445,10 @@ func TestRecordsNameSharedBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		run := do(t, t.Context(), Options{Client: &server{serve: steady}, Workload: w, HashBlock: 16})
 		for i, want := range [][]uint64{{1, 2, 3}, {4, 5, 6}, {1, 2, 3}, {4, 5, 6}, {1, 2, 3}, {4, 5, 6}} {
-			if r := run.Records[i]; fmt.Sprint(r.PrefixHashes) != fmt.Sprint(want) || r.HashBlock != 16 || r.SharedPrefixTokens != 48 {
-				t.Errorf("request %d: blocks %v of %d tokens over %d tokens, want %v", i, r.PrefixHashes, r.HashBlock, r.SharedPrefixTokens, want)
+			if r := run.Records[i]; fmt.Sprint(r.PrefixHashes) != fmt.Sprint(want) || r.HashBlock != 16 ||
+				r.SharedPrefixTokens != 48 {
+				t.Errorf("request %d: blocks %v of %d tokens over %d tokens, want %v", i, r.PrefixHashes, r.HashBlock,
+					r.SharedPrefixTokens, want)
 			}
 		}
 	})

@@ -11,9 +11,9 @@ import (
 )
 
 // pacer wakes goroutines at their moments, within about 0.1 ms. The runtime's own timers fire up to 1 ms late when the
-// process is idle, because its poller rounds up to milliseconds (runtime/netpoll_epoll.go), and that would be charged to
-// the server. A timerfd wakes the poller in time; and unlike a sleeping thread it keeps no processor from the goroutines
-// that read streams. One is enough for all: it is set to the earliest moment that somebody waits for.
+// process is idle, because its poller rounds up to milliseconds (runtime/netpoll_epoll.go), and that would be charged
+// to the server. A timerfd wakes the poller in time; and unlike a sleeping thread it keeps no processor from the
+// goroutines that read streams. One is enough for all: it is set to the earliest moment that somebody waits for.
 type pacer struct {
 	fd   int
 	file *os.File

@@ -9,8 +9,8 @@ import (
 	"kvtune/harness/workload"
 )
 
-// TestShardsAreOneSchedule: generators that are started at different moments with the same StartAt send, each its share,
-// what one would have sent, at the same moments of the clock; what goes before is sent at once.
+// TestShardsAreOneSchedule: generators that are started at different moments with the same StartAt send, each its
+// share, what one would have sent, at the same moments of the clock; what goes before is sent at once.
 func TestShardsAreOneSchedule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		whole := requests(41, func(i int, r *workload.Request) {
@@ -74,8 +74,10 @@ func TestStartAtThatHasPassed(t *testing.T) {
 				r.Phase = workload.Prime
 			}
 		})
-		run := do(t, t.Context(), Options{Client: &server{serve: steady}, Workload: w, StartAt: time.Now().Add(15 * time.Millisecond)})
-		if *run.Begin != 40*time.Millisecond || slices.ContainsFunc(run.Records[1:], func(r workload.Record) bool { return r.Sent != *run.Begin }) {
+		run := do(t, t.Context(), Options{Client: &server{serve: steady}, Workload: w,
+			StartAt: time.Now().Add(15 * time.Millisecond)})
+		if *run.Begin != 40*time.Millisecond ||
+			slices.ContainsFunc(run.Records[1:], func(r workload.Record) bool { return r.Sent != *run.Begin }) {
 			t.Errorf("begun after %v", *run.Begin)
 		}
 	})

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// watchdog ends one request to which nothing comes, or that takes too long. An event costs it one store: its timer looks
-// when it fires, and is set again to what is left.
+// watchdog ends one request to which nothing comes, or that takes too long. An event costs it one store: its timer
+// looks when it fires, and is set again to what is left.
 type watchdog struct {
 	start       time.Time
 	first, idle time.Duration // 0 or below is none

@@ -18,10 +18,10 @@ const (
 	capacityBatch = 256
 )
 
-// Capacity is the workload that fills the KV cache until vLLM preempts: requests sent at once, whose prompts nearly fill
-// it and whose outputs overflow it. It tells how many tokens the cache holds and at which usage the first request is
-// preempted. It is nil where the server does not state its cache, or its context and max_num_seqs do not let requests
-// fill it. It is a run of its own: no step of it is a step of a steady batch.
+// Capacity is the workload that fills the KV cache until vLLM preempts: requests sent at once, whose prompts nearly
+// fill it and whose outputs overflow it. It tells how many tokens the cache holds and at which usage the first request
+// is preempted. It is nil where the server does not state its cache, or its context and max_num_seqs do not let
+// requests fill it. It is a run of its own: no step of it is a step of a steady batch.
 func Capacity(info harness.ServerInfo, seed uint64) *workload.Workload {
 	bs, blocks := info.BlockSize, info.NumGPUBlocks-1 // block 0 is vLLM's null block
 	n := capacityBatch
@@ -89,8 +89,8 @@ func ObserveCapacity(records []workload.Record, series []harness.Sample, blockSi
 	return append(ms, onset)
 }
 
-// heldAt is how many tokens' blocks are held at a moment, in tokens, and whether every request that was sent by then is past
-// its prompt, so that nothing is half computed.
+// heldAt is how many tokens' blocks are held at a moment, in tokens, and whether every request that was sent by then is
+// past its prompt, so that nothing is half computed.
 func heldAt(records []workload.Record, at time.Duration, blockSize int) (tokens int, whole bool) {
 	for i := range records {
 		r := &records[i]

@@ -61,8 +61,8 @@ func TestCapacityOfAServer(t *testing.T) {
 	if w == nil || len(w.Requests) != 8 {
 		t.Fatalf("%+v: %v", info, w)
 	}
-	out, err := profile.Run(t.Context(), profile.Options{Server: srv, Config: harness.Config{Name: "capacity"}, Workload: w,
-		Name: "capacity"})
+	out, err := profile.Run(t.Context(), profile.Options{Server: srv, Config: harness.Config{Name: "capacity"},
+		Workload: w, Name: "capacity"})
 	if err != nil {
 		t.Fatal(err)
 	}

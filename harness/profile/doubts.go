@@ -22,12 +22,15 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		add("all %d requests were sent before %v were over: a longer run needs more (--num-requests)", run.Sent, w.Duration)
 	}
 	if run.Retries > 0 {
-		add("%d requests were sent more than once, %d retries in all; their latencies go on from the first send", run.Retried, run.Retries)
+		add("%d requests were sent more than once, %d retries in all; their latencies go on from the first send", run.Retried,
+			run.Retries)
 	}
 	if !opt.Shard.Whole() {
-		add("shard %v of a load: what the server counted is of all shards; kvtune merge computes the metrics of the whole", opt.Shard)
+		add("shard %v of a load: what the server counted is of all shards; kvtune merge computes the metrics of the whole",
+			opt.Shard)
 		if begin := opt.StartAt.Sub(run.Started); run.Begin != nil && !opt.StartAt.IsZero() && *run.Begin > begin+lateStart {
-			add("the measured requests began %.1f s after --start-at: priming and warm-up were not over", (*run.Begin - begin).Seconds())
+			add("the measured requests began %.1f s after --start-at: priming and warm-up were not over",
+				(*run.Begin - begin).Seconds())
 		}
 		return doubts
 	}
@@ -41,8 +44,8 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 		add("the server was started anew during the run (%d times): its counters are those since then", seen.Restarts)
 	}
 	if n := len(seen.Back); n > 0 {
-		add("the server contradicts itself: %d of its counters went back, %s among them; what moved is known since then only", n,
-			seen.Back[0])
+		add("the server contradicts itself: %d of its counters went back, %s among them; what moved is known since "+
+			"then only", n, seen.Back[0])
 	}
 	for _, m := range [...]string{harness.MetricTTFTFromSend, harness.MetricITL} {
 		if client, engine, ok := bothSides(m, run.Records, seen); ok && client-engine > max(minGap, engine/10) {
@@ -69,7 +72,8 @@ func (opt *Options) doubts(res *harness.Result, run *load.Run, seen vllm.Watched
 	return doubts
 }
 
-const contaminated = "contaminated: the server processed %d prompt tokens that are not ours; others used it during the run"
+const contaminated = "contaminated: the server processed %d prompt tokens that are not ours; others used it " +
+	"during the run"
 
 // lateStart is how late a shard may begin without a word.
 const lateStart = 50 * time.Millisecond

@@ -24,9 +24,10 @@ type ShardOutput struct {
 // apart is how far apart the measured requests of shards may have begun without a word.
 const apart = 100 * time.Millisecond
 
-// Merge unites the shards of a load at one server, in the order of their indices: request lines in the order in which they
-// were due, on a clock that counts from the first shard's start; metrics computed anew from them; histograms added. What
-// the server says of itself is the account of the shard that watched it longest: each saw what all of them did.
+// Merge unites the shards of a load at one server, in the order of their indices: request lines in the order in which
+// they were due, on a clock that counts from the first shard's start; metrics computed anew from them; histograms
+// added. What the server says of itself is the account of the shard that watched it longest: each saw what all of them
+// did.
 //
 // Its error is of shards that were not at the same server, or of requests that two shards sent.
 func Merge(shards []ShardOutput) (*Output, error) {
@@ -56,7 +57,8 @@ func Merge(shards []ShardOutput) (*Output, error) {
 		late := s.Result.Conditions.Started.Sub(zero)
 		for _, r := range s.Records {
 			if before, twice := sent[r.Index]; twice && r.Phase != workload.Prime {
-				return nil, fmt.Errorf("request %d was sent by shards %d and %d: they are not shards of one load", r.Index, before, i)
+				return nil, fmt.Errorf("request %d was sent by shards %d and %d: they are not shards of one load", r.Index,
+					before, i)
 			}
 			sent[r.Index] = i
 			if r.Sent += late; r.Due != nil {
@@ -83,7 +85,8 @@ func Merge(shards []ShardOutput) (*Output, error) {
 	}
 	res := out.Result
 	res.Metrics = slices.Concat(harness.Measure(out.Records),
-		harness.Observe(res.Conditions.Server, res.Counters, measured(out.Series, out.Records)), harness.ObserveEngine(res.Histograms))
+		harness.Observe(res.Conditions.Server, res.Counters, measured(out.Series, out.Records)),
+		harness.ObserveEngine(res.Histograms))
 	if d, ok := res.Metrics.Value(harness.MetricDuration, ""); ok {
 		res.Conditions.Duration = d
 	}
@@ -139,8 +142,9 @@ func mergeResults(shards []ShardOutput, out *Output, zero time.Time) *harness.Re
 		}
 	}
 	if last > first+apart {
-		res.Warnings = append(res.Warnings, fmt.Sprintf("the shards began %.1f s apart: what they sent is not one schedule (--start-at TIME "+
-			"makes them begin together)", (last-first).Seconds()))
+		res.Warnings = append(res.Warnings,
+			fmt.Sprintf("the shards began %.1f s apart: what they sent is not one schedule (--start-at TIME "+
+				"makes them begin together)", (last-first).Seconds()))
 	}
 	return &res
 }
@@ -164,7 +168,8 @@ func sameServer(a, b harness.ServerInfo) error {
 		a, b any
 	}{
 		{"kind", a.Kind, b.Kind}, {"version", a.Version, b.Version}, {"model", a.Model, b.Model},
-		{"max_model_len", a.MaxModelLen, b.MaxModelLen}, {"block_size", a.BlockSize, b.BlockSize}, {"num_gpu_blocks", a.NumGPUBlocks, b.NumGPUBlocks},
+		{"max_model_len", a.MaxModelLen, b.MaxModelLen}, {"block_size", a.BlockSize, b.BlockSize},
+		{"num_gpu_blocks", a.NumGPUBlocks, b.NumGPUBlocks},
 	} {
 		if x.a != x.b {
 			return fmt.Errorf("not the same server: its %s is %v and %v", x.what, x.a, x.b)
@@ -173,7 +178,8 @@ func sameServer(a, b harness.ServerInfo) error {
 	return nil
 }
 
-// addHistograms adds interval logs: one interval per tag, in the order in which tags first appear, as long as the longest.
+// addHistograms adds interval logs: one interval per tag, in the order in which tags first appear, as long as the
+// longest.
 func addHistograms(logs [][]hist.Interval) []hist.Interval {
 	var sum []hist.Interval
 	for _, log := range logs {

@@ -22,8 +22,8 @@ func recorded(n int) []workload.Record {
 	var records []workload.Record
 	for i := range n {
 		due := 2*time.Second + time.Duration(i)*20*time.Millisecond
-		r := workload.Record{Index: i, Due: &due, Sent: due + between(0, 900), PromptTokens: 100, AskedTokens: 8, OutputTokens: 8,
-			FinishReason: "length"}
+		r := workload.Record{Index: i, Due: &due, Sent: due + between(0, 900), PromptTokens: 100, AskedTokens: 8,
+			OutputTokens: 8, FinishReason: "length"}
 		at := between(9000, 90000)
 		for range 8 {
 			r.Tokens = append(r.Tokens, workload.TokenEvent{At: at, Tokens: 1})
@@ -55,8 +55,9 @@ func shardsOf(records []workload.Record, n int) []profile.ShardOutput {
 		shards[i] = profile.ShardOutput{
 			Output: &profile.Output{Records: own, Result: &harness.Result{
 				Name: "profiling", Origin: harness.OriginMeasured, Config: harness.Config{Name: "profiling"},
-				Conditions: harness.Conditions{Started: start.Add(late), Server: harness.ServerInfo{Kind: harness.KindVLLM, BlockSize: 16},
-					Host: "a machine", Salt: "one", Retries: i, Begin: new((2*time.Second - late).Seconds()), Shard: "x"},
+				Conditions: harness.Conditions{Started: start.Add(late),
+					Server: harness.ServerInfo{Kind: harness.KindVLLM, BlockSize: 16}, Host: "a machine", Salt: "one", Retries: i,
+					Begin: new((2*time.Second - late).Seconds()), Shard: "x"},
 				Counters: map[string]float64{"vllm:prompt_tokens_total": 100 * float64(len(records))},
 				Warnings: []string{"shard 0/3 of a load", "a note"},
 			}},
@@ -84,8 +85,9 @@ func TestMerge(t *testing.T) {
 		}
 	}
 	c := out.Result.Conditions
-	if c.Retries != 3 || c.Host != "a machine" || c.Salt != "one" || c.Shard != "" || c.Begin != nil || c.SendLag99 == nil ||
-		*c.SendLag99 < 0.003 || *c.SendLag99 > 0.00301 || !slices.Equal(out.Result.Warnings, []string{"a note"}) {
+	if c.Retries != 3 || c.Host != "a machine" || c.Salt != "one" || c.Shard != "" || c.Begin != nil ||
+		c.SendLag99 == nil || *c.SendLag99 < 0.003 || *c.SendLag99 > 0.00301 ||
+		!slices.Equal(out.Result.Warnings, []string{"a note"}) {
 		t.Errorf("conditions %+v, warnings %q", c, out.Result.Warnings)
 	}
 	folder, err := archive.Create(t.TempDir())
@@ -101,7 +103,8 @@ func TestMerge(t *testing.T) {
 	}
 	for i, iv := range profile.Histograms(whole) {
 		if sum[i].Tag != iv.Tag || !reflect.DeepEqual(sum[i].Hist, iv.Hist) {
-			t.Errorf("%s: %d values to %v, want %d to %v", iv.Tag, sum[i].Hist.Count(), sum[i].Hist.Max(), iv.Hist.Count(), iv.Hist.Max())
+			t.Errorf("%s: %d values to %v, want %d to %v", iv.Tag, sum[i].Hist.Count(), sum[i].Hist.Max(), iv.Hist.Count(),
+				iv.Hist.Max())
 		}
 	}
 	if part, _ := folder.Part("profiling"); part.State != archive.Done {
@@ -127,7 +130,8 @@ func TestMergeSays(t *testing.T) {
 		{"another server", "shards 0 and 2: not the same server: its block_size is 16 and 32", func(s []profile.ShardOutput) {
 			s[2].Result.Conditions.Server.BlockSize = 32
 		}},
-		{"a request twice", "request 3 was sent by shards 0 and 1", func(s []profile.ShardOutput) { s[1].Records[0].Index = 3 }},
+		{"a request twice", "request 3 was sent by shards 0 and 1",
+			func(s []profile.ShardOutput) { s[1].Records[0].Index = 3 }},
 	} {
 		if _, err := says(tt.name, tt.spoil); err == nil || !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
@@ -140,15 +144,17 @@ func TestMergeSays(t *testing.T) {
 		name, warning string
 		spoil         func([]profile.ShardOutput)
 	}{
-		{"no common start", "the shards began 1.5 s apart", func(s []profile.ShardOutput) { *s[1].Result.Conditions.Begin += 1.5 }},
+		{"no common start", "the shards began 1.5 s apart",
+			func(s []profile.ShardOutput) { *s[1].Result.Conditions.Begin += 1.5 }},
 		{"others use the server", "contaminated: the server processed 500 prompt tokens", func(s []profile.ShardOutput) {
 			s[2].Result.Counters["vllm:prompt_tokens_total"] += 500 // the one that watched it to the end
 		}},
-		{"warm-up is left out of the whole", "steady state (MSER-5): the first 10 measured requests", func(s []profile.ShardOutput) {
-			for i := range s {
-				s[i].Result.Config.SteadyState = true
-			}
-		}},
+		{"warm-up is left out of the whole", "steady state (MSER-5): the first 10 measured requests",
+			func(s []profile.ShardOutput) {
+				for i := range s {
+					s[i].Result.Config.SteadyState = true
+				}
+			}},
 	} {
 		res, err := says(tt.name, tt.spoil)
 		if err != nil || !strings.Contains(strings.Join(res.Warnings, "\n"), tt.warning) {
@@ -159,7 +165,8 @@ func TestMergeSays(t *testing.T) {
 		s[1].Result.Partial, s[1].Result.Why = true, "the endpoint is dead"
 		s[2].Result.Conditions.GeneratorLimited = "slow"
 	})
-	if err != nil || !res.Partial || res.Why != "shard 1: the endpoint is dead" || res.Conditions.GeneratorLimited != "shard 2: slow" {
+	if err != nil || !res.Partial || res.Why != "shard 1: the endpoint is dead" ||
+		res.Conditions.GeneratorLimited != "shard 2: slow" {
 		t.Errorf("%v, %+v", err, res)
 	}
 }

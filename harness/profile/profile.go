@@ -53,8 +53,8 @@ type Options struct {
 	Command []string
 	// Tool is kvtune's version, for the conditions.
 	Tool string
-	// Steps gives the engine steps that the server has logged since its last call ([vllm.Process.Steps]); nil where it logs
-	// none.
+	// Steps gives the engine steps that the server has logged since its last call ([vllm.Process.Steps]); nil where it
+	// logs none.
 	Steps func() ([]harness.StepRecord, error)
 	// OnProgress is called as requests end and twice a second, never two calls at once; nil is silent.
 	OnProgress func(Progress)
@@ -131,7 +131,8 @@ func Run(ctx context.Context, opt Options) (*Output, error) {
 	out.log = append(out.log, hist.Interval{Tag: hist.LAG, Length: out.log[0].Length, Hist: run.Lag})
 	var stepsErr error
 	if out.Steps, stepsErr = opt.steps(); stepsErr != nil {
-		out.Result.Warnings = append(out.Result.Warnings, fmt.Sprintf("the server's log of steps cannot be read: %v", stepsErr))
+		out.Result.Warnings = append(out.Result.Warnings,
+			fmt.Sprintf("the server's log of steps cannot be read: %v", stepsErr))
 	}
 	if opt.Folder == nil || err != nil {
 		return out, err
@@ -286,7 +287,8 @@ func (opt *Options) result(run *load.Run, seen vllm.Watched, series []harness.Sa
 		lag := run.Lag.Quantile(0.99).Seconds()
 		res.Conditions.SendLag99 = &lag
 	}
-	res.Conditions.GeneratorCPU, res.Conditions.GeneratorLimited, res.Conditions.Retries = run.CPU, run.Limited(), run.Retries
+	res.Conditions.GeneratorCPU, res.Conditions.GeneratorLimited, res.Conditions.Retries = run.CPU, run.Limited(),
+		run.Retries
 	res.Warnings = slices.Concat(opt.Notes, opt.Workload.Notes, opt.doubts(res, run, seen))
 	if ok, _ := res.Metrics.Value(harness.MetricRequests, harness.StatOK); ok == 0 && !res.Partial {
 		res.Partial, res.Why = true, "no request succeeded"

@@ -15,8 +15,8 @@ type SearchOptions struct {
 	// From and To bound the rate in requests/s; From is measured first.
 	From, To float64
 	SLOs     []harness.SLO
-	// Precision is how far apart the highest rate that kept them and the lowest that did not may be at the end, as a share;
-	// 0 is 5 %.
+	// Precision is how far apart the highest rate that kept them and the lowest that did not may be at the end, as a
+	// share; 0 is 5 %.
 	Precision float64
 	// Measure runs the workload at a rate.
 	Measure func(ctx context.Context, rate float64) (*Output, error)
@@ -50,8 +50,8 @@ const defaultPrecision = 0.05
 // SearchRate finds the highest rate that keeps the objectives: it doubles the rate until one is missed, so that the
 // server is never asked for more than twice what it can do, and then halves the bracket (in the logarithm). A rate at
 // which requests pile up is missed whatever the latencies of those that ended ([FallsBehind]). Where a miss may be
-// the generator's, or a run ended early, the search ends and says so: nothing is known of higher rates. An objective that
-// is kept in spite of a late generator is kept.
+// the generator's, or a run ended early, the search ends and says so: nothing is known of higher rates. An objective
+// that is kept in spite of a late generator is kept.
 func SearchRate(ctx context.Context, opt SearchOptions) (*RateSearch, error) {
 	if !(opt.From > 0 && opt.To >= opt.From) || len(opt.SLOs) == 0 {
 		return nil, fmt.Errorf("a search from %g to %g requests/s under %d objectives: expected rates above 0 in ascending "+

@@ -88,10 +88,11 @@ func TestFallsBehind(t *testing.T) {
 	if n, more := profile.FallsBehind(queue(60, 400, 25*time.Millisecond).Records); !more || n != 200 {
 		t.Errorf("a server at 150 %% does not fall behind (%d)", n)
 	}
-	s, err := profile.SearchRate(t.Context(), profile.SearchOptions{From: 60, To: 60, SLOs: objective(t, "p99 TTFT <= 900s"),
-		Measure: func(_ context.Context, rate float64) (*profile.Output, error) {
-			return queue(rate, 400, 25*time.Millisecond), nil
-		}})
+	s, err := profile.SearchRate(t.Context(),
+		profile.SearchOptions{From: 60, To: 60, SLOs: objective(t, "p99 TTFT <= 900s"),
+			Measure: func(_ context.Context, rate float64) (*profile.Output, error) {
+				return queue(rate, 400, 25*time.Millisecond), nil
+			}})
 	if err != nil || s.Best != -1 || !strings.Contains(s.Steps[0].Why, "falls behind") {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -116,7 +117,8 @@ func TestSearchRateEnds(t *testing.T) {
 		Measure: func(context.Context, float64) (*profile.Output, error) { return nil, broken }}); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
-	for _, opt := range []profile.SearchOptions{{From: 0, To: 1, SLOs: slos}, {From: 2, To: 1, SLOs: slos}, {From: 1, To: 2}} {
+	for _, opt := range []profile.SearchOptions{{From: 0, To: 1, SLOs: slos}, {From: 2, To: 1, SLOs: slos},
+		{From: 1, To: 2}} {
 		if _, err := profile.SearchRate(t.Context(), opt); err == nil {
 			t.Errorf("%+v is accepted", opt)
 		}

@@ -76,15 +76,16 @@ func adaptersServed(w *workload.Workload, info harness.ServerInfo) error {
 			if len(info.Adapters) > 0 {
 				serves = strings.Join(info.Adapters, ", ")
 			}
-			return &harness.FieldError{Field: "lora", Value: name, Allowed: fmt.Sprintf("an adapter that the server serves (%s); "+
-				"vLLM serves those of --enable-lora --lora-modules NAME=PATH", serves)}
+			return &harness.FieldError{Field: "lora", Value: name,
+				Allowed: fmt.Sprintf("an adapter that the server serves (%s); "+
+					"vLLM serves those of --enable-lora --lora-modules NAME=PATH", serves)}
 		}
 	}
 	return nil
 }
 
-// priorities says what becomes of a workload's priorities, where they differ from 0. A vLLM that schedules fcfs answers a
-// request with a priority as any other (0.32.0, seen; vllm/v1/core/sched/scheduler.py does not look at it), so that
+// priorities says what becomes of a workload's priorities, where they differ from 0. A vLLM that schedules fcfs answers
+// a request with a priority as any other (0.32.0, seen; vllm/v1/core/sched/scheduler.py does not look at it), so that
 // nothing in its answers tells.
 func priorities(differ bool, info harness.ServerInfo) string {
 	switch policy := info.Args.SchedulingPolicy; {
@@ -94,8 +95,8 @@ func priorities(differ bool, info harness.ServerInfo) string {
 		return "the server does not state its scheduling_policy: under fcfs, vLLM's default, it ignores the requests' " +
 			"priorities and says nothing (--scheduling-policy priority beside --endpoint states that it has it)"
 	default:
-		return fmt.Sprintf("the requests' priorities have no effect: the server's scheduling_policy is %s (priority obeys them)",
-			policy)
+		return fmt.Sprintf("the requests' priorities have no effect: the server's scheduling_policy is %s (priority "+
+			"obeys them)", policy)
 	}
 }
 
@@ -115,8 +116,8 @@ func builderOf(cfg harness.Config, info harness.ServerInfo) (*builder, error) {
 	}
 	if wish := cfg.BlockSize; info.BlockSize > 0 {
 		if cfg.BlockSize = info.BlockSize; cfg.M > 0 && wish > 0 && wish != info.BlockSize && cfg.Trace == "" {
-			b.notes = append(b.notes, fmt.Sprintf("M counts blocks of %d tokens, the server's block_size, not of %d as asked for",
-				info.BlockSize, wish))
+			b.notes = append(b.notes, fmt.Sprintf("M counts blocks of %d tokens, the server's block_size, not of %d as "+
+				"asked for", info.BlockSize, wish))
 		}
 	}
 	b.cfg = cfg

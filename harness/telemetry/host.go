@@ -59,9 +59,9 @@ type Watcher struct {
 }
 
 // Watch samples the host every so often, and once more at the end: [harness.SeriesHostCPU] as the mean since the sample
-// before and [harness.SeriesHostMemory]; and of gpus, unless it is nil, the one whose memory is fullest: the device that
-// serves, or one of equals. Times are from start. What the system does not tell is left out. every is above 0; the caller
-// closes gpus after Stop.
+// before and [harness.SeriesHostMemory]; and of gpus, unless it is nil, the one whose memory is fullest: the device
+// that serves, or one of equals. Times are from start. What the system does not tell is left out. every is above 0; the
+// caller closes gpus after Stop.
 func Watch(every time.Duration, start time.Time, gpus GPUs) *Watcher {
 	w := &Watcher{gpus: gpus, stop: make(chan struct{}), done: make(chan struct{}), start: start}
 	go func() {

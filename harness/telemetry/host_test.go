@@ -92,7 +92,8 @@ func TestWatchGPUs(t *testing.T) {
 			got[s.Metric] = s.Value
 		}
 	}
-	want := map[string]float64{harness.SeriesGPUPower: 650, harness.SeriesGPUBusy: 0.97, harness.SeriesGPUThrottled + PowerCap: 1}
+	want := map[string]float64{harness.SeriesGPUPower: 650, harness.SeriesGPUBusy: 0.97,
+		harness.SeriesGPUThrottled + PowerCap: 1}
 	if gpus.reads != 4 || !maps.Equal(got, want) {
 		t.Errorf("%d readings, %v, want %v", gpus.reads, got, want)
 	}

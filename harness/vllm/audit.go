@@ -62,9 +62,9 @@ func (c *Client) audit(r *workload.Request, st *stream, whole bool) {
 	}
 }
 
-// Doubts says in a sentence each how the server's answers contradicted themselves or what was asked, since the client was
-// made; none where the server is honest. Latencies never rest on what a server says: they are of this machine's monotonic
-// clock.
+// Doubts says in a sentence each how the server's answers contradicted themselves or what was asked, since the client
+// was made; none where the server is honest. Latencies never rest on what a server says: they are of this machine's
+// monotonic clock.
 func (c *Client) Doubts() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -37,7 +37,8 @@ func decoded(data []byte) chunk {
 	}
 	count := func(raw json.RawMessage) int {
 		var n json.Number
-		if raw == nil || raw[0] == '"' || json.Unmarshal(raw, &n) != nil || strings.ContainsAny(n.String(), ".eE-") || n == "" {
+		if raw == nil || raw[0] == '"' || json.Unmarshal(raw, &n) != nil || strings.ContainsAny(n.String(), ".eE-") ||
+			n == "" {
 			return -1
 		}
 		v := json.Number(strings.TrimLeft(n.String(), "0"))
@@ -84,8 +85,9 @@ func decoded(data []byte) chunk {
 
 // said is what a chunk says, to be compared.
 func said(c *chunk) string {
-	return fmt.Sprintf("choices %v text %v tokens %d finish %q usage %v %d %d %d error %q object %q message %q id %q created %d", c.choices,
-		c.hasText, c.tokens, c.finish, c.usage, c.prompt, c.completion, c.cached, c.err, c.object, c.message, c.id, c.created)
+	return fmt.Sprintf("choices %v text %v tokens %d finish %q usage %v %d %d %d error %q object %q message %q id %q "+
+		"created %d", c.choices, c.hasText, c.tokens, c.finish, c.usage, c.prompt, c.completion, c.cached, c.err, c.object,
+		c.message, c.id, c.created)
 }
 
 // plain reports whether no object has a key twice, and no key an escape: there the scan does not follow encoding/json.
@@ -148,7 +150,8 @@ func checkChunk(t *testing.T, data []byte) {
 	if plain(data) && said(&c) != said(&want) {
 		t.Errorf("%q:\n%s, encoding/json has\n%s", data, said(&c), said(&want))
 	}
-	if ids := appendIDs(nil, c.ids); c.tokens >= 0 && len(c.ids) > 0 && !bytes.ContainsAny(c.ids, "[{\"") && len(ids) != c.tokens {
+	if ids := appendIDs(nil, c.ids); c.tokens >= 0 && len(c.ids) > 0 && !bytes.ContainsAny(c.ids, "[{\"") &&
+		len(ids) != c.tokens {
 		t.Errorf("%q: %d ids of %d", data, len(ids), c.tokens)
 	}
 }

@@ -79,7 +79,8 @@ func (s *Server) Client(opt ClientOptions) *Client {
 	if opt.API == Chat {
 		opt.Text = true
 	}
-	c := &Client{s: s, opt: opt, outputs: map[uint64]*output{}, ledger: ledger{seed: maphash.MakeSeed(), ids: map[uint64]bool{}}}
+	c := &Client{s: s, opt: opt, outputs: map[uint64]*output{},
+		ledger: ledger{seed: maphash.MakeSeed(), ids: map[uint64]bool{}}}
 	if opt.Text {
 		c.words = wordList()
 	}
@@ -95,10 +96,10 @@ const maxSurplus = 64
 var ErrStreamCut = errors.New("stream cut off")
 
 // Prepare builds r's body, which takes about 20 µs per 1000 tokens of prompt, and returns what posts it as a stream:
-// exactly r.OutputTokens tokens, greedy: max_tokens and ignore_eos, without min_tokens, which would say the same to a vLLM
-// but costs it a pass over the logits in every step. That calls sent with the moment at which the first byte went out
-// (over HTTP/2, at which a connection was in hand), when the answer begins, and event for every event that carries tokens,
-// with the moment at which its last byte arrived ([wire.Conn]) or, over HTTP/2, was read.
+// exactly r.OutputTokens tokens, greedy: max_tokens and ignore_eos, without min_tokens, which would say the same to a
+// vLLM but costs it a pass over the logits in every step. That calls sent with the moment at which the first byte went
+// out (over HTTP/2, at which a connection was in hand), when the answer begins, and event for every event that carries
+// tokens, with the moment at which its last byte arrived ([wire.Conn]) or, over HTTP/2, was read.
 //
 // An event's tokens are counted by its token_ids; where a server sends none, by the growth of its running usage; else
 // each event with choices is one token (of a chat, each event with content). The reply holds what arrived, also beside
@@ -287,7 +288,8 @@ func (st *stream) take(data []byte, at time.Time) error {
 		st.event(at, tokens)
 	}
 	if st.got > 2*st.asked+maxSurplus {
-		return fmt.Errorf("the server does not end the stream: %d tokens came, %d were asked for (max_tokens)", st.got, st.asked)
+		return fmt.Errorf("the server does not end the stream: %d tokens came, %d were asked for (max_tokens)", st.got,
+			st.asked)
 	}
 	return nil
 }
@@ -324,7 +326,8 @@ func appendString(b []byte, s string) []byte {
 
 // appendPrompt appends the prompt. A segment that an earlier request of this client generated is what it generated;
 // where fewer tokens came than the segment is long, or none, the rest is made up like any other segment, so that the
-// prompt's length is what was asked for. In a chat such a segment is an assistant's message, and everything else a user's.
+// prompt's length is what was asked for. In a chat such a segment is an assistant's message, and everything else a
+// user's.
 func (c *Client) appendPrompt(b []byte, r *workload.Request) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -485,7 +485,8 @@ func TestSendReusesConnections(t *testing.T) {
 		t.Errorf("%d connections for requests one after the other, want 1", n)
 	}
 	fake.CloseClientConnections()
-	time.Sleep(20 * time.Millisecond) // the transport learns of it; a request in that moment would fail, and count as failed
+	// The transport learns of it; a request in that moment would fail, and count as failed.
+	time.Sleep(20 * time.Millisecond)
 	if got := send(t, t.Context(), c, request(5, 2)); got.err != nil || got.sent != 1 {
 		t.Errorf("after the server closed the idle connection: %v, sent %d", got.err, got.sent)
 	}

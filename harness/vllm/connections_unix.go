@@ -22,9 +22,9 @@ func MaxConnections() int {
 	return max(1, int(limit.Cur)-reserved)
 }
 
-// ReserveConnections makes room for n connections, or as many as may be open, in this process's table of open files. Else
-// Linux doubles the table as connections are opened, and each time waits for a grace period of all processors (fs/file.c,
-// expand_fdtable): on one processor nothing is sent or read meanwhile.
+// ReserveConnections makes room for n connections, or as many as may be open, in this process's table of open files.
+// Else Linux doubles the table as connections are opened, and each time waits for a grace period of all processors
+// (fs/file.c, expand_fdtable): on one processor nothing is sent or read meanwhile.
 func ReserveConnections(n int) {
 	if limit := MaxConnections(); limit > 0 {
 		n = min(n, limit)

@@ -47,10 +47,12 @@ func symptoms() []symptom {
 		s(CausePort, `(?i)address already in use`, "the port is taken: stop what listens there, or choose another --port"),
 		s(CauseBlock, `No common block size|[Bb]lock.?size.*(not supported|must be|multiple)`,
 			"the attention backend refuses this block_size: use a multiple of 16 on a GPU, of 32 on the CPU"),
-		s(CauseKVCache, `(?i)kv cache is needed, which is larger|larger than the (available|maximum number of tokens).*KV cache|`+
-			`No available memory for the cache blocks`,
+		s(CauseKVCache,
+			`(?i)kv cache is needed, which is larger|larger than the (available|maximum number of tokens).*KV cache|`+
+				`No available memory for the cache blocks`,
 			"the KV cache is too small: lower max_model_len, or raise gpu_memory_utilization"),
-		s(CauseMemory, `(?i)out ?of ?memory|Free memory on device .* is less than|Cannot allocate memory|not enough memory|MemoryError`,
+		s(CauseMemory,
+			`(?i)out ?of ?memory|Free memory on device .* is less than|Cannot allocate memory|not enough memory|MemoryError`,
 			"memory ran out: lower gpu_memory_utilization, max_num_seqs or max_num_batched_tokens, or free the device"),
 		s(CauseConfig, `max_num_batched_tokens.*max_num_seqs|max_num_batched_tokens.*max_model_len`,
 			"set max_num_batched_tokens and max_num_seqs together: tokens at least sequences, and at least max_model_len "+
@@ -65,7 +67,8 @@ func symptoms() []symptom {
 		s(CauseDevice, `(?i)failed to infer device type|no CUDA GPUs|NVIDIA driver|libcuda`,
 			"vLLM sees no device: check the driver and the installed build"),
 		s(CauseKilled, `(?i)^killed$|oom-kill`, "the system killed it, most likely for memory"),
-		s(CauseConfig, `ValueError:|ValidationError|NotImplementedError:|AssertionError`, "vLLM refuses the configuration: see the line"),
+		s(CauseConfig, `ValueError:|ValidationError|NotImplementedError:|AssertionError`,
+			"vLLM refuses the configuration: see the line"),
 		s("", `\w+(Error|Exception): `, ""),
 	}
 }

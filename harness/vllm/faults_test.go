@@ -28,8 +28,9 @@ func TestRetryAfter(t *testing.T) {
 		wait   time.Duration
 		ok     bool
 	}{
-		{429, "7", 7 * time.Second, true}, {503, "", 0, true}, {503, "soon", 0, true}, {502, "-3", 0, true}, {504, "1e9", 0, true},
-		{503, "Wed, 21 Oct 2015 07:28:00 GMT", 0, true}, {400, "7", 0, false}, {500, "7", 0, false}, {401, "", 0, false},
+		{429, "7", 7 * time.Second, true}, {503, "", 0, true}, {503, "soon", 0, true}, {502, "-3", 0, true},
+		{504, "1e9", 0, true}, {503, "Wed, 21 Oct 2015 07:28:00 GMT", 0, true}, {400, "7", 0, false}, {500, "7", 0, false},
+		{401, "", 0, false},
 	} {
 		got := send(t, t.Context(), client(t, completions(func(w http.ResponseWriter, _ *http.Request) {
 			if c.header != "" {
@@ -45,7 +46,8 @@ func TestRetryAfter(t *testing.T) {
 			t.Errorf("%d, Retry-After %q: %v, %v; want %v, %v", c.status, c.header, wait, ok, c.wait, c.ok)
 		}
 	}
-	if wait := retryAfter(time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)); wait < 59*time.Minute || wait > time.Hour {
+	if wait := retryAfter(time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)); wait < 59*time.Minute ||
+		wait > time.Hour {
 		t.Errorf("a date an hour from now is %v", wait)
 	}
 	if _, ok := (&APIError{Status: 503, InStream: true}).RetryAfter(); ok {
@@ -63,7 +65,8 @@ func TestRetriesThroughTheGenerator(t *testing.T) {
 		}
 		streams(ev("", 7), ev("length", 8), usageEvent(5, 2, ""), done)(w, r)
 	}))
-	run, err := load.Do(t.Context(), load.Options{Client: c, Retries: 3, Workload: &workload.Workload{Requests: []workload.Request{*request(5, 2)}}})
+	run, err := load.Do(t.Context(),
+		load.Options{Client: c, Retries: 3, Workload: &workload.Workload{Requests: []workload.Request{*request(5, 2)}}})
 	if err != nil || run.OK != 1 || run.Retries != 2 || run.Records[0].Retries != 2 || asked.Load() != 3 {
 		t.Errorf("%+v, %v, asked %d times", run, err, asked.Load())
 	}
@@ -114,13 +117,15 @@ func TestLongEventsAndSlowLoris(t *testing.T) {
 	}
 }
 
-// Under load 1 % of the streams die at random, at the network: every request is accounted for, and the others are whole.
+// Under load 1 % of the streams die at random, at the network: every request is accounted for, and the others are
+// whole.
 func TestStreamsDieUnderLoad(t *testing.T) {
 	var served, killed atomic.Int32
 	h := completions(func(w http.ResponseWriter, r *http.Request) {
 		if n := served.Add(1); n%100 == 50 {
 			killed.Add(1)
-			hijacked([]string{"", head + "Transfer-Encoding: chunked\r\n\r\n", chunked(ev("", 7), ev("", 8)[:30])}[n/100%3], n/100%2 == 0)(w, r)
+			hijacked([]string{"", head + "Transfer-Encoding: chunked\r\n\r\n", chunked(ev("", 7), ev("", 8)[:30])}[n/100%3],
+				n/100%2 == 0)(w, r)
 			return
 		}
 		streams(ev("", 7), ev("", 8), ev("length", 9), usageEvent(5, 3, ""), done)(w, r)
@@ -135,8 +140,10 @@ func TestStreamsDieUnderLoad(t *testing.T) {
 	if err != nil || run.Interrupted {
 		t.Fatalf("%+v, %v", run, err)
 	}
-	if run.Sent != 2000 || run.Sent != run.OK+run.Failed+run.Cancelled || run.Failed != int(killed.Load()) || run.Cancelled != 0 {
-		t.Errorf("sent %d, ok %d, failed %d, cancelled %d; %d were killed", run.Sent, run.OK, run.Failed, run.Cancelled, killed.Load())
+	if run.Sent != 2000 || run.Sent != run.OK+run.Failed+run.Cancelled || run.Failed != int(killed.Load()) ||
+		run.Cancelled != 0 {
+		t.Errorf("sent %d, ok %d, failed %d, cancelled %d; %d were killed", run.Sent, run.OK, run.Failed, run.Cancelled,
+			killed.Load())
 	}
 	for i := range run.Records {
 		if r := &run.Records[i]; r.OK() && (r.OutputTokens != 3 || len(r.Tokens) != 3) || !r.OK() && r.Error == "" {
@@ -174,7 +181,8 @@ func TestHTTP2WhenOffered(t *testing.T) {
 		t.Errorf("a certificate that no system root has signed: %v", err)
 	}
 	trusting := newHTTPClient(0)
-	trusting.Transport.(*http.Transport).TLSClientConfig = fake.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	trusting.Transport.(*http.Transport).TLSClientConfig =
+		fake.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	trusting.Transport.(*http.Transport).TLSClientConfig.NextProtos = nil
 	opened.Store(0)
 	s, err := Connect(t.Context(), fake.URL, Options{HTTPClient: trusting})
@@ -198,7 +206,8 @@ func TestHTTP2WhenOffered(t *testing.T) {
 func TestChat(t *testing.T) {
 	var bodies []string
 	event := func(delta, finish string) string {
-		return fmt.Sprintf(`data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}`+"\n\n", delta, finish)
+		return fmt.Sprintf(`data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}`+
+			"\n\n", delta, finish)
 	}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/chat/completions" {
@@ -207,8 +216,8 @@ func TestChat(t *testing.T) {
 		}
 		body, _ := io.ReadAll(r.Body)
 		bodies = append(bodies, string(body))
-		for _, e := range []string{event(`{"role":"assistant","content":""}`, "null"), event(`{"content":"say \"a\""}`, "null"),
-			event(`{"content":" b"}`, `"length"`), usageEvent(9, 2, ""), done} {
+		for _, e := range []string{event(`{"role":"assistant","content":""}`, "null"),
+			event(`{"content":"say \"a\""}`, "null"), event(`{"content":" b"}`, `"length"`), usageEvent(9, 2, ""), done} {
 			_, _ = io.WriteString(w, e)
 		}
 	})
@@ -217,21 +226,25 @@ func TestChat(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := s.Client(ClientOptions{API: Chat})
-	first := &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 3}, {ID: 2, Tokens: 1}}, OutputTokens: 2, OutputID: 77}
+	first := &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 3}, {ID: 2, Tokens: 1}}, OutputTokens: 2,
+		OutputID: 77}
 	got := send(t, t.Context(), c, first)
 	if got.err != nil || fmt.Sprint(got.events) != "[1 1]" || got.reply.PromptTokens != 9 {
 		t.Errorf("events %v, %+v, %v: the role is no token", got.events, got.reply, got.err)
 	}
-	second := &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 3}, {ID: 2, Tokens: 1}, {ID: 77, Tokens: 2}, {ID: 3, Tokens: 2}},
+	second := &workload.Request{Prompt: []workload.Segment{{ID: 1, Tokens: 3}, {ID: 2, Tokens: 1}, {ID: 77, Tokens: 2},
+		{ID: 3, Tokens: 2}},
 		OutputTokens: 2}
 	if got := send(t, t.Context(), c, second); got.err != nil {
 		t.Fatal(got.err)
 	}
 	user, _, _ := strings.Cut(strings.SplitN(bodies[0], `"content":"`, 2)[1], `"`)
-	if len(strings.Fields(user)) != 4 || !strings.Contains(bodies[0], `"messages":[{"role":"user","content":"`+user+`"}]`) {
+	if len(strings.Fields(user)) != 4 ||
+		!strings.Contains(bodies[0], `"messages":[{"role":"user","content":"`+user+`"}]`) {
 		t.Errorf("body %s", bodies[0])
 	}
-	if want := `"messages":[{"role":"user","content":"` + user + `"},{"role":"assistant","content":"say \"a\" b"},{"role":"user","content":"`; !strings.Contains(bodies[1], want) {
+	if want := `"messages":[{"role":"user","content":"` + user +
+		`"},{"role":"assistant","content":"say \"a\" b"},{"role":"user","content":"`; !strings.Contains(bodies[1], want) {
 		t.Errorf("body %s, want %s", bodies[1], want)
 	}
 	text := string(s.Client(ClientOptions{Text: true}).body(first))
@@ -264,7 +277,8 @@ func TestOpenFilesLimit(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "ulimit -n 256 && exec \"$0\" -test.run '^TestOpenFilesLimit$'", self)
 	cmd.Env = append(os.Environ(), "KVTUNE_TEST_FILES=1")
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "the workload has 300 requests in flight at once and this process may have 192 connections open") {
+	if err != nil || !strings.Contains(string(out),
+		"the workload has 300 requests in flight at once and this process may have 192 connections open") {
 		t.Errorf("%s%v", out, err)
 	}
 }

@@ -67,10 +67,12 @@ func TestHostileServer(t *testing.T) {
 		want string
 	}{
 		{"one event of 1 GB", flood(stream+"\r\ndata: ", strings.Repeat("x", 1<<16)), "streamed event too large"},
-		{"an event of endless lines", flood(stream+"\r\n", "data: "+strings.Repeat("x", 1017)+"\n"), "streamed event too large"},
+		{"an event of endless lines", flood(stream+"\r\n", "data: "+strings.Repeat("x", 1017)+"\n"),
+			"streamed event too large"},
 		{"endless headers", flood(stream, "X-More: "+strings.Repeat("x", 1<<10)+"\r\n"), "header"},
 		{"one endless header line", flood(stream+"X-More: ", strings.Repeat("x", 1<<16)), "header"},
-		{"an endless error", flood("HTTP/1.1 500 No\r\n\r\n", strings.Repeat("no ", 1000)), "the server failed (status 500): no no"},
+		{"an endless error", flood("HTTP/1.1 500 No\r\n\r\n", strings.Repeat("no ", 1000)),
+			"the server failed (status 500): no no"},
 		{"tokens without end", flood(stream+"\r\n", ev("", 7)), "the server does not end the stream"},
 		{"a gzip bomb", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -129,7 +131,8 @@ func lying(answer func(n int) []string) completions {
 // A server that contradicts itself is believed in nothing that can be known better, and is told.
 func TestLyingServer(t *testing.T) {
 	named := func(id string, created int, event string) string {
-		return strings.NewReplacer(`"id":"cmpl-1"`, fmt.Sprintf(`"id":%q`, id), `"created":1`, fmt.Sprintf(`"created":%d`, created)).
+		return strings.NewReplacer(`"id":"cmpl-1"`, fmt.Sprintf(`"id":%q`, id), `"created":1`,
+			fmt.Sprintf(`"created":%d`, created)).
 			Replace(event)
 	}
 	honest := func(n int) []string {

@@ -89,8 +89,8 @@ func (e *DiedError) Error() string {
 	return b.String()
 }
 
-// Process is a server that was started here. It leads its own process group, which a guard stops should this process die
-// before it has.
+// Process is a server that was started here. It leads its own process group, which a guard stops should this process
+// die before it has.
 type Process struct {
 	argv  []string
 	log   string
@@ -172,7 +172,8 @@ func cannotStart(program string, err error) error {
 		return fmt.Errorf("cannot start %q: %w; install vLLM (pip install vllm), or name the command that starts it",
 			program, exec.ErrNotFound)
 	}
-	return fmt.Errorf("cannot start %q: %w; name the command that starts vLLM as it is on this machine", program, exec.ErrNotFound)
+	return fmt.Errorf("cannot start %q: %w; name the command that starts vLLM as it is on this machine", program,
+		exec.ErrNotFound)
 }
 
 // reap waits for the end of the process and takes what it left of its group with it.

@@ -395,10 +395,11 @@ func TestServerDiesWithItsParent(t *testing.T) {
 func TestLaunchWordsStayWords(t *testing.T) {
 	dir := t.TempDir()
 	mark := filepath.Join(dir, "pwned")
-	for _, evil := range []string{"m; touch " + mark, "$(touch " + mark + ")", "`touch " + mark + "`", "m\ntouch " + mark, "m' && touch " + mark + " '",
-		`m" | touch ` + mark + ` "`} {
+	for _, evil := range []string{"m; touch " + mark, "$(touch " + mark + ")", "`touch " + mark + "`", "m\ntouch " + mark,
+		"m' && touch " + mark + " '", `m" | touch ` + mark + ` "`} {
 		stopped := filepath.Join(t.TempDir(), "stopped "+filepath.Base(evil))
-		p, err := launchFake(t, "serve", LaunchOptions{Model: evil, Args: []string{"--served-model-name", evil}, Extra: []string{"--seed=" + evil},
+		p, err := launchFake(t, "serve", LaunchOptions{Model: evil, Args: []string{"--served-model-name", evil},
+			Extra:       []string{"--seed=" + evil},
 			StopCommand: []string{"touch", stopped, filepath.Join(dir, "x"+filepath.Base(evil))}, Grace: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatalf("%q: %v", evil, err)

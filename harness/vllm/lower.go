@@ -26,9 +26,9 @@ const (
 )
 
 // Lower is the next setting to try on a server whose memory did not suffice: the one that its log names, moved as far
-// as the log says or else by one step down. inForce are all its settings, defaults included; set holds what to change, and
-// what says it in words ("gpu_memory_utilization 0.92 -> 0.87"). It is false where the end had another cause, or where
-// there is nothing left to lower.
+// as the log says or else by one step down. inForce are all its settings, defaults included; set holds what to change,
+// and what says it in words ("gpu_memory_utilization 0.92 -> 0.87"). It is false where the end had another cause, or
+// where there is nothing left to lower.
 func (e *DiedError) Lower(inForce harness.EngineArgs) (set harness.EngineArgs, what string, ok bool) {
 	log := strings.Join(e.Lines, "\n")
 	utilization := func(to float64) bool {
@@ -49,8 +49,8 @@ func (e *DiedError) Lower(inForce harness.EngineArgs) (set harness.EngineArgs, w
 		return true
 	}
 	tokens := func() bool {
-		return count("max_num_batched_tokens", inForce.MaxNumBatchedTokens, max(inForce.MaxNumBatchedTokens/2, inForce.MaxNumSeqs),
-			fewestTokens, &set.MaxNumBatchedTokens)
+		return count("max_num_batched_tokens", inForce.MaxNumBatchedTokens,
+			max(inForce.MaxNumBatchedTokens/2, inForce.MaxNumSeqs), fewestTokens, &set.MaxNumBatchedTokens)
 	}
 	seqs := func() bool {
 		return count("max_num_seqs", inForce.MaxNumSeqs, inForce.MaxNumSeqs/2, fewestSeqs, &set.MaxNumSeqs)

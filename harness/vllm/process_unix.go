@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// groupAttr gives a child its own process group, so that it can be ended with everything that it starts and a terminal's
-// ^C does not reach it.
+// groupAttr gives a child its own process group, so that it can be ended with everything that it starts and a
+// terminal's ^C does not reach it.
 func groupAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
 // killGroup kills what is left of the process group that pid leads; none left is fine.
@@ -39,7 +39,8 @@ func guard(pgid int, stop []string, grace time.Duration) (dismiss func(), err er
 	}
 	defer end.Close()
 	seconds := strconv.Itoa(int((grace + time.Second - 1) / time.Second))
-	cmd := exec.Command("/bin/sh", append([]string{"-c", guardScript, "kvtune-guard", strconv.Itoa(pgid), seconds}, stop...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", guardScript, "kvtune-guard", strconv.Itoa(pgid), seconds},
+		stop...)...)
 	cmd.Stdin = end
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal: its ^C and hang-up are not for the guard
 	if err := cmd.Start(); err != nil {

@@ -29,15 +29,16 @@ for i in range(4):
     weights[name + "A.weight"], weights[name + "B.weight"] = torch.randn(8, 512), torch.randn(512, 8)
 save_file(weights, sys.argv[1] + "/adapter_model.safetensors")
 json.dump({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "bias": "none",
-  "target_modules": ["q_proj"], "base_model_name_or_path": "tiny-llama"}, open(sys.argv[1] + "/adapter_config.json", "w"))`
+  "target_modules": ["q_proj"], "base_model_name_or_path": "tiny-llama"},
+  open(sys.argv[1] + "/adapter_config.json", "w"))`
 	if out, err := exec.Command(python, "-c", script, dir).CombinedOutput(); err != nil {
 		t.Fatalf("making an adapter: %v: %s", err, out)
 	}
 	return dir
 }
 
-// obeysPriorities: while every slot is taken, requests queue in the order 10, 5, none (0), -5, 11; once one slot is free
-// they go through it by priority.
+// obeysPriorities: while every slot is taken, requests queue in the order 10, 5, none (0), -5, 11; once one slot is
+// free they go through it by priority.
 func obeysPriorities(t *testing.T, s *Server) {
 	c := s.Client(ClientOptions{Salt: "priorities"})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -105,7 +106,8 @@ func servesAnAdapter(t *testing.T, s *Server, block int) {
 		sendAll(t, c, rs)
 		d := settled(t, s, before, promptTokens(rs))
 		if d[harness.CounterPrefixHits] != float64(step.hits) {
-			t.Errorf("request %d, of adapter %q: %v tokens hit, want %d", i+1, step.lora, d[harness.CounterPrefixHits], step.hits)
+			t.Errorf("request %d, of adapter %q: %v tokens hit, want %d", i+1, step.lora, d[harness.CounterPrefixHits],
+				step.hits)
 		}
 	}
 }

@@ -127,7 +127,8 @@ func (s *Server) get(ctx context.Context, path string) (body []byte, header http
 // encoded refuses an answer in a content coding: none is asked for, and what a few bytes may unpack to has no bound.
 func encoded(resp *http.Response) error {
 	if c := resp.Header.Get("Content-Encoding"); c != "" && c != "identity" {
-		return fmt.Errorf("the answer is in the content coding %.40q, which was not asked for: look at the gateway before the server", c)
+		return fmt.Errorf("the answer is in the content coding %.40q, which was not asked for: look at the gateway before "+
+			"the server", c)
 	}
 	return nil
 }

@@ -90,9 +90,9 @@ func TestConnectReadsWhatTheServerSays(t *testing.T) {
 	yes := true
 	want := harness.ServerInfo{
 		Kind: harness.KindVLLM, Version: "0.32.0", Model: "tiny", Root: "/models/tiny", MaxModelLen: 4096,
-		Adapters: []string{"sql-adapter"}, BlockSize: 128, NumGPUBlocks: 4096, EnablePrefixCaching: &yes, CacheDType: "auto", GPUMemoryUtilization: 0.92,
-		Args: harness.EngineArgs{MaxNumSeqs: 64, BlockSize: 128, EnablePrefixCaching: &yes, KVCacheDType: "auto",
-			GPUMemoryUtilization: 0.92, MaxModelLen: 4096},
+		Adapters: []string{"sql-adapter"}, BlockSize: 128, NumGPUBlocks: 4096, EnablePrefixCaching: &yes, CacheDType: "auto",
+		GPUMemoryUtilization: 0.92, Args: harness.EngineArgs{MaxNumSeqs: 64, BlockSize: 128, EnablePrefixCaching: &yes,
+			KVCacheDType: "auto", GPUMemoryUtilization: 0.92, MaxModelLen: 4096},
 		Features: []harness.Feature{
 			{Name: "prefix caching", Support: modelled},
 			{Name: "LoRA", Support: measuredOnly, Note: "sql-adapter"},

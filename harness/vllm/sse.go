@@ -123,7 +123,8 @@ func (s *eventScanner) next() (data []byte, at time.Time, err error) {
 	}
 }
 
-// whole is an event that lies in one piece as nearly all do: one data line and a blank one, ended by LF. It is not copied.
+// whole is an event that lies in one piece as nearly all do: one data line and a blank one, ended by LF. It is not
+// copied.
 func (s *eventScanner) whole() (data []byte, ok bool) {
 	const field = "data: "
 	if s.first || s.skipLF || len(s.line) > 0 || len(s.rest) < len(field) || string(s.rest[:len(field)]) != field {

@@ -22,10 +22,10 @@ var iteration = regexp.MustCompile(`Iteration\((\d+)\): (\d+) context requests, 
 	`(\d+) generation requests, (\d+) generation tokens, iteration elapsed time: ([\d.]+) ms( \(dummy\))?` +
 	`(?:, \w+ KV cache usage: ([\d.]+)%)?`)
 
-// ParseSteps finds the engine steps in a server's log. T, Running, Waiting and Preemptions stay unknown, which are not in
-// it; Elapsed is how long the engine core waited for the step's result: the step's time without asynchronous scheduling,
-// and with it, where the engine waits for the step before, nothing that a step's time could be told from. Steps of idle
-// data-parallel ranks ("dummy") are left out.
+// ParseSteps finds the engine steps in a server's log. T, Running, Waiting and Preemptions stay unknown, which are not
+// in it; Elapsed is how long the engine core waited for the step's result: the step's time without asynchronous
+// scheduling, and with it, where the engine waits for the step before, nothing that a step's time could be told from.
+// Steps of idle data-parallel ranks ("dummy") are left out.
 func ParseSteps(r io.Reader) ([]harness.StepRecord, error) {
 	var steps []harness.StepRecord
 	lines := bufio.NewReaderSize(r, 1<<16)
@@ -60,8 +60,8 @@ func stepOf(m [][]byte) harness.StepRecord {
 	}
 	s := harness.StepRecord{
 		T: -1, ContextRequests: count(m[2]), ContextTokens: count(m[3]), GenerationRequests: count(m[4]),
-		GenerationTokens: count(m[5]), Elapsed: time.Duration(max(0, number(m[6])) * 1e6), KVUsage: -1, Running: -1, Waiting: -1,
-		Preemptions: -1,
+		GenerationTokens: count(m[5]), Elapsed: time.Duration(max(0, number(m[6])) * 1e6), KVUsage: -1, Running: -1,
+		Waiting: -1, Preemptions: -1,
 	}
 	if len(m[8]) > 0 {
 		if u := number(m[8]); u >= 0 && u <= 100 {
@@ -71,8 +71,8 @@ func stepOf(m [][]byte) harness.StepRecord {
 	return s
 }
 
-// Steps are the engine steps that the server has logged since the last call, for a server started with [StepsFlag]; none
-// otherwise. A step is logged when it has ended, and a line that is still being written comes with the next call.
+// Steps are the engine steps that the server has logged since the last call, for a server started with [StepsFlag];
+// none otherwise. A step is logged when it has ended, and a line that is still being written comes with the next call.
 func (p *Process) Steps() ([]harness.StepRecord, error) {
 	f, err := os.Open(p.log)
 	if err != nil {

@@ -1,6 +1,7 @@
 package vllm
 
 import (
+	_ "embed"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,12 +13,9 @@ import (
 )
 
 // Lines as vLLM 0.18, 0.26 and 0.32 write them, between others.
-const stepsLog = `(EngineCore pid=9) INFO 11-24 02:06:07 [core.py:99] Iteration(0): 1 context requests, 2048 context tokens, 0 generation requests, 0 generation tokens, iteration elapsed time: 507.28 ms
-(APIServer pid=7) INFO 11-24 02:06:07 [loggers.py:199] Engine 000: Iteration(1): 0 context requests, 0 context tokens, 16 generation requests, 16 generation tokens, iteration elapsed time: 7.04 ms, GPU KV cache usage: 0.2%
-(APIServer pid=7) INFO 11-24 02:06:07 [loggers.py:199] Engine 000: Avg prompt throughput: 12.0 tokens/s, Running: 1 reqs, Waiting: 0 reqs
-(APIServer pid=7) INFO 11-24 02:06:07 [loggers.py:199] Engine 001: Iteration(2): 0 context requests, 0 context tokens, 0 generation requests, 0 generation tokens, iteration elapsed time: 1.00 ms (dummy), GPU KV cache usage: 0.0%
-(APIServer pid=7) INFO 11-24 02:06:08 [loggers.py:199] Engine 000: Iteration(3): 2 context requests, 300 context tokens, 5 generation requests, 5 generation tokens, iteration elapsed time: 12.5 ms, CPU KV cache usage: 41.5%, encoder 3
-`
+//
+//go:embed testdata/steps.log
+var stepsLog string
 
 func wantSteps() []harness.StepRecord {
 	unknown := harness.StepRecord{T: -1, KVUsage: -1, Running: -1, Waiting: -1, Preemptions: -1}

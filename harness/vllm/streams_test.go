@@ -101,8 +101,8 @@ func limited(t *testing.T, mib int) (cmd *exec.Cmd, how string) {
 	return cmd, how
 }
 
-// Thousands of streams at once, some reset, cut off or left hanging by the server at random: each request is accounted for
-// once, no goroutine is left, and the memory is bounded.
+// Thousands of streams at once, some reset, cut off or left hanging by the server at random: each request is accounted
+// for once, no goroutine is left, and the memory is bounded.
 func TestManyStreams(t *testing.T) {
 	if _, err := os.Stat("/proc/self/status"); err != nil {
 		t.Skip("skipped: needs Linux")

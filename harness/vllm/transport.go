@@ -18,9 +18,10 @@ const (
 	connectTimeout  = 30 * time.Second
 )
 
-// newHTTPClient makes connections that stay open from one request to the next and are as many as the requests in flight;
-// where a server offers HTTP/2 (over TLS, by ALPN) they are as few as its limit of streams per connection allows; net/http's
-// window of 1 GiB per connection keeps a stream that is not read yet from stopping the others. A certificate must be good by the system's roots. The proxy is the environment's.
+// newHTTPClient makes connections that stay open from one request to the next and are as many as the requests in
+// flight; where a server offers HTTP/2 (over TLS, by ALPN) they are as few as its limit of streams per connection
+// allows; net/http's window of 1 GiB per connection keeps a stream that is not read yet from stopping the others. A
+// certificate must be good by the system's roots. The proxy is the environment's.
 func newHTTPClient(connect time.Duration) *http.Client {
 	if connect <= 0 {
 		connect = connectTimeout

@@ -16,7 +16,8 @@ func TestVersion(t *testing.T) {
 		}
 		return path
 	}
-	vllm := script("vllm", "#!/bin/sh\n[ \"$*\" = --version ] || exit 9\necho 'UserWarning: no NVML in 0.1.2' >&2\necho 0.32.0+cpu\n")
+	vllm := script("vllm", "#!/bin/sh\n[ \"$*\" = --version ] || exit 9\necho 'UserWarning: no NVML in 0.1.2' >&2\necho "+
+		"0.32.0+cpu\n")
 	wrapper := script("wrapper", "#!/bin/sh\nexec \"$@\"\n")
 	python := script("python3", "#!/bin/sh\n[ \"$1\" = -c ] && echo 0.26.0\n")
 	installed := script("pip-vllm", "#!"+python+"\nimport nothing\n")
@@ -33,7 +34,8 @@ func TestVersion(t *testing.T) {
 		{[]string{"docker", "run", "vllm/vllm-openai:latest"}, "", ""},
 		{[]string{vllm}, "", ""},
 		{[]string{filepath.Join(dir, "none"), "serve"}, "", "name the command"},
-		{[]string{script("broken", "#!/bin/sh\necho ImportError: torch; exit 1\n"), "serve"}, "", "exit status 1): ImportError: torch"},
+		{[]string{script("broken", "#!/bin/sh\necho ImportError: torch; exit 1\n"), "serve"},
+			"", "exit status 1): ImportError: torch"},
 		{[]string{script("mute", "#!/bin/sh\necho hello\n"), "serve"}, "", "names no version"},
 	} {
 		got, err := Version(t.Context(), c.argv)

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// wrapper plays docker run -p OUTSIDE:INSIDE --name NAME IMAGE, and docker stop NAME: the server runs in a session of its
-// own, so that a signal to the wrapper or to its group does not reach it, and behind a mapped port. What the wrapper is
-// given behind IMAGE goes to the server.
+// wrapper plays docker run -p OUTSIDE:INSIDE --name NAME IMAGE, and docker stop NAME: the server runs in a session of
+// its own, so that a signal to the wrapper or to its group does not reach it, and behind a mapped port. What the
+// wrapper is given behind IMAGE goes to the server.
 const wrapper = `#!/bin/sh
 dir=$(dirname "$0")
 case $1 in
@@ -114,7 +114,8 @@ func TestWrapperDies(t *testing.T) {
 		gone(t, pid)
 	}
 	_, err := Launch(t.Context(), LaunchOptions{Argv: []string{"no-such-docker", "run", "-p", "{port}:{port}"}})
-	if want := `cannot start "no-such-docker"`; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pip") {
+	if want := `cannot start "no-such-docker"`; err == nil || !strings.Contains(err.Error(), want) ||
+		strings.Contains(err.Error(), "pip") {
 		t.Error(err)
 	}
 }
@@ -123,7 +124,8 @@ func TestWrapperDies(t *testing.T) {
 func TestVersionThroughAWrapper(t *testing.T) {
 	dir := t.TempDir()
 	script := filepath.Join(dir, "srun")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\ncase $* in *{port}*) exit 1;; esac\necho 0.31.2\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\ncase $* in *{port}*) exit 1;; esac\necho 0.31.2\n"),
+		0o755); err != nil {
 		t.Fatal(err)
 	}
 	for want, argv := range map[string][]string{

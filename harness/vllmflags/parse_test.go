@@ -23,14 +23,16 @@ func TestParseServeCommand(t *testing.T) {
 			harness.EngineArgs{EnableChunkedPrefill: no(), EnablePrefixCaching: yes(), AsyncScheduling: no()}, nil},
 		{"last counts", "vllm serve m --block-size 16 --block-size 32 --enforce-eager --no-enforce-eager", "m",
 			harness.EngineArgs{BlockSize: 32, EnforceEager: no()}, nil},
-		{"unknown flags are kept", "vllm serve m --port 8000 --trust-remote-code --enable-lora --max-num-seqs 4 -O3 -tp 2", "m",
-			harness.EngineArgs{MaxNumSeqs: 4, TensorParallelSize: 2},
+		{"unknown flags are kept", "vllm serve m --port 8000 --trust-remote-code --enable-lora --max-num-seqs 4 -O3 -tp 2",
+			"m", harness.EngineArgs{MaxNumSeqs: 4, TensorParallelSize: 2},
 			[]string{"--port", "8000", "--trust-remote-code", "--enable-lora", "-O3"}},
 		{"lists", "vllm serve m --served-model-name a b --cudagraph-capture-sizes 1 2 4 --block-size 32", "m",
 			harness.EngineArgs{BlockSize: 32},
 			[]string{"--served-model-name", "a", "b", "--cudagraph-capture-sizes", "1", "2", "4"}},
-		{"switch before the model", "vllm serve --enable-sleep-mode m", "m", harness.EngineArgs{}, []string{"--enable-sleep-mode"}},
-		{"quotes and line ends", "VLLM_X=1 /opt/venv/bin/vllm serve \\\n 'my model' \\\n --speculative-config '{\"a\": 1}' \\\n" +
+		{"switch before the model", "vllm serve --enable-sleep-mode m", "m", harness.EngineArgs{},
+			[]string{"--enable-sleep-mode"}},
+		{"quotes and line ends", "VLLM_X=1 /opt/venv/bin/vllm serve \\\n 'my model' \\\n --speculative-config '{\"a\": " +
+			"1}' \\\n" +
 			" --gpu-memory-utilization \"0.8\"", "my model", harness.EngineArgs{GPUMemoryUtilization: 0.8},
 			[]string{"--speculative-config", `{"a": 1}`}},
 		{"model as a flag", "vllm serve --model m --swap-space 8", "m", harness.EngineArgs{SwapSpace: 8}, nil},
@@ -83,7 +85,8 @@ func TestParseServeCommandErrors(t *testing.T) {
 }
 
 func TestParseFix(t *testing.T) {
-	got, err := ParseFix("max_num_seqs=64", "enable-chunked-prefill=false", "max_num_batched_tokens = 8K", "max_num_seqs=64")
+	got, err := ParseFix("max_num_seqs=64", "enable-chunked-prefill=false", "max_num_batched_tokens = 8K",
+		"max_num_seqs=64")
 	want := harness.EngineArgs{MaxNumSeqs: 64, EnableChunkedPrefill: no(), MaxNumBatchedTokens: 8192}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v, -want +got\n%s", err, diff)
@@ -98,7 +101,8 @@ func TestParseFix(t *testing.T) {
 			t.Errorf("%q: error %v does not say %q", fix, err, want)
 		}
 	}
-	if _, err := ParseFix("max_num_seqs=64", "max-num-seqs=32"); err == nil || !strings.Contains(err.Error(), "both 64 and 32") {
+	if _, err := ParseFix("max_num_seqs=64", "max-num-seqs=32"); err == nil ||
+		!strings.Contains(err.Error(), "both 64 and 32") {
 		t.Errorf("two values for one flag: %v", err)
 	}
 }

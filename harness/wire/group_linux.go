@@ -20,8 +20,8 @@ import (
 const stale = 500 * time.Microsecond
 
 // Group is connections that are read together, into their inboxes: when something comes and nobody is busy, and by
-// everyone who wants to read, since with all processors busy Go's own poller looks every 10 ms only (runtime, sysmon). The
-// zero Group is ready. As long as it has connections it has a goroutine.
+// everyone who wants to read, since with all processors busy Go's own poller looks every 10 ms only (runtime, sysmon).
+// The zero Group is ready. As long as it has connections it has a goroutine.
 type Group struct {
 	mu    sync.Mutex
 	conns map[int32]*Conn // by file descriptor
@@ -190,8 +190,8 @@ func (c *Conn) fill(fd uintptr) {
 		}
 		now := time.Now()
 		at := now.Sub(c.start)
-		// The kernel's clock is the wall clock: its stamp is turned into an age at once, and not believed where that clock was
-		// set since the last time.
+		// The kernel's clock is the wall clock: its stamp is turned into an age at once, and not believed where that clock
+		// was set since the last time.
 		before := c.socket.drift
 		c.socket.drift = time.Duration(now.UnixNano()-c.start.UnixNano()) - at
 		if stamp > 0 && (c.socket.drift-before).Abs() < time.Millisecond {

@@ -1,8 +1,9 @@
 // Package wire has connections that know when bytes left and arrived.
 //
-// A program with a thousand streams on one processor handles an event late when many come at once, and net/http reads it
-// only then. Connections of a [Group] are read as soon as something is there, whoever runs, and handled later; on Linux the
-// kernel's stamp says when it came. So a burst of the program's own does not end up in the latencies that it measures.
+// A program with a thousand streams on one processor handles an event late when many come at once, and net/http reads
+// it only then. Connections of a [Group] are read as soon as something is there, whoever runs, and handled later; on
+// Linux the kernel's stamp says when it came. So a burst of the program's own does not end up in the latencies that it
+// measures.
 package wire
 
 import (

@@ -101,9 +101,9 @@ func readAll(folder *archive.Folder, names []string) ([]*profile.Output, error) 
 
 // ReadFit reads what a cost model can be fitted from: results with their requests and the probes beside them (all
 // results of a folder, none twice), bare requests files - also what a killed process left of one -, the result files of
-// other load generators, and engine steps: a file of them, or the folder whose launched servers logged some. What has no
-// result beside it says nothing of its server, which is taken to have vLLM's defaults, and where it is steps, synchronous
-// scheduling. Steps of runs whose requests share
+// other load generators, and engine steps: a file of them, or the folder whose launched servers logged some. What has
+// no result beside it says nothing of its server, which is taken to have vLLM's defaults, and where it is steps,
+// synchronous scheduling. Steps of runs whose requests share
 // prefixes and decode are left out: their KV usage counts the blocks of a prefix once.
 func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	var runs []fit.Run
@@ -222,8 +222,8 @@ func fitRuns(outs []*profile.Output, model spec.Model, gpu spec.GPU) []fit.Run {
 	return runs
 }
 
-// loggedSteps are the engine steps of a folder's runs, or of the run that a file of steps lies beside, with the settings
-// of their servers; none where path is a file without a result.
+// loggedSteps are the engine steps of a folder's runs, or of the run that a file of steps lies beside, with the
+// settings of their servers; none where path is a file without a result.
 func loggedSteps(path string, model spec.Model, gpu spec.GPU) ([]fit.Run, error) {
 	name, isSteps := strings.CutSuffix(path, archive.StepsSuffix)
 	info, err := os.Stat(path)
@@ -255,8 +255,9 @@ func loggedSteps(path string, model spec.Model, gpu spec.GPU) ([]fit.Run, error)
 		}
 	}
 	if len(runs) == 0 {
-		return nil, fmt.Errorf("%s holds no engine steps that a model can be fitted from: servers that kvtune launches log them "+
-			"(kvtune profile --launch --probes), and of requests that share prefixes and decode they do not tell the context", path)
+		return nil, fmt.Errorf("%s holds no engine steps that a model can be fitted from: servers that kvtune launches "+
+			"log them (kvtune profile --launch --probes), and of requests that share prefixes and decode they do not tell "+
+			"the context", path)
 	}
 	return runs, nil
 }

@@ -162,7 +162,8 @@ func TestReadFit(t *testing.T) {
 	if async := runs[0].Args.AsyncScheduling; async == nil || !*async { // a fit refuses them for it
 		t.Errorf("steps of a folder have not its server's settings: async_scheduling %v", async)
 	}
-	if _, err := workflow.ReadFit(nil, []string{dir}, model, device); err == nil || !strings.Contains(err.Error(), "no engine steps") {
+	if _, err := workflow.ReadFit(nil, []string{dir}, model, device); err == nil ||
+		!strings.Contains(err.Error(), "no engine steps") {
 		t.Errorf("a folder without steps: %v", err)
 	}
 	runs, err = workflow.ReadFit([]string{dir}, nil, model, device)

@@ -90,8 +90,9 @@ func servers(t *testing.T, dir string) (pids []int) {
 	return pids
 }
 
-// kvtune is killed hard at random moments of a workflow on servers that it launches, and started again each time until it
-// is through. No server outlives it, what was done is neither lost nor measured again, and the end has every request once.
+// kvtune is killed hard at random moments of a workflow on servers that it launches, and started again each time until
+// it is through. No server outlives it, what was done is neither lost nor measured again, and the end has every request
+// once.
 func TestKilledAtRandom(t *testing.T) {
 	if _, err := os.Stat("/proc/self/environ"); err != nil {
 		t.Skip("skipped: needs Linux")

@@ -148,10 +148,11 @@ func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoin
 		if l.Version == "" { // the next one gets its flags
 			l.Version = srv.Info().Version
 		}
-		return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: append(notes, replacementNotes(reps)...), Steps: proc.Steps, Close: func() error {
-			srv.Close()
-			return proc.Stop()
-		}}, nil
+		return &Endpoint{Server: srv, Argv: proc.Argv(), Notes: append(notes, replacementNotes(reps)...), Steps: proc.Steps,
+			Close: func() error {
+				srv.Close()
+				return proc.Stop()
+			}}, nil
 	}
 }
 
@@ -183,7 +184,8 @@ func (l *Launched) askVersion(ctx context.Context) error {
 	case errors.Is(err, exec.ErrNotFound):
 		return err
 	case err != nil:
-		l.notes = append(l.notes, fmt.Sprintf("the vLLM version was not known before the start, the flags are the newest known's: %v", err))
+		l.notes = append(l.notes, fmt.Sprintf("the vLLM version was not known before the start, the flags are the newest "+
+			"known's: %v", err))
 	}
 	l.Version = version
 	if _, warning := vllmflags.Release(version); warning != "" {

@@ -67,8 +67,8 @@ func (o *Outcome) Report(command []string) report.Input {
 	return in
 }
 
-// verdict is the outcome in one sentence: an objective that a verified plan missed or that no plan meets, else the chosen
-// plan.
+// verdict is the outcome in one sentence: an objective that a verified plan missed or that no plan meets, else the
+// chosen plan.
 func (o *Outcome) verdict() string {
 	of := func(i int, verdict string) string {
 		if len(o.Plans) == 1 {

@@ -101,8 +101,8 @@ func OnPaper(cfg harness.Config, model spec.Model, gpu spec.GPU, m *cost.Model) 
 }
 
 // ForVersion makes the basis that of another vLLM version: its scheduler's rules, its flags, its defaults where the
-// settings in force are the old version's defaults. The error is of a version whose rules are not known, or of a setting
-// without a legal value in that version.
+// settings in force are the old version's defaults. The error is of a version whose rules are not known, or of a
+// setting without a legal value in that version.
 func (b *Basis) ForVersion(version string) error {
 	if _, assumed := vllmflags.Release(version); assumed != "" {
 		return fmt.Errorf("expected a release from 0.%d to 0.%d, such as 0.%d.0: no other one's rules are known",
@@ -309,7 +309,8 @@ func (b *Basis) simulate(ctx context.Context, w *workload.Workload) (*report.Run
 }
 
 // simulated is the result of a simulation with the metrics of its requests.
-func (b *Basis) simulated(metrics harness.Metrics, out *sim.Outcome, timer *cost.Watched, notes []string) *harness.Result {
+func (b *Basis) simulated(metrics harness.Metrics, out *sim.Outcome, timer *cost.Watched,
+	notes []string) *harness.Result {
 	warnings := slices.Concat(b.Notes, notes)
 	if text := timer.Extrapolated(); text != "" {
 		warnings = append(warnings, "EXTRAPOLATED: "+text)
@@ -332,8 +333,8 @@ func DeviceOf(gpu spec.GPU) vllmflags.Device {
 	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory, CPU: gpu.CPU}
 }
 
-// A simulated gain rests on analysisDraws draws; above whatIfRequests requests none is simulated, as it would take longer
-// than the run that is analysed.
+// A simulated gain rests on analysisDraws draws; above whatIfRequests requests none is simulated, as it would take
+// longer than the run that is analysed.
 const (
 	analysisDraws  = 4
 	whatIfRequests = 4000
@@ -343,14 +344,15 @@ const (
 // (a trace that is gone is replayed from the run's requests); see [analysis.Analyze].
 func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 	in := analysis.Input{
-		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server, Draws: analysisDraws,
-		SLOs: b.SLOs, Device: b.Device, File: b.File, Endpoint: b.endpointWords(run.Result.Conditions.Command),
+		Result: run.Result, Records: run.Records, Steps: run.Steps, Series: run.Series, Server: b.Server,
+		Draws: analysisDraws, SLOs: b.SLOs, Device: b.Device, File: b.File,
+		Endpoint: b.endpointWords(run.Result.Conditions.Command),
 	}
 	in.Flops, in.Bandwidth = b.ceilings()
 	w, err := b.workload(b.Config.Seed)
 	if err != nil && b.Config.Trace != "" { // the trace is not here, the requests are
-		w, err = workload.Replay(run.Records, workload.TraceOptions{MaxModelLen: b.Info.MaxModelLen, BlockSize: b.Info.BlockSize,
-			Concurrency: b.Config.Concurrency, Clients: b.Config.Clients, Seed: b.Config.Seed})
+		w, err = workload.Replay(run.Records, workload.TraceOptions{MaxModelLen: b.Info.MaxModelLen,
+			BlockSize: b.Info.BlockSize, Concurrency: b.Config.Concurrency, Clients: b.Config.Clients, Seed: b.Config.Seed})
 	}
 	if err == nil && len(w.Requests) <= whatIfRequests {
 		in.Workload = w
@@ -371,8 +373,8 @@ func (b *Basis) Foresee(ctx context.Context) ([]analysis.Trouble, error) {
 	return analysis.Foresee(ctx, server, w)
 }
 
-// ceilings are what the benchmark of kernels reached (flop/s, B/s), of all ranks together; 0 where the benchmark is of another
-// device.
+// ceilings are what the benchmark of kernels reached (flop/s, B/s), of all ranks together; 0 where the benchmark is of
+// another device.
 func (b *Basis) ceilings() (flops, bandwidth float64) {
 	k := b.Kernels
 	if k == nil {

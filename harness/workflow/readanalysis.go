@@ -23,10 +23,10 @@ type Server struct {
 	Kernels *harness.Bench
 }
 
-// analyze says what binds the runs of an archive that hold no analysis, with the cost model that was given, the archive's
-// where that is of the run's model and GPU, else with one that is fitted from the archive's runs of both. Without the model's shape and the GPU
-// there is none, and what then cannot be told is not observed; the notes name what is missing. probes is nil where the
-// archive has none.
+// analyze says what binds the runs of an archive that hold no analysis, with the cost model that was given, the
+// archive's where that is of the run's model and GPU, else with one that is fitted from the archive's runs of both.
+// Without the model's shape and the GPU there is none, and what then cannot be told is not observed; the notes name
+// what is missing. probes is nil where the archive has none.
 func (s Server) analyze(ctx context.Context, folder *archive.Folder, in *report.Input, probes *profile.Output) {
 	fitted := map[served]*cost.Model{}
 	if in.Cost != nil {

@@ -12,8 +12,8 @@ import (
 	"kvtune/planner/cost"
 )
 
-// A report analyses the runs that were not: with a model of their own server, fitted from all of its runs, or, where the
-// archive does not tell the server and nobody says it, from the gauges alone.
+// A report analyses the runs that were not: with a model of their own server, fitted from all of its runs, or, where
+// the archive does not tell the server and nobody says it, from the gauges alone.
 func TestReadReportAnalyses(t *testing.T) {
 	dir := measuredFolder(t, 1)
 	anonymous(t, folder(t, dir), "a", "b", "probes")
@@ -28,9 +28,10 @@ func TestReadReportAnalyses(t *testing.T) {
 		{"a GPU that nobody knows", workflow.Server{GPU: "Z9"}, nil, false, "Z9"},
 		{"a model that nobody knows", workflow.Server{Model: "unknown/model", GPU: "L4"}, nil, false, "--model"},
 		{"both", workflow.Server{Model: "gpt2", GPU: "L4"}, nil, true, ""},
-		{"the GPU of the cost model beside", workflow.Server{}, cost.Prior(gpu(t, "L4"), gpt2(t), harness.EngineArgs{}), false, ""},
-		{"a cost model of another GPU beside", workflow.Server{GPU: "L4"}, cost.Prior(gpu(t, "H200"), gpt2(t), harness.EngineArgs{}),
-			true, ""},
+		{"the GPU of the cost model beside", workflow.Server{}, cost.Prior(gpu(t, "L4"), gpt2(t), harness.EngineArgs{}),
+			false, ""},
+		{"a cost model of another GPU beside", workflow.Server{GPU: "L4"},
+			cost.Prior(gpu(t, "H200"), gpt2(t), harness.EngineArgs{}), true, ""},
 	}
 	for _, tt := range tests {
 		if tt.beside != nil {
@@ -78,20 +79,23 @@ func anonymous(t *testing.T, folder *archive.Folder, names ...string) {
 	}
 }
 
-// A recommendation is verified on a server like the one that was measured: what the command line of the run said of it is
-// said again.
+// A recommendation is verified on a server like the one that was measured: what the command line of the run said of it
+// is said again.
 func TestVerifyCommandNamesTheServer(t *testing.T) {
 	tests := []struct{ command, want string }{
-		{"kvtune profile --launch --launch-arg srun --launch-arg=vllm --model ./m --rate 4 --output-dir o --gpu H100 --budget 45m -- --load-format dummy",
+		{"kvtune profile --launch --launch-arg srun --launch-arg=vllm --model ./m --rate 4 --output-dir o --gpu H100 " +
+			"--budget 45m -- --load-format dummy",
 			"--launch --launch-arg srun --launch-arg=vllm --model ./m --gpu H100 --budget 45m -- --load-format dummy"},
-		{"kvtune profile --endpoint http://HOST:8000 --shared-server --C 64 --slo x", "--endpoint http://HOST:8000 --shared-server --gpu L4"},
+		{"kvtune profile --endpoint http://HOST:8000 --shared-server --C 64 --slo x",
+			"--endpoint http://HOST:8000 --shared-server --gpu L4"},
 		{"kvtune profile --launch --gpu L4 -- --max-num-seqs 1 --load-format dummy --skip-tokenizer-init --enforce-eager",
 			"--launch --gpu L4 -- --load-format dummy --skip-tokenizer-init"},
 		{"kvtune profile --launch --gpu L4 -- --max-num-seqs=1", "--launch --gpu L4"},
 		{"", "--gpu L4"},
 	}
 	for _, tt := range tests {
-		b, err := workflow.OnPaper(harness.Config{C: 32, B: 2, NumMeasurements: 1, EngineArgs: harness.EngineArgs{MaxNumSeqs: 1}},
+		b, err := workflow.OnPaper(harness.Config{C: 32, B: 2, NumMeasurements: 1,
+			EngineArgs: harness.EngineArgs{MaxNumSeqs: 1}},
 			gpt2(t), gpu(t, "L4"), nil)
 		if err != nil {
 			t.Fatal(err)

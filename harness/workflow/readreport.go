@@ -19,11 +19,11 @@ import (
 	"kvtune/planner/report"
 )
 
-// ReadReport makes a report of what lies in an archive: the runs with their analyses, the plans, the cost model, a kernel
-// benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an analysis, and
-// every run where something is said of its server, is
-// analysed as far as the archive and what is known of its server allow. What is not there is not shown; an archive that holds neither a run
-// nor plans nor a benchmark is an error.
+// ReadReport makes a report of what lies in an archive: the runs with their analyses, the plans, the cost model, a
+// kernel benchmark. path is a folder, or a file of one run or benchmark, which is then shown alone. A run without an
+// analysis, and every run where something is said of its server, is
+// analysed as far as the archive and what is known of its server allow. What is not there is not shown; an archive that
+// holds neither a run nor plans nor a benchmark is an error.
 func ReadReport(ctx context.Context, path string, server Server) (report.Input, error) {
 	in := report.Input{Title: "kvtune report on " + filepath.Base(path)}
 	named, err := archive.Open(path)
@@ -81,8 +81,8 @@ func ReadReport(ctx context.Context, path string, server Server) (report.Input, 
 	return in, nil
 }
 
-// WriteReportBeside writes page, pictures and the analyses that were made for them into the archive that path is or lies in,
-// and names the files.
+// WriteReportBeside writes page, pictures and the analyses that were made for them into the archive that path is or
+// lies in, and names the files.
 func WriteReportBeside(path string, in report.Input) ([]string, error) {
 	named, err := archive.Open(path)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"kvtune/planner/report"
 )
 
-// RecommendedPlans makes plans of one recommendation of an analysis (n from 1), so that it is verified as a plan is: the
-// baseline is the settings that were in force.
+// RecommendedPlans makes plans of one recommendation of an analysis (n from 1), so that it is verified as a plan is:
+// the baseline is the settings that were in force.
 func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	if n < 1 || n > len(r.Recommendations) {
 		return nil, fmt.Errorf("recommendation %d: the analysis of %s has %d", n, r.Result, len(r.Recommendations))
@@ -31,8 +31,8 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	for _, also := range rec.Also {
 		plan.Changed = append(plan.Changed, planner.Change{Flag: also.Flag, From: also.From, To: also.To, Modelled: true})
 	}
-	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{}, Why: "the settings in force",
-		Binding: r.Binding, Limit: r.Limit, BindingWhy: r.Why()}
+	base := planner.Plan{Strategy: planner.Current, Args: r.Args, Changed: []planner.Change{},
+		Why: "the settings in force", Binding: r.Binding, Limit: r.Limit, BindingWhy: r.Why()}
 	for _, e := range rec.Effects {
 		before, after := e.Before, e.After
 		base.Predicted = append(base.Predicted, harness.Metric{Name: e.Metric, Stat: e.Stat, Unit: e.Unit, Value: &before})
@@ -45,14 +45,14 @@ func RecommendedPlans(r *analysis.Report, n int) (*planner.Plans, error) {
 	}, nil
 }
 
-// endpointFlag says whether a flag of kvtune says where a server comes from or how it is spoken to, and whether it takes a
-// value.
+// endpointFlag says whether a flag of kvtune says where a server comes from or how it is spoken to, and whether it
+// takes a value.
 func endpointFlag(name string) (known, takes bool) {
 	switch name {
 	case "launch", "shared-server", "text":
 		return true, false
-	case "endpoint", "launch-arg", "stop-arg", "budget", "gpu", "api", "connect-timeout", "first-token-timeout", "token-timeout",
-		"request-timeout", "retries", "vocab", "model", "seed":
+	case "endpoint", "launch-arg", "stop-arg", "budget", "gpu", "api", "connect-timeout", "first-token-timeout",
+		"token-timeout", "request-timeout", "retries", "vocab", "model", "seed":
 		return true, true
 	}
 	return false, false

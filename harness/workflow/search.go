@@ -14,9 +14,9 @@ import (
 // searchDuration is how long a rate is measured where neither a duration nor a number of requests is given.
 const searchDuration = 30 // s
 
-// SearchRate finds the highest arrival rate within the configuration's (a range R..R2) that keeps the objectives, on one
-// server; see [profile.SearchRate]. Every rate is a run of its own, named after the configuration and the rate, with its
-// own seed and salt and without its warm-up ([harness.ExcludeWarmup]).
+// SearchRate finds the highest arrival rate within the configuration's (a range R..R2) that keeps the objectives, on
+// one server; see [profile.SearchRate]. Every rate is a run of its own, named after the configuration and the rate,
+// with its own seed and salt and without its warm-up ([harness.ExcludeWarmup]).
 func (s *Setup) SearchRate(ctx context.Context, cfg harness.Config, slos []harness.SLO) (*profile.RateSearch, error) {
 	rate, err := workload.ParseRate(cfg.Rate)
 	if err != nil {

@@ -14,15 +14,17 @@ import (
 	"kvtune/planner"
 )
 
-// TestSweepShardGoesOn: a shard that dies in the middle is gone on with at the cell after the last that it kept, and the
-// merged files are those of shards that did not die.
+// TestSweepShardGoesOn: a shard that dies in the middle is gone on with at the cell after the last that it kept, and
+// the merged files are those of shards that did not die.
 func TestSweepShardGoesOn(t *testing.T) {
-	basis, err := workflow.OnPaper(harness.Config{C: 32, B: 4, OutputLen: "4", NumMeasurements: 1, Seed: 1}, gpt2(t), gpu(t, "L4"), nil)
+	basis, err := workflow.OnPaper(harness.Config{C: 32, B: 4, OutputLen: "4", NumMeasurements: 1, Seed: 1},
+		gpt2(t), gpu(t, "L4"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	work := func(dir string) *workflow.SweepWork {
-		return &workflow.SweepWork{Basis: basis, Options: workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}, Quick: true},
+		return &workflow.SweepWork{Basis: basis,
+			Options:   workflow.PlanOptions{Strategies: []planner.Strategy{planner.Throughput}, Quick: true},
 			Grid:      workflow.Grid{C: []int{16, 32, 64}, M: []int{0}, B: []int{2, 4}, BlockSize: []int{16}},
 			PlansFile: filepath.Join(dir, "plans.json"), SweepFile: filepath.Join(dir, "sweep.csv"), Tool: "test"}
 	}
@@ -71,7 +73,8 @@ func TestSweepShardGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := workflow.MergeSweep(folders, t.TempDir()); err == nil || !strings.Contains(err.Error(), "sweep is running") {
+	if _, _, _, err := workflow.MergeSweep(folders, t.TempDir()); err == nil ||
+		!strings.Contains(err.Error(), "sweep is running") {
 		t.Errorf("merged what is not done: %v", err)
 	}
 	// A row that is cut, as by a crash while it was written.
@@ -102,7 +105,8 @@ func TestSweepShardGoesOn(t *testing.T) {
 		}
 	}
 	// Nothing is left to do.
-	if _, _, err := work(broken).Shard(t.Context(), second, true, func(done, total int) { t.Error("a cell was done again") }); err != nil {
+	if _, _, err := work(broken).Shard(t.Context(), second, true,
+		func(done, total int) { t.Error("a cell was done again") }); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := work(broken).Shard(t.Context(), harness.Shard{Index: 0, Count: 7}, false, nil); err == nil ||

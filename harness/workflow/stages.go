@@ -85,9 +85,9 @@ func (s *Setup) measure(ctx context.Context, ep *Endpoint, cfg harness.Config, w
 	*profile.Output, error) {
 	info := ep.Info()
 	return profile.Run(ctx, profile.Options{
-		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Client: s.Client, Limits: s.Limits, Notes: ep.Notes,
-		KVBytesPerToken: s.Model.KVBytesPerToken(info.CacheDType, max(1, info.Args.TensorParallelSize)),
-		Shard:           s.Shard, StartAt: s.StartAt,
+		Server: ep.Server, Config: cfg, Workload: w, Name: cfg.Name, Folder: s.Folder, Client: s.Client, Limits: s.Limits,
+		Notes: ep.Notes, KVBytesPerToken: s.Model.KVBytesPerToken(info.CacheDType, max(1, info.Args.TensorParallelSize)),
+		Shard: s.Shard, StartAt: s.StartAt,
 		Command: s.Command, Tool: s.Tool, Steps: ep.Steps, OnProgress: s.OnProgress,
 	})
 }

@@ -44,9 +44,9 @@ func (b *Basis) Stream(least int) (*Stream, error) {
 // Expected is how many requests there will be, about.
 func (s *Stream) Expected() int { return s.requests.Expected }
 
-// Run simulates and writes the files of the run to a folder: those of [WriteRun], but that each line of the requests file,
-// in the order in which they ended, has the first and the last token only, and that no steps are kept. onRequest, unless
-// nil, is told how many requests have ended. The run has no records.
+// Run simulates and writes the files of the run to a folder: those of [WriteRun], but that each line of the requests
+// file, in the order in which they ended, has the first and the last token only, and that no steps are kept. onRequest,
+// unless nil, is told how many requests have ended. The run has no records.
 func (s *Stream) Run(ctx context.Context, folder *archive.Folder, onRequest func(ended int)) (*report.Run, error) {
 	b := s.basis
 	cfg, err := b.Server.Config(b.Server.Args)
@@ -70,9 +70,10 @@ func (s *Stream) Run(ctx context.Context, folder *archive.Folder, onRequest func
 	if err != nil {
 		return nil, err
 	}
-	notes := slices.Concat(s.notes, s.requests.Notes(), []string{fmt.Sprintf("%d requests are too many to keep: of each the "+
-		"requests file has the first and the last token, in the order in which they ended; engine steps, the decode latency "+
-		"and what binds are left out; percentiles are exact to 3 digits", ended)})
+	notes := slices.Concat(s.notes, s.requests.Notes(),
+		[]string{fmt.Sprintf("%d requests are too many to keep: of each the "+
+			"requests file has the first and the last token, in the order in which they ended; engine steps, the decode "+
+			"latency and what binds are left out; percentiles are exact to 3 digits", ended)})
 	run := &report.Run{Result: b.simulated(meter.Metrics(), out, timer, notes), Series: out.Series}
 	run.Result.Conditions.Command, run.Result.Conditions.Tool = s.Command, s.Tool
 	return run, errors.Join(

@@ -16,8 +16,8 @@ import (
 	"kvtune/harness/workload"
 )
 
-// A Stream's run is that of the workload in memory: the same requests with the same moments, the same counters and gauges,
-// and the same metrics, means exactly and percentiles to 3 digits.
+// A Stream's run is that of the workload in memory: the same requests with the same moments, the same counters and
+// gauges, and the same metrics, means exactly and percentiles to 3 digits.
 func TestStreamIsSimulate(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace.csv")
 	lines := "arrived_at,num_prefill_tokens,num_decode_tokens\n1.5,300,20\n2.25,90,1\n2.5,600,70\n" +

@@ -78,7 +78,8 @@ func (opt *Options) verifyOne(ctx context.Context, cfg harness.Config, plan *pla
 func (s *Setup) Verification(cfg harness.Config, plan *planner.Plan) (harness.Config, error) {
 	device := DeviceOf(s.GPU)
 	defaults := vllmflags.Resolve(harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, "", device)
-	cfg.EngineArgs, cfg.Name = harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen}, strings.TrimPrefix(cfg.Name+"_verify", "_")
+	cfg.EngineArgs, cfg.Name = harness.EngineArgs{MaxModelLen: plan.Args.MaxModelLen},
+		strings.TrimPrefix(cfg.Name+"_verify", "_")
 	for _, f := range vllmflags.Known("", device) {
 		if v := vllmflags.Get(plan.Args, f.Name); v != vllmflags.Get(defaults, f.Name) {
 			if err := vllmflags.Set(&cfg.EngineArgs, f.Name, v); err != nil {

@@ -45,11 +45,12 @@ type Trials struct {
 }
 
 // Trials prepares the verification of plans: the baseline and every plan asked for (strategies nil: all) are run by
-// turns, in reverse order every other round, so that a drift of the machine reaches both alike. Plans with equal settings
-// are one trial. A running server is measured in the configuration that it has. Where the budget is too small for all of
-// it, there are fewer rounds, then fewer plans (from the last on), and NotVerified says so; a *BudgetError when not even
-// one round of one plan fits.
-func (s *Setup) Trials(ctx context.Context, plans *planner.Plans, strategies []planner.Strategy, rounds int) (*Trials, error) {
+// turns, in reverse order every other round, so that a drift of the machine reaches both alike. Plans with equal
+// settings are one trial. A running server is measured in the configuration that it has. Where the budget is too small
+// for all of it, there are fewer rounds, then fewer plans (from the last on), and NotVerified says so; a *BudgetError
+// when not even one round of one plan fits.
+func (s *Setup) Trials(ctx context.Context, plans *planner.Plans, strategies []planner.Strategy,
+	rounds int) (*Trials, error) {
 	t := &Trials{Rounds: rounds, setup: s, base: &plans.Baseline}
 	t.add(&plans.Baseline)
 	if plans.Default != nil && (slices.Contains(strategies, planner.Default) || strategies == nil) {
@@ -87,8 +88,8 @@ func (s *Setup) Trials(ctx context.Context, plans *planner.Plans, strategies []p
 			return t, err
 		case t.Rounds > 1:
 			t.Rounds--
-			t.NotVerified = append(t.NotVerified, fmt.Sprintf("round %d of all: the budget of %v is too small for it", t.Rounds+1,
-				s.Budget))
+			t.NotVerified = append(t.NotVerified, fmt.Sprintf("round %d of all: the budget of %v is too small for it",
+				t.Rounds+1, s.Budget))
 		case len(t.Trials) > 2:
 			last := t.Trials[len(t.Trials)-1]
 			t.Trials = t.Trials[:len(t.Trials)-1]
@@ -133,8 +134,8 @@ func (t *Trials) work() Work {
 }
 
 // Run measures the trials and puts the figures into the plans: predicted beside measured, and each plan's gain over the
-// baseline in paired runs. It tells OnStage before the first start how many there will be and how long nothing is served.
-// What was measured when something fails stays in the trials.
+// baseline in paired runs. It tells OnStage before the first start how many there will be and how long nothing is
+// served. What was measured when something fails stays in the trials.
 func (t *Trials) Run(ctx context.Context) error {
 	if !t.setup.Source.Restartable() {
 		return t.runningServer(ctx)

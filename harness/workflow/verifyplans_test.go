@@ -48,8 +48,9 @@ func trialPlans(t *testing.T) *planner.Plans {
 
 func TestTrialsTakeTurns(t *testing.T) {
 	plans, started := trialPlans(t), []int{}
-	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Source: slowStart{workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"),
-		Seed: 1}, &started}}
+	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"),
+		Source: slowStart{workflow.Embedded{Model: gpt2(t), GPU: gpu(t, "L4"),
+			Seed: 1}, &started}}
 	var said []string
 	setup.OnStage = func(text string) { said = append(said, text) }
 	trials, err := setup.Trials(t.Context(), plans, nil, 2)
@@ -77,7 +78,8 @@ func TestTrialsTakeTurns(t *testing.T) {
 		}
 	}
 	// Sixteen clients before four sequences: twice the sequences and more are surely better.
-	if l := plans.Plan(planner.Latency); l.GainVerdict != planner.GainHolds || l.MeasuredGain.Low == nil || *l.MeasuredGain.Low <= 0 {
+	if l := plans.Plan(planner.Latency); l.GainVerdict != planner.GainHolds || l.MeasuredGain.Low == nil ||
+		*l.MeasuredGain.Low <= 0 {
 		t.Errorf("latency: %+v %q", l.MeasuredGain, l.GainVerdict)
 	}
 }
@@ -93,18 +95,21 @@ func TestTrialsFitTheBudget(t *testing.T) {
 		{200 * time.Second, 2, "latency: the budget"},
 	} {
 		plans, started := trialPlans(t), []int{}
-		setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Budget: c.budget, Source: slowStart{workflow.Embedded{Model: gpt2(t),
-			GPU: gpu(t, "L4"), Seed: 1}, &started}}
+		setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Budget: c.budget,
+			Source: slowStart{workflow.Embedded{Model: gpt2(t),
+				GPU: gpu(t, "L4"), Seed: 1}, &started}}
 		trials, err := setup.Trials(t.Context(), plans, nil, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(trials.Trials) * trials.Rounds; n != c.starts || !strings.Contains(fmt.Sprint(trials.NotVerified), c.left) {
+		if n := len(trials.Trials) * trials.Rounds; n != c.starts ||
+			!strings.Contains(fmt.Sprint(trials.NotVerified), c.left) {
 			t.Errorf("%v: %d starts, not verified %q", c.budget, n, trials.NotVerified)
 		}
 	}
-	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Budget: time.Minute, Source: slowStart{workflow.Embedded{Model: gpt2(t),
-		GPU: gpu(t, "L4")}, new([]int)}}
+	setup := workflow.Setup{Model: gpt2(t), GPU: gpu(t, "L4"), Budget: time.Minute,
+		Source: slowStart{workflow.Embedded{Model: gpt2(t),
+			GPU: gpu(t, "L4")}, new([]int)}}
 	var small *workflow.BudgetError
 	if _, err := setup.Trials(t.Context(), trialPlans(t), nil, 2); !errors.As(err, &small) {
 		t.Errorf("error %v", err)

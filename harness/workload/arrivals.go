@@ -53,7 +53,8 @@ func ParseRate(s string) (Rate, error) {
 	r.To, errs[1] = strconv.ParseFloat(to, 64)
 	r.Even = even
 	if errs[0] != nil || errs[1] != nil || !(r.From > 0 && r.To > 0 && r.From <= maxRate && r.To <= maxRate) {
-		return Rate{}, &FieldError{"rate", s, fmt.Sprintf("R or R..R2 requests/s, above 0 and up to %g, fixed:R for even gaps", maxRate)}
+		return Rate{}, &FieldError{"rate", s,
+			fmt.Sprintf("R or R..R2 requests/s, above 0 and up to %g, fixed:R for even gaps", maxRate)}
 	}
 	return r, nil
 }
@@ -63,14 +64,14 @@ const maxRate = 1e6
 // Mean is the mean rate over the run.
 func (r Rate) Mean() float64 { return (r.From + r.To) / 2 }
 
-// Arrivals are moments in ascending order, from 0 on: n of them, or with over above 0 those before it, and not more than
-// n unless n is 0. A rate that changes does so over that time, else over the n requests. They are never stretched to fit a
-// total duration, which would make the counts more regular than the process.
+// Arrivals are moments in ascending order, from 0 on: n of them, or with over above 0 those before it, and not more
+// than n unless n is 0. A rate that changes does so over that time, else over the n requests. They are never stretched
+// to fit a total duration, which would make the counts more regular than the process.
 //
 // Even arrivals have equal gaps, the first at 0. Else a burstiness of 0 or 1 gives Poisson arrivals: independent
-// exponential gaps, the number of arrivals in a window has variance equal to its mean. Any other burstiness, above 0, is
-// the shape of independent gamma gaps, whose coefficient of variation is 1/sqrt(burstiness): below 1 is burstier than
-// Poisson and above 1 more even (the same parameter as in `vllm bench serve`).
+// exponential gaps, the number of arrivals in a window has variance equal to its mean. Any other burstiness, above 0,
+// is the shape of independent gamma gaps, whose coefficient of variation is 1/sqrt(burstiness): below 1 is burstier
+// than Poisson and above 1 more even (the same parameter as in `vllm bench serve`).
 func (r Rate) Arrivals(burstiness float64, n int, over time.Duration, rng *rand.Rand) iter.Seq[time.Duration] {
 	length := over.Seconds()
 	if over == 0 {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// process measures arrivals: mean gap, the gaps' coefficient of variation and lag-1 autocorrelation, and the Fano factor
-// (variance over mean) of the counts in windows of 20 mean gaps.
+// process measures arrivals: mean gap, the gaps' coefficient of variation and lag-1 autocorrelation, and the Fano
+// factor (variance over mean) of the counts in windows of 20 mean gaps.
 func process(at []time.Duration, rate float64) (mean, cv, auto, fano float64) {
 	gaps := make([]float64, len(at))
 	last := time.Duration(0)
@@ -52,9 +52,10 @@ func TestArrivalProcesses(t *testing.T) {
 	} {
 		at := slices.Collect(Rate{From: 50, To: 50}.Arrivals(c.burstiness, 100_000, 0, rand.New(rand.NewPCG(3, 4))))
 		mean, cv, auto, fano := process(at, 50)
-		if math.Abs(mean*50-1) > 0.02 || math.Abs(cv-c.cv) > c.cv*0.03 || math.Abs(auto) > 0.01 || math.Abs(fano-c.fano) > c.within {
-			t.Errorf("burstiness %g: mean gap %.4f s, cv %.3f, lag-1 autocorrelation %.4f, Fano factor %.3f: want 0.02, %g, 0, %g",
-				c.burstiness, mean, cv, auto, fano, c.cv, c.fano)
+		if math.Abs(mean*50-1) > 0.02 || math.Abs(cv-c.cv) > c.cv*0.03 || math.Abs(auto) > 0.01 ||
+			math.Abs(fano-c.fano) > c.within {
+			t.Errorf("burstiness %g: mean gap %.4f s, cv %.3f, lag-1 autocorrelation %.4f, Fano factor %.3f: want 0.02, "+
+				"%g, 0, %g", c.burstiness, mean, cv, auto, fano, c.cv, c.fano)
 		}
 	}
 	for i, at := range slices.Collect((Rate{From: 8, To: 8, Even: true}).Arrivals(0, 5, 0, nil)) {
@@ -206,8 +207,9 @@ func TestDist(t *testing.T) {
 			t.Errorf("%s: drew a mean of %g +- %g, Mean says %g", text, mean, deviation, d.Mean())
 		}
 	}
-	for _, text := range []string{"", "0", "-5", "1.5", "256:64", "0:5", "uniform", "uniform:1", "normal:5", "normal:5:1:2",
-		"lognormal:0:1", "lognormal:5:11", "exp:0", "exp:5:1", "exp:1:2:3:4", "zipf:2", "x:y", "NaN", "1e300", ":", "normal:1:2:0:5"} {
+	for _, text := range []string{"", "0", "-5", "1.5", "256:64", "0:5", "uniform", "uniform:1", "normal:5",
+		"normal:5:1:2", "lognormal:0:1", "lognormal:5:11", "exp:0", "exp:5:1", "exp:1:2:3:4", "zipf:2", "x:y", "NaN", "1e300",
+		":", "normal:1:2:0:5"} {
 		if d, err := ParseDist(text); err == nil || !strings.Contains(err.Error(), "lognormal:median:sigma") {
 			t.Errorf("%q: %+v, error %v", text, d, err)
 		}
@@ -215,7 +217,8 @@ func TestDist(t *testing.T) {
 }
 
 func FuzzParseDist(f *testing.F) {
-	for _, text := range []string{"128", "64:256", "normal:5:1:2:9", "normal:5:1:6:6", "lognormal:200:1", "exp:300:100:2000", "uniform:1:3", "1e2"} {
+	for _, text := range []string{"128", "64:256", "normal:5:1:2:9", "normal:5:1:6:6", "lognormal:200:1",
+		"exp:300:100:2000", "uniform:1:3", "1e2"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

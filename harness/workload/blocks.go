@@ -18,8 +18,8 @@ func BlockHashes(prompt []Segment, blockSize int) []uint64 {
 	return c.hashes
 }
 
-// BlockChain is [BlockHashes] of a prompt that grows. A copy goes on from the same prompt; of several copies one at most
-// may be appended to, since they share memory.
+// BlockChain is [BlockHashes] of a prompt that grows. A copy goes on from the same prompt; of several copies one at
+// most may be appended to, since they share memory.
 type BlockChain struct {
 	blockSize int
 	hashes    []uint64
@@ -32,8 +32,9 @@ func NewBlockChain(blockSize int) BlockChain {
 	return BlockChain{blockSize: blockSize, room: blockSize}
 }
 
-// Append makes the prompt longer. Tokens are never looked at: a run of n tokens from position p of segment ID is told by
-// (ID, p, n), and every sequence of tokens splits into such runs in one way only, because a segment begins at its position 0.
+// Append makes the prompt longer. Tokens are never looked at: a run of n tokens from position p of segment ID is told
+// by (ID, p, n), and every sequence of tokens splits into such runs in one way only, because a segment begins at its
+// position 0.
 func (c *BlockChain) Append(segments ...Segment) {
 	tokens := c.blockSize - c.room
 	for _, s := range segments {

@@ -103,7 +103,8 @@ func TestHeadLeavesThePromptAlone(t *testing.T) {
 			t.Errorf("head of %d tokens: %s, want %s", tokens, got, want)
 		}
 	}
-	if got := fmt.Sprint(head(prompt, 15), head(prompt, 30), prompt); got != "[{1 10} {2 5}] [{1 10} {2 10}] [{1 10} {2 10}]" {
+	if got := fmt.Sprint(head(prompt, 15), head(prompt, 30), prompt); got != "[{1 10} {2 5}] [{1 10} {2 10}] [{1 "+
+		"10} {2 10}]" {
 		t.Error(got)
 	}
 }

@@ -18,7 +18,8 @@ type Class struct {
 	LoRA string
 }
 
-const classForm = "NAME=SHARE[/PRIORITY[/LORA]] with a share above 0, several with commas between: chat=0.7,batch=0.3/10/sql"
+const classForm = "NAME=SHARE[/PRIORITY[/LORA]] with a share above 0, several with commas between: " +
+	"chat=0.7,batch=0.3/10/sql"
 
 // ParseClasses reads "chat=0.7,batch=0.3/10/sql-adapter": names, shares, priorities and adapters. "" is none.
 func ParseClasses(text string) ([]Class, error) {
@@ -109,8 +110,8 @@ func (d *dealer) notes() []string {
 	if !d.adapters {
 		return nil
 	}
-	return []string{fmt.Sprintf("the M blocks are primed without an adapter: requests of a class with one (%s) compute them once more",
-		classNames(d.classes))}
+	return []string{fmt.Sprintf("the M blocks are primed without an adapter: requests of a class with one (%s) compute "+
+		"them once more", classNames(d.classes))}
 }
 
 func classNames(classes []Class) string {

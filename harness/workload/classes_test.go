@@ -26,7 +26,8 @@ func TestParseClasses(t *testing.T) {
 
 func TestClassify(t *testing.T) {
 	build := func() *Workload {
-		w, err := Spec{C: 10, M: 2, B: 1, BlockSize: 16, Users: 2000, Turns: 3, NumWarmup: 0, NumMeasurements: 1, OutputLen: "5"}.Build()
+		w, err := Spec{C: 10, M: 2, B: 1, BlockSize: 16, Users: 2000, Turns: 3, NumWarmup: 0, NumMeasurements: 1,
+			OutputLen: "5"}.Build()
 		if err != nil {
 			t.Fatal(err)
 		}

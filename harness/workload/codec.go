@@ -168,8 +168,9 @@ type line struct {
 	LoRA         string   `json:"lora"`
 }
 
-// UnmarshalJSON reads one line of a requests file. prompt_tokens must be there, and due_s or sent_s; every other key may
-// be missing, and keys that it does not know are ignored. It fails on counts below 0 and on token times that go back.
+// UnmarshalJSON reads one line of a requests file. prompt_tokens must be there, and due_s or sent_s; every other key
+// may be missing, and keys that it does not know are ignored. It fails on counts below 0 and on token times that go
+// back.
 func (r *Record) UnmarshalJSON(data []byte) error {
 	var l line
 	if err := json.Unmarshal(data, &l); err != nil {
@@ -337,7 +338,8 @@ type eventScanner struct {
 }
 
 func (s *eventScanner) space() {
-	for s.pos < len(s.data) && (s.data[s.pos] == ' ' || s.data[s.pos] == '\t' || s.data[s.pos] == '\n' || s.data[s.pos] == '\r') {
+	for s.pos < len(s.data) && (s.data[s.pos] == ' ' || s.data[s.pos] == '\t' || s.data[s.pos] == '\n' ||
+		s.data[s.pos] == '\r') {
 		s.pos++
 	}
 }

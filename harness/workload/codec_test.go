@@ -44,11 +44,13 @@ func TestRecordForm(t *testing.T) {
 		r    Record
 		want string
 	}{
-		{Record{PromptTokens: 1}, `{"index":0,"due_s":null,"sent_s":0,"prompt_tokens":1,"cached_tokens":null,"output_tokens":0,` +
-			`"token_times_s":[],"finish_reason":null,"error":null}`},
+		{Record{PromptTokens: 1},
+			`{"index":0,"due_s":null,"sent_s":0,"prompt_tokens":1,"cached_tokens":null,"output_tokens":0,` +
+				`"token_times_s":[],"finish_reason":null,"error":null}`},
 		{full, `{"index":7,"probe":"mixed32","phase":"warmup","due_s":1.5,"sent_s":1.500000001,"prompt_tokens":100,` +
 			`"cached_tokens":0,"shared_prefix_tokens":96,"asked_tokens":4,"output_tokens":3,"token_times_s":[[0,1],[0.02,2]],` +
-			`"ends_only":true,"finish_reason":"length","error":"a \"\u003cquoted\u003e\" error\n","retries":2,"session":"user-1","turn":2,"think_s":0.25,` +
+			`"ends_only":true,"finish_reason":"length","error":"a \"\u003cquoted\u003e\" error\n","retries":2,` +
+			`"session":"user-1","turn":2,"think_s":0.25,` +
 			`"prefix_hashes":[1,9223372036854775808,3],"hash_block":32,"class":"gold","priority":-1,"lora":"adapter"}`},
 	} {
 		got, err := json.Marshal(&c.r)
@@ -80,10 +82,12 @@ func TestFullRecordHasEveryField(t *testing.T) {
 
 func TestRecordReadsWhatIsMissing(t *testing.T) {
 	var r Record
-	if err := json.Unmarshal([]byte(`{"due_s":2,"prompt_tokens":5,"token_times_s":[ [ 0.5 , 2 ] ,[1e0,3]],"other":{}}`), &r); err != nil {
+	if err := json.Unmarshal([]byte(`{"due_s":2,"prompt_tokens":5,"token_times_s":[ [ 0.5 , 2 ] ,[1e0,3]],"other":{}}`),
+		&r); err != nil {
 		t.Fatal(err)
 	}
-	if r.Sent != 2*time.Second || *r.Due != r.Sent || r.OutputTokens != 5 || r.CachedTokens != nil || r.End() != 3*time.Second {
+	if r.Sent != 2*time.Second || *r.Due != r.Sent || r.OutputTokens != 5 || r.CachedTokens != nil ||
+		r.End() != 3*time.Second {
 		t.Errorf("got %+v", r)
 	}
 }
@@ -113,9 +117,9 @@ func TestRecordRefuses(t *testing.T) {
 
 func TestSecondsAreExact(t *testing.T) {
 	for text, want := range map[string]time.Duration{
-		"0": 0, "-0.5": -500 * time.Millisecond, "0.000000001": 1, "1.0000000004": time.Second, "1.0000000006": time.Second + 1,
-		"8999999999.999999999": 8999999999999999999, "1.5e-3": 1500 * time.Microsecond, "00.10": 100 * time.Millisecond,
-		"123456789.123456789": 123456789123456789,
+		"0": 0, "-0.5": -500 * time.Millisecond, "0.000000001": 1, "1.0000000004": time.Second,
+		"1.0000000006": time.Second + 1, "8999999999.999999999": 8999999999999999999, "1.5e-3": 1500 * time.Microsecond,
+		"00.10": 100 * time.Millisecond, "123456789.123456789": 123456789123456789,
 	} {
 		got, ok := parseSeconds([]byte(text))
 		if !ok || got != want {
@@ -159,7 +163,8 @@ func TestRecordReadsRealFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := json.Unmarshal(line, &back); err != nil || !reflect.DeepEqual(r, back) || !r.OK() || sum != r.OutputTokens {
+			if err := json.Unmarshal(line, &back); err != nil || !reflect.DeepEqual(r, back) || !r.OK() ||
+				sum != r.OutputTokens {
 				t.Fatalf("%s, record %d: error %v, %d tokens in events, %+v", name, n, err, sum, r)
 			}
 			n, tokens = n+1, tokens+sum

@@ -25,13 +25,14 @@ type Foreign struct {
 // ErrNotForeign says that a file is no result of a known load generator.
 var ErrNotForeign = errors.New("not a result of vllm bench serve, guidellm or aiperf")
 
-// ReadForeign reads what another load generator wrote: the JSON of `vllm bench serve --save-result --save-detailed` (0.18 to
-// 0.33; one run, or several of --append-result), guidellm's benchmarks JSON (0.8) with a run per benchmark, or aiperf's
-// profile_export.jsonl (0.13, --export-level records). The error is [ErrNotForeign] for any other file, and says what is
-// wrong otherwise. name is for errors.
+// ReadForeign reads what another load generator wrote: the JSON of `vllm bench serve --save-result --save-detailed`
+// (0.18 to 0.33; one run, or several of --append-result), guidellm's benchmarks JSON (0.8) with a run per benchmark, or
+// aiperf's profile_export.jsonl (0.13, --export-level records). The error is [ErrNotForeign] for any other file, and
+// says what is wrong otherwise. name is for errors.
 //
-// What a tool did not write down stays unknown: the due moment (vllm bench), the moments of tokens between the first and
-// the last (guidellm), how many tokens a chunk had (all; a chunk counts 1, and OutputTokens is the tool's own count).
+// What a tool did not write down stays unknown: the due moment (vllm bench), the moments of tokens between the first
+// and the last (guidellm), how many tokens a chunk had (all; a chunk counts 1, and OutputTokens is the tool's own
+// count).
 func ReadForeign(name string, r io.Reader) ([]Foreign, error) {
 	s, err := open(name, r)
 	if err != nil {

@@ -119,8 +119,8 @@ func (s *source) give(x row, each func(row) error) error {
 
 // Names of columns, as column sees them.
 var (
-	timeColumns = []string{"timestamp", "time", "ts", "arrivedat", "arrivaltime", "arrival", "arrivaltimestamp", "datetime",
-		"starttime", "start", "requesttime", "createdat", "date", "timestampms", "timems"}
+	timeColumns = []string{"timestamp", "time", "ts", "arrivedat", "arrivaltime", "arrival", "arrivaltimestamp",
+		"datetime", "starttime", "start", "requesttime", "createdat", "date", "timestampms", "timems"}
 	inputColumns = []string{"prompttokens", "inputtokens", "contexttokens", "numprefilltokens", "numprompttokens",
 		"numinputtokens", "promptlen", "promptlength", "inputlen", "inputlength", "requesttokens", "inputtoks", "tokensin"}
 	outputColumns = []string{"outputtokens", "completiontokens", "generatedtokens", "numdecodetokens", "numoutputtokens",
@@ -205,7 +205,8 @@ func readLog(s *source, each func(row) error) error {
 // readCSV reads a table with a header.
 func readCSV(s *source, each func(row) error, timeNames, inputNames, outputNames, sessionNames []string) error {
 	names, separator := header(s.first)
-	at, in, out, session := find(names, timeNames), find(names, inputNames), find(names, outputNames), find(names, sessionNames)
+	at, in, out, session := find(names, timeNames), find(names, inputNames), find(names, outputNames),
+		find(names, sessionNames)
 	for _, c := range []struct {
 		at    int
 		what  string
@@ -238,8 +239,8 @@ func readCSV(s *source, each func(row) error, timeNames, inputNames, outputNames
 	})
 }
 
-// table gives the fields of every line of a CSV that was peeked at, behind its header of so many columns; fields is used
-// again for the next line. lazy lets quotes stand within fields.
+// table gives the fields of every line of a CSV that was peeked at, behind its header of so many columns; fields is
+// used again for the next line. lazy lets quotes stand within fields.
 func (s *source) table(columns int, separator rune, lazy bool, each func(fields []string) error) error {
 	before := s.line // empty lines
 	r := csv.NewReader(s.r)
@@ -351,7 +352,8 @@ func (c *clock) parse(s string) (time.Duration, error) {
 	whole, fraction, _ := strings.Cut(s, ".")
 	n, err := strconv.ParseInt(whole, 10, 64)
 	if part, e := strconv.ParseUint(fraction, 10, 64); err == nil && n >= 0 && (e == nil || fraction == "") {
-		return time.Duration(n*c.unit) + time.Duration(math.Round(float64(part)/math.Pow10(len(fraction))*float64(c.unit))), nil
+		return time.Duration(n*c.unit) + time.Duration(math.Round(float64(part)/math.Pow10(len(fraction))*float64(c.unit))),
+			nil
 	}
 	return time.Duration(math.Round(f * float64(c.unit))), nil
 }

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// Columns say where an access log has what a trace needs. A name is a CSV column's, or the path of a JSON field with dots
-// between its keys ("usage.prompt_tokens"). Time, Input and Output are needed; what is "" is looked for under the names
-// that logs commonly use, except for the last three, which are then left out.
+// Columns say where an access log has what a trace needs. A name is a CSV column's, or the path of a JSON field with
+// dots between its keys ("usage.prompt_tokens"). Time, Input and Output are needed; what is "" is looked for under the
+// names that logs commonly use, except for the last three, which are then left out.
 type Columns struct {
 	// Time is when a request arrived: seconds, a Unix time in s, ms, us or ns, or a date.
 	Time string
@@ -39,7 +39,8 @@ func ParseColumns(text string) (Columns, error) {
 		column = strings.TrimSpace(column)
 		switch {
 		case !ok || at == nil || column == "":
-			return c, fmt.Errorf("%q: expected KEY=COLUMN with a key of %s", pair, strings.Join(slices.Sorted(maps.Keys(to)), ", "))
+			return c, fmt.Errorf("%q: expected KEY=COLUMN with a key of %s", pair,
+				strings.Join(slices.Sorted(maps.Keys(to)), ", "))
 		case *at != "":
 			return c, fmt.Errorf("%s is given twice, as %s and %s", key, *at, column)
 		}
@@ -58,8 +59,8 @@ type Imported struct {
 	Notes []string
 }
 
-// Import reads an access log, a CSV with a header or lines of JSON objects, plain or compressed with zstd. Requests are put
-// in order of time, which begins at 0. Errors give the line and what was expected; name is for them.
+// Import reads an access log, a CSV with a header or lines of JSON objects, plain or compressed with zstd. Requests are
+// put in order of time, which begins at 0. Errors give the line and what was expected; name is for them.
 func Import(name string, r io.Reader, columns Columns) (*Imported, error) {
 	s, err := open(name, r)
 	if err != nil {

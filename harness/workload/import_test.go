@@ -33,16 +33,19 @@ func TestImport(t *testing.T) {
 		{"out of order, other separator", "time=when,in=p,out=c,session=s",
 			"when;p;c;s\n2026-01-01 00:00:01;130;5;a\n2026-01-01 00:00:00;100;10;a\n2026-01-01 00:00:00.5;200;20;b\n",
 			"0s 100>10 c1.0; 500ms 200>20 c2.0; 1s 130>5 c1.1"},
-		{"found by their names", "", "timestamp,input_tokens,output_tokens,session_id\n0,100,10,a\n0.5,200,20,b\n1,130,5,a\n", want},
+		{"found by their names", "", "timestamp,input_tokens,output_tokens,session_id\n0,100,10,a\n0.5,200,20,b\n1,130,5,a\n",
+			want},
 		{"JSON lines", "time=ts,in=usage.prompt_tokens,out=usage.completion_tokens,session=meta.conv",
 			`{"level":"info","msg":"started"}` + "\n" +
-				`{"ts":"2026-01-01T00:00:00Z","usage":{"prompt_tokens":100,"completion_tokens":10},"meta":{"conv":"a"},"prompt":"secret"}` + "\n" +
+				`{"ts":"2026-01-01T00:00:00Z","usage":{"prompt_tokens":100,"completion_tokens":10},"meta":{"conv":"a"},` +
+				`"prompt":"secret"}` + "\n" +
 				`{"ts":"2026-01-01T00:00:00.5Z","usage":{"prompt_tokens":200,"completion_tokens":20},"meta":{"conv":17}}` + "\n" +
 				`{"ts":"2026-01-01T00:00:00.7Z","status":503,"usage":null}` + "\n" +
 				`{"ts":"2026-01-01T00:00:01Z","usage":{"prompt_tokens":130.0,"completion_tokens":5},"meta":{"conv":"a"}}`, want},
 		{"JSON lines, found", "", `{"time_ms":1000,"request":{"promptTokens":100},"usage":{"output_tokens":10}}` + "\n" +
 			`{"time_ms":1500,"request":{"promptTokens":200},"usage":{"output_tokens":20}}` + "\n", "0s 100>10; 500ms 200>20"},
-		{"classes", "time=t,in=i,out=o,class=k,priority=p,lora=l", "t,i,o,k,p,l\n0,1,2,batch,5,sql\n1,3,4,,,\n", "0s 1>2 batch/5/sql; 1s 3>4"},
+		{"classes", "time=t,in=i,out=o,class=k,priority=p,lora=l", "t,i,o,k,p,l\n0,1,2,batch,5,sql\n1,3,4,,,\n",
+			"0s 1>2 batch/5/sql; 1s 3>4"},
 	} {
 		columns, err := ParseColumns(c.columns)
 		if err != nil {
@@ -113,8 +116,8 @@ func TestImportErrors(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"time": "expected KEY=COLUMN", "when=ts": "a key of class, in, lora, out, priority, session, time", "in=": "expected KEY=COLUMN",
-		"in=a,in=b": "in is given twice, as a and b",
+		"time": "expected KEY=COLUMN", "when=ts": "a key of class, in, lora, out, priority, session, time",
+		"in=": "expected KEY=COLUMN", "in=a,in=b": "in is given twice, as a and b",
 	} {
 		if _, err := ParseColumns(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)

@@ -2,8 +2,8 @@
 // distribution or a trace, and the line that records what became of each of them.
 //
 // Everything is pure and seeded: the same description and seed give the same bytes. The package knows no network and
-// no wall clock; [Schedule] decides who is due when from times that its caller supplies, so a load generator (real time)
-// and a simulator (virtual time) release requests by the same rules.
+// no wall clock; [Schedule] decides who is due when from times that its caller supplies, so a load generator (real
+// time) and a simulator (virtual time) release requests by the same rules.
 //
 // Read [Request] and [Workload] first, then [Record].
 package workload
@@ -94,8 +94,8 @@ type Workload struct {
 	Clients int
 	// Think is how long a slot of the closed loop stays empty before its next request is due.
 	Think time.Duration
-	// Duration ends the measured requests: those that would be due so long after the first wave with one of them has begun,
-	// or later, are never sent. Those in flight then end as they would. 0 is no limit.
+	// Duration ends the measured requests: those that would be due so long after the first wave with one of them has
+	// begun, or later, are never sent. Those in flight then end as they would. 0 is no limit.
 	Duration time.Duration
 	// BlockSize is the KV block size in tokens for which M was meant; 0 when the workload has no M.
 	BlockSize int

@@ -30,14 +30,16 @@ func (w *Workload) Validate() error {
 		case slices.ContainsFunc(r.Prompt, func(s Segment) bool { return s.Tokens < 1 }):
 			return fmt.Errorf("request %d has an empty prompt segment: expected at least 1 token in each", i)
 		case len(r.Prompt) == 0 || r.OutputTokens < 1:
-			return fmt.Errorf("request %d has %d prompt and %d output tokens: expected at least 1 each", i, r.PromptTokens(), r.OutputTokens)
+			return fmt.Errorf("request %d has %d prompt and %d output tokens: expected at least 1 each", i, r.PromptTokens(),
+				r.OutputTokens)
 		case r.SharedTokens < 0 || r.SharedTokens > r.PromptTokens():
-			return fmt.Errorf("request %d shares %d of %d prompt tokens: expected at most all", i, r.SharedTokens, r.PromptTokens())
+			return fmt.Errorf("request %d shares %d of %d prompt tokens: expected at most all", i, r.SharedTokens,
+				r.PromptTokens())
 		case r.After >= i || r.After < -1:
 			return fmt.Errorf("request %d waits for request %d: expected an earlier one, or -1", i, r.After)
 		case r.After >= 0 && w.Requests[r.After].Wave > r.Wave:
-			return fmt.Errorf("request %d of wave %d waits for request %d of wave %d: it would wait for ever", i, r.Wave, r.After,
-				w.Requests[r.After].Wave)
+			return fmt.Errorf("request %d of wave %d waits for request %d of wave %d: it would wait for ever", i, r.Wave,
+				r.After, w.Requests[r.After].Wave)
 		case r.Due < 0 || r.Think < 0:
 			return fmt.Errorf("request %d is due at %v with think time %v: expected at least 0", i, r.Due, r.Think)
 		}
@@ -50,10 +52,11 @@ func (w *Workload) Validate() error {
 //
 // The rules: waves follow one another, each beginning when the last request of the one before has ended. Within a wave,
 // a request with a predecessor in the same wave is due Think after that one's end. The others are due at Due from the
-// wave's beginning in an open loop. In a closed loop they follow one another in order of Index as slots get free: a slot
-// is held by a request and everything that waits for it (a conversation), until the last of them has ended; the next is
-// due Think after that. The k-th conversation, a lone request being one, belongs to client k mod Clients, and each client
-// has its own slots. What would be due after the workload's Duration is dropped: it counts as ended and is never given out.
+// wave's beginning in an open loop. In a closed loop they follow one another in order of Index as slots get free: a
+// slot is held by a request and everything that waits for it (a conversation), until the last of them has ended; the
+// next is due Think after that. The k-th conversation, a lone request being one, belongs to client k mod Clients, and
+// each client has its own slots. What would be due after the workload's Duration is dropped: it counts as ended and is
+// never given out.
 //
 // In an open loop nothing is allocated per call; every call takes logarithmic time at worst. It is not safe for
 // concurrent use.
@@ -337,7 +340,8 @@ func (s *Schedule) Pop() {
 	}
 }
 
-// Done says that a sent request has ended, well or not, at a moment from the run's start. It is called once per request.
+// Done says that a sent request has ended, well or not, at a moment from the run's start. It is called once per
+// request.
 func (s *Schedule) Done(index int, at time.Duration) {
 	s.ended++
 	s.left--
@@ -356,7 +360,8 @@ func (s *Schedule) Done(index int, at time.Duration) {
 		}
 	}
 	if s.w.Concurrency > 0 && (s.size == nil || s.size[root] == 0) {
-		if c := s.client[root]; s.dropped != nil && s.cutShort[root] { // the conversation goes on when all is over: its slot is not filled before
+		// A conversation that was cut short goes on when all is over: its slot is not filled before.
+		if c := s.client[root]; s.dropped != nil && s.cutShort[root] {
 			s.free[c]++
 			if s.slots[c]--; s.slots[c] == 0 {
 				s.dropClient(int(c))
@@ -373,7 +378,8 @@ func (s *Schedule) Done(index int, at time.Duration) {
 }
 
 // Intended reports whether the moment at which a request is due is one that somebody intends: a time of arrival, the
-// beginning of a batch, the end of a pause. It is false where a request is due because a slot of a closed loop got free.
+// beginning of a batch, the end of a pause. It is false where a request is due because a slot of a closed loop got
+// free.
 func (s *Schedule) Intended(index int) bool {
 	return s.w.Concurrency == 0 || s.w.Think > 0 || s.dependent(index)
 }

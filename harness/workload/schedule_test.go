@@ -125,9 +125,11 @@ func broken(w *Workload, due, ended []time.Duration, order []int) string {
 		case r.After >= 0 && w.Requests[r.After].Wave == r.Wave:
 			root[i] = root[r.After]
 			if due[i] != ended[r.After]+r.Think {
-				return fmt.Sprintf("request %d is due at %v, %v after the end of %d at %v", i, due[i], r.Think, r.After, ended[r.After])
+				return fmt.Sprintf("request %d is due at %v, %v after the end of %d at %v", i, due[i], r.Think, r.After,
+					ended[r.After])
 			}
-		case w.Concurrency == 0 && r.After >= 0 && due[i] != start+r.Think, w.Concurrency == 0 && r.After < 0 && due[i] != start+r.Due:
+		case w.Concurrency == 0 && r.After >= 0 && due[i] != start+r.Think, w.Concurrency == 0 && r.After < 0 &&
+			due[i] != start+r.Due:
 			return fmt.Sprintf("request %d is due at %v, its wave begins at %v", i, due[i], start)
 		}
 		released[root[i]] = max(released[root[i]], ended[i])
@@ -262,7 +264,8 @@ func TestConversationHoldsItsSlot(t *testing.T) {
 func TestScheduleDoesNotAllocate(t *testing.T) {
 	w := &Workload{}
 	for i := range 2000 {
-		w.Requests = append(w.Requests, Request{Index: i, After: -1, Due: time.Duration(i), Prompt: []Segment{{1, 1}}, OutputTokens: 1})
+		w.Requests = append(w.Requests, Request{Index: i, After: -1, Due: time.Duration(i), Prompt: []Segment{{1, 1}},
+			OutputTokens: 1})
 	}
 	s := NewSchedule(w)
 	if n := testing.AllocsPerRun(1000, func() {
@@ -288,7 +291,8 @@ func TestValidate(t *testing.T) {
 		"is due at -1ns":                 func(w *Workload) { w.Requests[1].Due = -1 },
 	} {
 		w := &Workload{Requests: []Request{
-			{Index: 0, After: -1, Prompt: []Segment{{1, 1}}, OutputTokens: 1}, {Index: 1, After: -1, Prompt: []Segment{{1, 1}}, OutputTokens: 1},
+			{Index: 0, After: -1, Prompt: []Segment{{1, 1}}, OutputTokens: 1}, {Index: 1, After: -1, Prompt: []Segment{{1, 1}},
+				OutputTokens: 1},
 		}}
 		if err := w.Validate(); err != nil {
 			t.Fatal(err)

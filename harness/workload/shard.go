@@ -8,8 +8,8 @@ import (
 
 // Shard is the i-th of n shares of w, from 0, for n load generators that begin together: of the measured conversations
 // (a lone request being one) every n-th with the moments that they have in w, likewise of the warm-up, and a share of a
-// closed loop's Concurrency. Priming is dealt, too, or is whole in every shard when alone is set: then no shard relies on
-// what another primes. The shards of a workload have each of its requests once, but for priming that is not dealt.
+// closed loop's Concurrency. Priming is dealt, too, or is whole in every shard when alone is set: then no shard relies
+// on what another primes. The shards of a workload have each of its requests once, but for priming that is not dealt.
 //
 // Its error is of a workload that does not divide: one whose measured requests wait for all of the batch before them,
 // which another shard would hold, or that has fewer of something than shards.
@@ -18,8 +18,8 @@ func (w *Workload) Shard(i, n int, alone bool) (*Workload, error) {
 		return nil, fmt.Errorf("shard %d of %d: expected an index from 0 to %d", i, n, n-1)
 	}
 	if w.Concurrency > 0 && w.Concurrency < n {
-		return nil, fmt.Errorf("a closed loop of %d requests in flight does not divide into %d shards: use at most %d", w.Concurrency, n,
-			w.Concurrency)
+		return nil, fmt.Errorf("a closed loop of %d requests in flight does not divide into %d shards: use at most %d",
+			w.Concurrency, n, w.Concurrency)
 	}
 	out := *w
 	out.Requests, out.whole, out.indices = nil, w, nil
@@ -30,8 +30,8 @@ func (w *Workload) Shard(i, n int, alone bool) (*Workload, error) {
 		r := w.Requests[k]
 		if r.Phase == Measured {
 			if wave >= 0 && r.Wave != wave {
-				return nil, errors.New("its batches wait for one another, and so would those of other shards: divide an open loop (--rate) or a " +
-					"closed one (--concurrency)")
+				return nil, errors.New("its batches wait for one another, and so would those of other shards: divide an open " +
+					"loop (--rate) or a closed one (--concurrency)")
 			}
 			wave = r.Wave
 		}
@@ -53,8 +53,8 @@ func (w *Workload) Shard(i, n int, alone bool) (*Workload, error) {
 		out.Requests, out.indices = append(out.Requests, r), append(out.indices, k)
 	}
 	if counts[Measured] < n {
-		return nil, fmt.Errorf("%d measured requests or conversations do not divide into %d shards: use at most %d", counts[Measured], n,
-			counts[Measured])
+		return nil, fmt.Errorf("%d measured requests or conversations do not divide into %d shards: use at most %d",
+			counts[Measured], n, counts[Measured])
 	}
 	if w.Concurrency > 0 {
 		share := func(of int) int { return (of + n - 1 - i) / n }

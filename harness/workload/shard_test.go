@@ -22,7 +22,8 @@ func built(t *testing.T, s Spec) *Workload {
 // TestShardsAreTheWhole: the shards have each request of the workload once, with its moment, its prompt, and in its
 // record its index and the names of its blocks; every n-th arrival belongs to one shard.
 func TestShardsAreTheWhole(t *testing.T) {
-	base := Spec{C: 40, M: 2, B: 8, BlockSize: 16, OutputLen: "4:9", Prefix: "groups=3", NumWarmup: 1, NumRequests: 50, Seed: 3}
+	base := Spec{C: 40, M: 2, B: 8, BlockSize: 16, OutputLen: "4:9", Prefix: "groups=3", NumWarmup: 1, NumRequests: 50,
+		Seed: 3}
 	open, closed, talk, timed := base, base, base, base
 	open.Rate = "20"
 	closed.Concurrency, closed.Clients, closed.ThinkTime = 11, 4, time.Second
@@ -82,7 +83,8 @@ func TestShardsAreTheWhole(t *testing.T) {
 
 // TestShardAlone: shards that do not begin together prime for themselves.
 func TestShardAlone(t *testing.T) {
-	w := built(t, Spec{C: 40, M: 2, B: 8, BlockSize: 16, OutputLen: "4", Prefix: "groups=3", Rate: "5", NumRequests: 9, Seed: 3})
+	w := built(t, Spec{C: 40, M: 2, B: 8, BlockSize: 16, OutputLen: "4", Prefix: "groups=3", Rate: "5", NumRequests: 9,
+		Seed: 3})
 	for i := range 3 {
 		s, err := w.Shard(i, 3, true)
 		if err != nil {
@@ -107,8 +109,10 @@ func TestShardRefuses(t *testing.T) {
 		err  string
 	}{
 		{Spec{C: 9, B: 4, OutputLen: "2", Type: "decode", NumMeasurements: 3}, 2, "its batches wait for one another"},
-		{Spec{C: 9, B: 4, OutputLen: "2", Concurrency: 2, NumRequests: 8}, 3, "2 requests in flight does not divide into 3 shards"},
-		{Spec{C: 9, B: 4, OutputLen: "2", Rate: "3", NumRequests: 2}, 3, "2 measured requests or conversations do not divide into 3"},
+		{Spec{C: 9, B: 4, OutputLen: "2", Concurrency: 2, NumRequests: 8},
+			3, "2 requests in flight does not divide into 3 shards"},
+		{Spec{C: 9, B: 4, OutputLen: "2", Rate: "3", NumRequests: 2},
+			3, "2 measured requests or conversations do not divide into 3"},
 	} {
 		w := built(t, tt.spec)
 		if _, err := w.Shard(0, tt.n, false); err == nil || !strings.Contains(err.Error(), tt.err) {
@@ -126,7 +130,8 @@ func TestShardRefuses(t *testing.T) {
 // TestHold: the first wave with measured requests begins at its time, or when what goes before has ended, if that is
 // later; shards of an open loop are due at the moments of the whole.
 func TestHold(t *testing.T) {
-	w := built(t, Spec{C: 9, M: 1, BlockSize: 16, B: 2, OutputLen: "2", Prefix: "shared", Rate: "10", NumRequests: 6, Seed: 1})
+	w := built(t, Spec{C: 9, M: 1, BlockSize: 16, B: 2, OutputLen: "2", Prefix: "shared", Rate: "10", NumRequests: 6,
+		Seed: 1})
 	moments := func(w *Workload, primed time.Duration) []string {
 		s := NewSchedule(w)
 		if _, ok := s.Begin(); ok && w.Requests[0].Phase == Prime {

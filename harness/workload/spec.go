@@ -135,7 +135,8 @@ func (s Spec) resolve() (*plan, error) {
 	case s.Duration < 0 || s.Duration > maxSeconds*time.Second/1000:
 		return nil, &FieldError{"duration", s.Duration, "above 0, up to 100 days"}
 	case s.Duration > 0 && s.Users == 0 && s.Concurrency == 0 && s.Rate == "" && s.Type != "mixed" && s.Type != "":
-		return nil, &FieldError{"duration", s.Duration, "0 (unset) for batches, which have a number: set a rate, concurrency or users"}
+		return nil, &FieldError{"duration", s.Duration,
+			"0 (unset) for batches, which have a number: set a rate, concurrency or users"}
 	case s.NumMeasurements < 1 && s.NumRequests == 0 && s.Duration == 0:
 		return nil, &FieldError{"num_measurements", s.NumMeasurements, "at least 1"}
 	case s.ThinkTime < 0:
@@ -171,13 +172,15 @@ func (s Spec) resolve() (*plan, error) {
 		p.measured = max(MostInDuration, p.places) / p.turns
 	default:
 		if s.NumMeasurements > maxRequests/p.places/p.turns {
-			return nil, &FieldError{"num_measurements", s.NumMeasurements, fmt.Sprintf("up to %d, for the requests of all batches",
-				maxRequests/p.places/p.turns)}
+			return nil, &FieldError{"num_measurements", s.NumMeasurements,
+				fmt.Sprintf("up to %d, for the requests of all batches",
+					maxRequests/p.places/p.turns)}
 		}
 		p.measured = s.NumMeasurements * p.places
 	}
 	if s.NumWarmup > maxRequests/p.places {
-		return nil, &FieldError{"num_warmup", s.NumWarmup, fmt.Sprintf("up to %d, for the requests of all batches", maxRequests/p.places)}
+		return nil, &FieldError{"num_warmup", s.NumWarmup, fmt.Sprintf("up to %d, for the requests of all batches",
+			maxRequests/p.places)}
 	}
 	if err := p.resolvePrefix(); err != nil {
 		return nil, err
@@ -211,7 +214,8 @@ func (p *plan) resolveOutput() error {
 	switch p.Type {
 	case "prefill":
 		if text != "" && text != "1" {
-			p.notes = append(p.notes, fmt.Sprintf("output_len %s does not apply to a prefill profile: 1 token is generated", text))
+			p.notes = append(p.notes, fmt.Sprintf("output_len %s does not apply to a prefill profile: 1 token is generated",
+				text))
 		}
 		text = "1"
 	case "decode":
@@ -261,7 +265,8 @@ func (s Spec) Fit(maxModelLen int) (Spec, []string) {
 		need = fmt.Sprintf("M x block_size + %d turns x (C + output) = %d tokens", p.turns, p.longest(n))
 	}
 	scale := func(field string, from, to int) {
-		notes = append(notes, fmt.Sprintf("%s scaled from %d to %d: %s would not fit max_model_len %d", field, from, to, need, maxModelLen))
+		notes = append(notes, fmt.Sprintf("%s scaled from %d to %d: %s would not fit max_model_len %d", field, from, to, need,
+			maxModelLen))
 	}
 	if p.M > 0 {
 		to := max(0, maxModelLen-p.turns*(p.C+n)) / p.BlockSize
@@ -393,8 +398,8 @@ func (b *builder) give(r Request) Request {
 	return r
 }
 
-// prime gives one request per prefix. The token behind the prefix keeps the last block of the prefix from being the last
-// block of the prompt, which no later request could take from the cache whole.
+// prime gives one request per prefix. The token behind the prefix keeps the last block of the prefix from being the
+// last block of the prompt, which no later request could take from the cache whole.
 func (b *builder) prime() {
 	if b.prefixes == 0 {
 		return

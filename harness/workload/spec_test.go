@@ -77,14 +77,18 @@ func TestBuildLoops(t *testing.T) {
 		n := mixed.Requests[i].OutputTokens
 		short, long, sum = min(short, n), max(long, n), sum+n
 	}
-	if mixed.Concurrency != 16 || len(mixed.Requests) != 800 || short != 64 || long != 192 || sum < 800*122 || sum > 800*134 {
-		t.Errorf("mixed: concurrency %d, %d requests, outputs %d to %d, mean %d", mixed.Concurrency, len(mixed.Requests), short, long, sum/800)
+	if mixed.Concurrency != 16 || len(mixed.Requests) != 800 || short != 64 || long != 192 || sum < 800*122 ||
+		sum > 800*134 {
+		t.Errorf("mixed: concurrency %d, %d requests, outputs %d to %d, mean %d", mixed.Concurrency, len(mixed.Requests),
+			short, long, sum/800)
 	}
-	if w := build(t, Spec{C: 8, B: 4, Type: "mixed", OutputLen: "10", NumMeasurements: 1}); w.Requests[3].OutputTokens != 10 {
+	if w := build(t, Spec{C: 8, B: 4, Type: "mixed", OutputLen: "10",
+		NumMeasurements: 1}); w.Requests[3].OutputTokens != 10 {
 		t.Error("mixed: an explicit output length is not obeyed")
 	}
 	closed := build(t, Spec{C: 8, B: 1, Type: "decode", Concurrency: 6, Clients: 3, NumRequests: 100})
-	if closed.Concurrency != 6 || closed.Clients != 3 || len(closed.Requests) != 100 || closed.Requests[99].OutputTokens != 128 {
+	if closed.Concurrency != 6 || closed.Clients != 3 || len(closed.Requests) != 100 ||
+		closed.Requests[99].OutputTokens != 128 {
 		t.Errorf("closed loop: %d by %d clients, %d requests", closed.Concurrency, closed.Clients, len(closed.Requests))
 	}
 	open := build(t, Spec{C: 8, B: 50, Type: "decode", Rate: "10", NumMeasurements: 100})
@@ -92,15 +96,16 @@ func TestBuildLoops(t *testing.T) {
 	if open.Concurrency != 0 || len(open.Requests) != 5000 || last < 475 || last > 525 {
 		t.Errorf("open loop: %d requests of 10/s over %.0f s", len(open.Requests), last)
 	}
-	if w := build(t, Spec{C: 8, B: 1, Type: "prefill", Rate: "fixed:4", NumRequests: 3}); w.Requests[2].Due != 500*time.Millisecond {
+	if w := build(t, Spec{C: 8, B: 1, Type: "prefill", Rate: "fixed:4",
+		NumRequests: 3}); w.Requests[2].Due != 500*time.Millisecond {
 		t.Errorf("the third of 4/s is due at %v", w.Requests[2].Due)
 	}
 }
 
 var modes = []Spec{
 	{Type: "prefill"}, {Type: "decode"}, {Type: "mixed"}, {Type: "decode", OutputLen: "lognormal:50:1:1:300"},
-	{Type: "mixed", Rate: "20"}, {Type: "decode", Rate: "2..9", Burstiness: 0.3}, {Type: "mixed", Concurrency: 5, Clients: 2},
-	{Type: "decode", Users: 3, Turns: 4, ThinkTime: time.Second},
+	{Type: "mixed", Rate: "20"}, {Type: "decode", Rate: "2..9", Burstiness: 0.3},
+	{Type: "mixed", Concurrency: 5, Clients: 2}, {Type: "decode", Users: 3, Turns: 4, ThinkTime: time.Second},
 }
 
 func eachMode(do func(s Spec)) {
@@ -133,10 +138,12 @@ func TestEveryRequestHitsItsPrefix(t *testing.T) {
 			case r.Phase != Prime && r.Turn == 0 && (hits != s.M || r.SharedTokens != s.M*s.BlockSize):
 				t.Fatalf("%+v: request %d finds %d blocks and shares %d tokens, want %d blocks", s, i, hits, r.SharedTokens, s.M)
 			case r.Turn > 0 && (r.SharedTokens != r.PromptTokens()-s.C || hits != r.SharedTokens/s.BlockSize):
-				t.Fatalf("%+v: turn %d finds %d blocks and shares %d of %d tokens", s, r.Turn, hits, r.SharedTokens, r.PromptTokens())
+				t.Fatalf("%+v: turn %d finds %d blocks and shares %d of %d tokens", s, r.Turn, hits, r.SharedTokens,
+					r.PromptTokens())
 			}
 			if r.OutputID != 0 {
-				hashes = BlockHashes(append(r.Prompt[:len(r.Prompt):len(r.Prompt)], Segment{r.OutputID, r.OutputTokens}), s.BlockSize)
+				hashes = BlockHashes(append(r.Prompt[:len(r.Prompt):len(r.Prompt)], Segment{r.OutputID, r.OutputTokens}),
+					s.BlockSize)
 			}
 			for _, h := range hashes {
 				cached[h] = true
@@ -258,7 +265,8 @@ func TestFit(t *testing.T) {
 
 // Outputs without an upper bound are cut to what the context leaves, and the cuts are counted.
 func TestUnboundedOutputsAreCut(t *testing.T) {
-	s := Spec{C: 50, M: 2, BlockSize: 16, B: 10, Type: "decode", OutputLen: "lognormal:100:2", NumMeasurements: 100, MaxModelLen: 1000}
+	s := Spec{C: 50, M: 2, BlockSize: 16, B: 10, Type: "decode", OutputLen: "lognormal:100:2", NumMeasurements: 100,
+		MaxModelLen: 1000}
 	w := build(t, s)
 	s.MaxModelLen = 0
 	whole := build(t, s)
@@ -273,7 +281,8 @@ func TestUnboundedOutputsAreCut(t *testing.T) {
 			t.Fatalf("request %d has %d output tokens, want %d", i, r.OutputTokens, n)
 		}
 	}
-	if want := fmt.Sprintf("%d outputs of lognormal:100:2 cut to fit max_model_len 1000", cut); cut == 0 || len(w.Notes) != 1 || w.Notes[0] != want {
+	if want := fmt.Sprintf("%d outputs of lognormal:100:2 cut to fit max_model_len 1000", cut); cut == 0 ||
+		len(w.Notes) != 1 || w.Notes[0] != want {
 		t.Errorf("notes %q, want %q", w.Notes, want)
 	}
 }
@@ -301,8 +310,10 @@ func TestBuildRefuses(t *testing.T) {
 		{func(s *Spec) { s.Clients = 3; s.Concurrency = 2 }, "clients is 3: allowed is from 0 to 2"},
 		{func(s *Spec) { s.Burstiness = -1 }, "burstiness is -1"},
 		{func(s *Spec) { s.ThinkTime = -1 }, "think_time is -1ns"},
-		{func(s *Spec) { s.M, s.MaxModelLen = 100, 1000 }, "M is 100: allowed is from 0 to 53, so that 100 x 16 + (10 + 128) tokens"},
-		{func(s *Spec) { s.C, s.MaxModelLen = 1000, 1000 }, "C is 1000: allowed is from 1 to 840, so that 2 x 16 + (1000 + 128)"},
+		{func(s *Spec) { s.M, s.MaxModelLen = 100, 1000 },
+			"M is 100: allowed is from 0 to 53, so that 100 x 16 + (10 + 128) tokens"},
+		{func(s *Spec) { s.C, s.MaxModelLen = 1000, 1000 },
+			"C is 1000: allowed is from 1 to 840, so that 2 x 16 + (1000 + 128)"},
 		{func(s *Spec) { s.OutputLen, s.MaxModelLen = "1000", 1000 }, `output_len is "1000": allowed is up to 958, so that`},
 		{func(s *Spec) { s.MaxModelLen = 20 }, "max_model_len is 20: allowed is at least 170, so that"},
 	} {
@@ -314,7 +325,8 @@ func TestBuildRefuses(t *testing.T) {
 			t.Errorf("error %v, want %q", err, c.want)
 		}
 	}
-	if w := build(t, Spec{C: 1, B: 1, Type: "prefill", OutputLen: "5", NumMeasurements: 1}); len(w.Notes) != 1 || w.Requests[0].OutputTokens != 1 {
+	if w := build(t, Spec{C: 1, B: 1, Type: "prefill", OutputLen: "5", NumMeasurements: 1}); len(w.Notes) != 1 ||
+		w.Requests[0].OutputTokens != 1 {
 		t.Errorf("a prefill with outputs: notes %q, %d tokens", w.Notes, w.Requests[0].OutputTokens)
 	}
 }

@@ -67,12 +67,12 @@ func (s *Stream) Classify(classes []Class, seed uint64) {
 // errEnough ends the reading of a trace whose further rows are not wanted.
 var errEnough = errors.New("enough")
 
-// StreamTrace is [ReadTrace] for an open loop that ends after duration (0: with the trace), with the same requests. read
-// opens the file, gives it to its argument and returns that one's error or its own; the file is read once to see whether
-// it can be streamed, and then for every run. The Stream is nil where that cannot be: the trace is not in order of time,
-// its requests wait for others (conversations, waves) or share prefixes, or opt asks for a closed loop.
-func StreamTrace(name string, read func(func(io.Reader) error) error, opt TraceOptions, duration time.Duration) (*Stream,
-	error) {
+// StreamTrace is [ReadTrace] for an open loop that ends after duration (0: with the trace), with the same requests.
+// read opens the file, gives it to its argument and returns that one's error or its own; the file is read once to see
+// whether it can be streamed, and then for every run. The Stream is nil where that cannot be: the trace is not in order
+// of time, its requests wait for others (conversations, waves) or share prefixes, or opt asks for a closed loop.
+func StreamTrace(name string, read func(func(io.Reader) error) error, opt TraceOptions,
+	duration time.Duration) (*Stream, error) {
 	if opt.Concurrency > 0 {
 		return nil, nil
 	}

@@ -116,7 +116,8 @@ func TestStreamTraceIsReadTrace(t *testing.T) {
 				}
 				w.Notes = w.Notes[:0]
 			}
-			s, err := StreamTrace(name, func(do func(io.Reader) error) error { return do(strings.NewReader(c.text)) }, c.opt, c.duration)
+			s, err := StreamTrace(name, func(do func(io.Reader) error) error { return do(strings.NewReader(c.text)) },
+				c.opt, c.duration)
 			if err != nil || (s != nil) != c.plain {
 				t.Fatalf("%v, %v; expected a stream: %v", s, err, c.plain)
 			}
@@ -131,7 +132,8 @@ func TestStreamTraceIsReadTrace(t *testing.T) {
 		})
 	}
 	bad := func(do func(io.Reader) error) error { return do(strings.NewReader(azure + "x,y,z\n")) }
-	if _, err := StreamTrace("bad", bad, TraceOptions{}, 0); err == nil || !strings.Contains(err.Error(), "bad, line 302") {
+	if _, err := StreamTrace("bad", bad, TraceOptions{}, 0); err == nil ||
+		!strings.Contains(err.Error(), "bad, line 302") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -23,7 +23,8 @@ type TraceOptions struct {
 	NumRequests int
 	// Speed divides all times; 0 is 1.
 	Speed float64
-	// Rate stretches or shrinks all times so that the measured requests arrive at that mean rate per second; 0 leaves them.
+	// Rate stretches or shrinks all times so that the measured requests arrive at that mean rate per second; 0 leaves
+	// them.
 	Rate float64
 	// Concurrency above 0 replays in a closed loop of that many requests (conversations) in flight, by Clients: the
 	// requests keep their order and lose their times.
@@ -59,8 +60,8 @@ var formats = [...]format{
 	{"vidur", "CSV with the columns arrived_at (s), num_prefill_tokens, num_decode_tokens", isVidur, readVidur, true},
 	{"requests", `lines of {"due_s" or "sent_s": ..., "prompt_tokens": ..., "output_tokens": ...} as kvtune writes them`,
 		isRequests, readRequests, false},
-	{"log", "CSV with a column each for time (time, timestamp, arrived_at, ...), input (prompt_tokens, input_tokens, ...) and " +
-		"output (output_tokens, completion_tokens, ...), and optionally session", isLog, readLog, true},
+	{"log", "CSV with a column each for time (time, timestamp, arrived_at, ...), input (prompt_tokens, input_tokens, " +
+		"...) and output (output_tokens, completion_tokens, ...), and optionally session", isLog, readLog, true},
 }
 
 // row is one request of a trace.
@@ -100,7 +101,8 @@ const unknown time.Duration = -1
 // A requests file is replayed by due_s, or by sent_s where nothing was due; priming, warm-up and each probe are waves.
 func ReadTrace(name string, r io.Reader, opt TraceOptions) (*Workload, error) {
 	if !(opt.Speed >= 0 && opt.Rate >= 0 && opt.Speed <= maxRate && opt.Rate <= maxRate) {
-		return nil, fmt.Errorf("trace speed %g and rate %g: expected from 0 (as recorded) to %g", opt.Speed, opt.Rate, maxRate)
+		return nil, fmt.Errorf("trace speed %g and rate %g: expected from 0 (as recorded) to %g", opt.Speed, opt.Rate,
+			maxRate)
 	}
 	s, err := open(name, r)
 	if err != nil {
@@ -225,8 +227,8 @@ func (s *source) peek() error {
 	return nil
 }
 
-// next is the next line that is not empty. whole is false for a last line without its end. It returns io.EOF at the end,
-// and sets cut where compressed data ends early.
+// next is the next line that is not empty. whole is false for a last line without its end. It returns io.EOF at the
+// end, and sets cut where compressed data ends early.
 func (s *source) next() (line []byte, whole bool, err error) {
 	for {
 		var long []byte
@@ -471,7 +473,8 @@ func (t *trace) add(w *Workload, x *row, scale float64, origin time.Duration) {
 
 // turnBefore is the request that x continues, nil for none.
 func (t *trace) turnBefore(w *Workload, x *row) *Request {
-	if i, ok := t.last[x.session]; ok && x.session != "" && x.turn == w.Requests[i].Turn+1 && w.Requests[i].Wave == t.wave {
+	if i, ok := t.last[x.session]; ok && x.session != "" && x.turn == w.Requests[i].Turn+1 &&
+		w.Requests[i].Wave == t.wave {
 		return &w.Requests[i]
 	}
 	return nil

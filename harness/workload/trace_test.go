@@ -46,14 +46,18 @@ func TestReadTraceFormats(t *testing.T) {
 		"requests": `{"sent_s":0,"prompt_tokens":374,"asked_tokens":44,"output_tokens":3,"error":"cut"}` + "\n" +
 			`{"due_s":4.314579,"sent_s":4.5,"prompt_tokens":396,"output_tokens":109}` + "\n" +
 			`{"due_s":null,"sent_s":4.541877,"prompt_tokens":879,"output_tokens":55}` + "\n",
-		"log": "\xef\xbb\xbfStatus;Output Tokens;Arrival-Time;prompt_tokens\r\nok;44;1700000000;374\r\nok;55.0;1700000004.541877;879\r\n" +
+		"log": "\xef\xbb\xbfStatus;Output " +
+			"Tokens;Arrival-Time;prompt_tokens\r\nok;44;1700000000;374\r\nok;55.0;1700000004.541877;879\r\n" +
 			"\"o;k\";109;1700000004.314579;396\r\n",
-		"unix milliseconds": "ts,in_use,input_tokens,completion_tokens\n1700000000000,x,374,44\n1700000004314.579,x,396,109\n" +
+		"unix milliseconds": "ts,in_use,input_tokens,completion_tokens\n1700000000000,x,374,44\n" +
+			"1700000004314.579,x,396,109\n" +
 			"1700000004541.877,x,879,55\n",
-		"named milliseconds": "\n \ntimestamp_ms\tinput_length\toutput_length\n1000\t374\t44\n5314.579\t396\t109\n5541.877\t879\t55\n",
-		"dates": "time,promptTokens,generated_tokens\n2026-01-01T00:00:00+02:00,374,44\n2025-12-31T22:00:04.314579Z,396,109\n" +
+		"named milliseconds": "\n \ntimestamp_ms\tinput_length\toutput_length\n1000\t374\t44\n5314.579\t396\t109\n" +
+			"5541.877\t879\t55\n", "dates": "time,promptTokens,generated_tokens\n2026-01-01T00:00:00+02:00,374,44\n" +
+			"2025-12-31T22:00:04.314579Z,396,109\n" +
 			"2025-12-31T22:00:04.541877Z,879,55\n",
-		"nanoseconds": "start_time,input_toks,output_toks\n1700000000000000000,374,44\n1700000004314579000,396,109\n1700000004541877000,879,55\n",
+		"nanoseconds": "start_time,input_toks,output_toks\n1700000000000000000,374,44\n1700000004314579000,396,109\n" +
+			"1700000004541877000,879,55\n",
 	} {
 		if got := times(read(t, text, TraceOptions{})); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
@@ -71,20 +75,23 @@ func TestReadTraceErrors(t *testing.T) {
 		{"\nhello world\n", `trace, line 2: not a trace: found "hello world", expected one of`},
 		{"a,b,c\n1,2,3\n", "trace, line 1: not a trace"},
 		{"{\"x\":1}\n", "trace, line 1: not a trace"},
-		{"time,prompt_tokens\n1,2\n", "trace, line 1: no column for output tokens in [\"time\" \"prompt_tokens\"]: expected one of outputtokens"},
+		{"time,prompt_tokens\n1,2\n", "trace, line 1: no column for output tokens in [\"time\" \"prompt_tokens\"]: " +
+			"expected one of outputtokens"},
 		{"time,prompt_tokens,output_tokens\n", "trace has no requests"},
 		{"\ntime,prompt_tokens,output_tokens\n1,2,3\n1,2\n", "trace, line 4: wrong number of fields, expected 3 columns"},
-		{"time,prompt_tokens,output_tokens\n1,2,3\nsoon,2,3\n", `trace, line 3: time: "soon" is not a time: expected seconds, a Unix time`},
+		{"time,prompt_tokens,output_tokens\n1,2,3\nsoon,2,3\n",
+			`trace, line 3: time: "soon" is not a time: expected seconds, a Unix time`},
 		{"time,prompt_tokens,output_tokens\n1,2.5,3\n", `trace, line 2: prompt_tokens: "2.5" is not a whole number`},
 		{"time,prompt_tokens,output_tokens\n1,-2,3\n", "trace, line 2: -2 input and 3 output tokens, expected from 0"},
 		{"time,prompt_tokens,output_tokens\nNaN,2,3\n", `trace, line 2: time: "NaN" is out of range`},
-		{`{"timestamp":0,"input_length":1,"output_length":1,"hash_ids":[0]}` + "\n" + `{"timestamp":0,"input_length":1}` + "\n",
-			"trace, line 2: expected timestamp, input_length, output_length and hash_ids"},
+		{`{"timestamp":0,"input_length":1,"output_length":1,"hash_ids":[0]}` + "\n" + `{"timestamp":0,"input_length":1}` +
+			"\n", "trace, line 2: expected timestamp, input_length, output_length and hash_ids"},
 		{`{"timestamp":-5,"input_length":1,"output_length":1}`, "trace, line 1: timestamp is -5, expected milliseconds"},
 		{`{"due_s":1,"prompt_tokens":3}` + "\nrubbish\n", "trace, line 2: invalid character"},
 		{`{"due_s":1,"prompt_tokens":3}` + "\n\n" + `{"due_s":1}` + "\n", "trace, line 3: no prompt_tokens"},
 	} {
-		if _, err := ReadTrace("trace", strings.NewReader(c.text), TraceOptions{}); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+		if _, err := ReadTrace("trace", strings.NewReader(c.text), TraceOptions{}); err == nil ||
+			!strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%q: error %v, want %q", c.text, err, c.want)
 		}
 	}
@@ -111,9 +118,12 @@ func TestTraceOptions(t *testing.T) {
 		{TraceOptions{NumRequests: 1}, "0s 100>10", ""},
 		{TraceOptions{}, "0s 100>10 2s 20>1 4s 5>100 6s 1>1",
 			"1 of 4 requests have no output tokens: replayed with 1\n1 of 4 requests have no prompt tokens: replayed with 1"},
-		{TraceOptions{NumRequests: 2, Speed: 4}, "0s 100>10 500ms 20>1", "1 of 2 requests have no output tokens: replayed with 1"},
-		{TraceOptions{NumRequests: 3, Rate: 4}, "0s 100>10 250ms 20>1 500ms 5>100", "1 of 3 requests have no output tokens: replayed with 1"},
-		{TraceOptions{NumRequests: 3, Concurrency: 2}, "0s 100>10 0s 20>1 0s 5>100", "1 of 3 requests have no output tokens: replayed with 1"},
+		{TraceOptions{NumRequests: 2, Speed: 4}, "0s 100>10 500ms 20>1",
+			"1 of 2 requests have no output tokens: replayed with 1"},
+		{TraceOptions{NumRequests: 3, Rate: 4}, "0s 100>10 250ms 20>1 500ms 5>100",
+			"1 of 3 requests have no output tokens: replayed with 1"},
+		{TraceOptions{NumRequests: 3, Concurrency: 2}, "0s 100>10 0s 20>1 0s 5>100",
+			"1 of 3 requests have no output tokens: replayed with 1"},
 		{TraceOptions{NumRequests: 3, MaxModelLen: 60}, "0s 50>10 2s 20>1 4s 1>59",
 			"2 of 3 prompts cut to fit max_model_len 60\n1 of 3 outputs cut to fit max_model_len 60\n" +
 				"1 of 3 requests have no output tokens: replayed with 1"},
@@ -131,7 +141,8 @@ func TestMooncakeBlocksAreShared(t *testing.T) {
 {"timestamp": 1000, "input_length": 2000, "output_length": 5, "hash_ids": [0, 7, 8]}
 {"timestamp": 2000, "input_length": 1300, "output_length": 5, "hash_ids": [9, 1, 2]}
 `, TraceOptions{BlockSize: 16})
-	if want := "0 1:512 2:512 3:276 > 5\n0 1:512 2:512 > 5\n0 1:512 4:512 5:512 6:464 > 5\n0 7:512 2:512 3:276 > 5\n"; shape(w) != want {
+	if want := "0 1:512 2:512 3:276 > 5\n0 1:512 2:512 > 5\n0 1:512 4:512 5:512 6:464 > 5\n0 7:512 2:512 " +
+		"3:276 > 5\n"; shape(w) != want {
 		t.Errorf("got\n%swant\n%s", shape(w), want)
 	}
 	for i, want := range []int{1300, 1024, 512, 0} { // up to the first block that nobody else has
@@ -144,8 +155,8 @@ func TestMooncakeBlocksAreShared(t *testing.T) {
 	}
 }
 
-// requestsFile writes what a run of a workload leaves: every request takes long for its first token and 10 ms per token.
-// The lines are in order of ending.
+// requestsFile writes what a run of a workload leaves: every request takes long for its first token and 10 ms per
+// token. The lines are in order of ending.
 func requestsFile(t *testing.T, w *Workload, hashBlock int) []byte {
 	t.Helper()
 	const first, gap = 200 * time.Millisecond, 10 * time.Millisecond
@@ -218,8 +229,8 @@ func TestReplayReproducesARun(t *testing.T) {
 		again, _, _ := simulate(t, back, took(back))
 		for i := range w.Requests {
 			a, b := &w.Requests[i], &back.Requests[i]
-			if a.PromptTokens() != b.PromptTokens() || a.OutputTokens != b.OutputTokens || a.Phase != b.Phase || a.Turn != b.Turn ||
-				a.SharedTokens/s.BlockSize != b.SharedTokens/s.BlockSize || due[i] != again[i] {
+			if a.PromptTokens() != b.PromptTokens() || a.OutputTokens != b.OutputTokens || a.Phase != b.Phase ||
+				a.Turn != b.Turn || a.SharedTokens/s.BlockSize != b.SharedTokens/s.BlockSize || due[i] != again[i] {
 				t.Fatalf("%+v: request %d\n%+v due %v\n%+v due %v", s, i, *a, due[i], *b, again[i])
 			}
 		}
@@ -236,8 +247,10 @@ func TestReplayReproducesARun(t *testing.T) {
 // Records are replayed as their file is.
 func TestReplayOfRecords(t *testing.T) {
 	records := []Record{
-		{Index: 0, Phase: Measured, Due: new(time.Second), Sent: time.Second, PromptTokens: 40, OutputTokens: 3, Session: "a"},
-		{Index: 1, Phase: Measured, Due: new(2 * time.Second), Sent: 3 * time.Second, PromptTokens: 90, OutputTokens: 2, AskedTokens: 7, Error: "reset"},
+		{Index: 0, Phase: Measured, Due: new(time.Second), Sent: time.Second, PromptTokens: 40, OutputTokens: 3,
+			Session: "a"},
+		{Index: 1, Phase: Measured, Due: new(2 * time.Second), Sent: 3 * time.Second, PromptTokens: 90, OutputTokens: 2,
+			AskedTokens: 7, Error: "reset"},
 	}
 	var file bytes.Buffer
 	for _, r := range records {
@@ -270,9 +283,10 @@ func TestReplayConversations(t *testing.T) {
 {"index":5,"due_s":9,"prompt_tokens":53,"output_tokens":3,"session":"b","turn":2,"think_s":0.5}
 `
 	w := read(t, text, TraceOptions{})
-	// Turn 1 of a comes 3 s after the end of turn 0; that of b at its time, no end being known; turn 2 of a is shorter than
-	// the conversation before it; turn 2 of b adds nothing of its own.
-	want := "0 1:10 > 4\n0 2:30 > 4\n0 1:10 3:4 4:6 > 3 after 0+3s\n0 2:30 5:4 6:16 > 3\n0 7:12 > 3\n0 2:30 5:4 6:16 8:3 > 3 after 3+500ms\n"
+	// Turn 1 of a comes 3 s after the end of turn 0; that of b at its time, no end being known; turn 2 of a is shorter
+	// than the conversation before it; turn 2 of b adds nothing of its own.
+	want := "0 1:10 > 4\n0 2:30 > 4\n0 1:10 3:4 4:6 > 3 after 0+3s\n0 2:30 5:4 6:16 > 3\n0 7:12 > 3\n0 2:30 5:4 6:16 " +
+		"8:3 > 3 after 3+500ms\n"
 	if got := shape(w); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
@@ -285,7 +299,8 @@ func TestReplayConversations(t *testing.T) {
 	}
 	// In a closed loop every turn waits for the one before. A conversation that is cut to the context stays one.
 	w = read(t, text, TraceOptions{Concurrency: 2, MaxModelLen: 33})
-	want = "0 1:10 > 4\n0 2:29 > 4\n0 1:10 3:4 4:6 > 3 after 0+3s\n0 2:29 5:1 > 3 after 1+0s\n0 6:12 > 3 after 2+0s\n0 2:29 5:1 > 3 after 3+500ms\n"
+	want = "0 1:10 > 4\n0 2:29 > 4\n0 1:10 3:4 4:6 > 3 after 0+3s\n0 2:29 5:1 > 3 after 1+0s\n0 6:12 > 3 after 2+0s\n0 " +
+		"2:29 5:1 > 3 after 3+500ms\n"
 	if got := shape(w); got != want {
 		t.Errorf("closed loop:\n%swant\n%s", got, want)
 	}
@@ -345,8 +360,10 @@ func TestRealTraces(t *testing.T) {
 		for i := range w.Requests {
 			prompt, output = prompt+w.Requests[i].PromptTokens(), output+w.Requests[i].OutputTokens
 		}
-		if last := w.Requests[len(w.Requests)-1].Due; len(w.Requests) != c.requests || prompt != c.prompt || output != c.output || last != c.last {
-			t.Errorf("%s: %d requests, %d and %d tokens, the last at %v; want %+v", c.name, len(w.Requests), prompt, output, last, c)
+		if last := w.Requests[len(w.Requests)-1].Due; len(w.Requests) != c.requests || prompt != c.prompt ||
+			output != c.output || last != c.last {
+			t.Errorf("%s: %d requests, %d and %d tokens, the last at %v; want %+v", c.name, len(w.Requests), prompt, output,
+				last, c)
 		}
 	}
 }
@@ -356,7 +373,8 @@ func TestCutTraces(t *testing.T) {
 	var lines strings.Builder
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range 20_000 {
-		fmt.Fprintf(&lines, `{"index":%d,"due_s":%d,"prompt_tokens":%d,"output_tokens":%d}`+"\n", i, i, 1+rng.IntN(1<<20), 1+rng.IntN(1<<20))
+		fmt.Fprintf(&lines, `{"index":%d,"due_s":%d,"prompt_tokens":%d,"output_tokens":%d}`+"\n", i, i, 1+rng.IntN(1<<20),
+			1+rng.IntN(1<<20))
 	}
 	whole := lines.String()
 	z, err := zstd.NewWriter(nil)
@@ -393,7 +411,8 @@ func FuzzReadTrace(f *testing.F) {
 		"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n",
 		"arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n4.3,0,0\n",
 		`{"timestamp": 0, "input_length": 1374, "output_length": 44, "hash_ids": [1,2,1]}`,
-		`{"due_s":0,"prompt_tokens":3,"output_tokens":9,"session":"a","prefix_hashes":[1],"hash_block":2,"phase":"prime"}` + "\n" +
+		`{"due_s":0,"prompt_tokens":3,"output_tokens":9,"session":"a","prefix_hashes":[1],"hash_block":2,"phase":"prime"}` +
+			"\n" +
 			`{"sent_s":-1,"prompt_tokens":30,"shared_prefix_tokens":5,"session":"a","turn":1,"think_s":-2,"probe":"x"}`,
 		"time;in_tokens;output_tokens;session\n1;2;3;a\n1700000000000;2;3;a\n",
 	} {
@@ -401,7 +420,8 @@ func FuzzReadTrace(f *testing.F) {
 		f.Add([]byte(text), uint16(0), uint8(3))
 	}
 	f.Fuzz(func(t *testing.T, data []byte, limit uint16, concurrency uint8) {
-		w, err := ReadTrace("fuzz", bytes.NewReader(data), TraceOptions{MaxModelLen: int(limit), Concurrency: int(concurrency), BlockSize: 16})
+		w, err := ReadTrace("fuzz", bytes.NewReader(data),
+			TraceOptions{MaxModelLen: int(limit), Concurrency: int(concurrency), BlockSize: 16})
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "fuzz") {
 				t.Fatalf("the error does not name the file: %v", err)
