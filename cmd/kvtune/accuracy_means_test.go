@@ -28,8 +28,8 @@ type meansRun struct {
 }
 
 const (
-	// ttftScatter and tpotScatter are how far off, relatively, the model's form leaves a mean: queueing makes more of a step's
-	// error in the first than in the second.
+	// ttftScatter and tpotScatter are how far off, relatively, the model's form leaves a mean: queueing makes more of a
+	// step's error in the first than in the second.
 	ttftScatter, tpotScatter = 0.08, 0.03
 	// groupSpread is how far off, as the standard deviation of its logarithm, a group of the prior's coefficients may be.
 	groupSpread = 0.5
@@ -51,8 +51,8 @@ func factorGroups() [][]string {
 
 // fitMeans fits a cost model to the means of runs of one server, through the simulator: groups of the prior's
 // coefficients are moved by factors until the simulated means are the measured ones, as far as the prior allows
-// (Gauss-Newton on the factors' logarithms, with the prior as further rows). The front end's request latency is one more
-// factor. It fails when a run cannot be simulated.
+// (Gauss-Newton on the factors' logarithms, with the prior as further rows). The front end's request latency is one
+// more factor. It fails when a run cannot be simulated.
 func fitMeans(ctx context.Context, prior *cost.Model, runs []meansRun) (*cost.Model, error) {
 	if len(runs) == 0 {
 		return nil, fmt.Errorf("no run to fit from: give the means of one at least")
@@ -143,8 +143,9 @@ func fitMeans(ctx context.Context, prior *cost.Model, runs []meansRun) (*cost.Mo
 	return m, nil
 }
 
-// movedPrior is the prior with its groups times exp(theta), and the front end's request latency; the last factor is of the
-// time that each sequence beyond 16 takes, as a share of the prior's seqs_above_0 (a batch of more rows than one tile).
+// movedPrior is the prior with its groups times exp(theta), and the front end's request latency; the last factor is of
+// the time that each sequence beyond 16 takes, as a share of the prior's seqs_above_0 (a batch of more rows than one
+// tile).
 func movedPrior(prior *cost.Model, theta []float64) (*cost.Model, error) {
 	g := factorGroups()
 	values := make([]float64, len(prior.Coefficients))

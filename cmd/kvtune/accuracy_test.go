@@ -150,8 +150,8 @@ func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 	}{{"rate10", 10, nil}, {"rate20", 20, nil}, {"conc64", 10, []string{"--concurrency", "60", "--clients", "6"}}} {
 		out := filepath.Join(dir, r.name)
 		trace := "default_" + r.name + "_requests.jsonl.zst"
-		command(t, data, append([]string{"simulate", "--cost", costFile, "--model", model, "--trace", trace, "--max-model-len",
-			"16384", "--max-num-batched-tokens", "8192", "--output-dir", out}, r.extra...)...)
+		command(t, data, append([]string{"simulate", "--cost", costFile, "--model", model, "--trace", trace,
+			"--max-model-len", "16384", "--max-num-batched-tokens", "8192", "--output-dir", out}, r.extra...)...)
 		want := harness.Measure(requests(t, filepath.Join(data, trace)))
 		got := harness.Measure(requests(t, filepath.Join(out, "simulation"+archive.RequestsSuffix)))
 		for _, x := range []struct {
@@ -171,14 +171,15 @@ func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 	}
 }
 
-// verified: a fit on a recorded loop's profile predicts the settings that were verified, on the requests that they served.
-// The plans of the loop have what the model of that day said; this is what the model of now says.
+// verified: a fit on a recorded loop's profile predicts the settings that were verified, on the requests that they
+// served. The plans of the loop have what the model of that day said; this is what the model of now says.
 func (s *score) verified(t *testing.T, loop, gpu string) {
 	loop, err := filepath.Abs(loop)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.section(t, loop, "vLLM 0.26 on one "+strings.ToUpper(gpu)+", Llama-3.1-8B: fitted on kvtune's own profile, verified settings held out")
+	s.section(t, loop, "vLLM 0.26 on one "+strings.ToUpper(gpu)+", Llama-3.1-8B: fitted on kvtune's own profile, "+
+		"verified settings held out")
 	dir := t.TempDir()
 	const model = "meta-llama/Llama-3.1-8B"
 	costFile := filepath.Join(dir, "cost.json")
@@ -204,8 +205,8 @@ func (s *score) verified(t *testing.T, loop, gpu string) {
 				t.Fatal(err)
 			}
 			out := filepath.Join(dir, workload+string(p.Strategy))
-			command(t, loop, append([]string{"simulate", "--cost", costFile, "--model", model, "--gpu", gpu, "--vllm-version", "0.26",
-				"--trace", run + archive.RequestsSuffix, "--output-dir", out}, p.Launch[3:]...)...)
+			command(t, loop, append([]string{"simulate", "--cost", costFile, "--model", model, "--gpu", gpu, "--vllm-version",
+				"0.26", "--trace", run + archive.RequestsSuffix, "--output-dir", out}, p.Launch[3:]...)...)
 			data, err = os.ReadFile(filepath.Join(out, "simulation"+archive.ResultSuffix))
 			if err != nil {
 				t.Fatal(err)
@@ -225,7 +226,8 @@ func (s *score) verified(t *testing.T, loop, gpu string) {
 				{"cache hit rate", harness.MetricCacheHitRate, "", 5},
 			} {
 				if want := mustValue(t, result.Metrics, x.metric, x.stat); want > 0 {
-					s.row(workload+", "+string(p.Strategy)+": "+x.name, want, mustValue(t, simulated.Metrics, x.metric, x.stat), x.limit)
+					s.row(workload+", "+string(p.Strategy)+": "+x.name, want, mustValue(t, simulated.Metrics, x.metric, x.stat),
+						x.limit)
 				}
 			}
 		}
@@ -386,14 +388,17 @@ func (s *score) kernels(t *testing.T, data string) {
 	for _, x := range []struct {
 		name, metric string
 		limit        float64
-	}{{"E2EL mean, s", harness.MetricE2EL, 4}, {"TPOT mean, s", harness.MetricTPOT, 4}, {"TTFT mean, s", harness.MetricTTFT, 10}} {
-		s.row(x.name, mustValue(t, measured, x.metric, harness.StatMean), mustValue(t, got, x.metric, harness.StatMean), x.limit)
+	}{{"E2EL mean, s", harness.MetricE2EL, 4}, {"TPOT mean, s", harness.MetricTPOT, 4},
+		{"TTFT mean, s", harness.MetricTTFT, 10}} {
+		s.row(x.name, mustValue(t, measured, x.metric, harness.StatMean), mustValue(t, got, x.metric, harness.StatMean),
+			x.limit)
 	}
 }
 
 // aggregates: a fit on a third of the means of closed-loop runs predicts the other two thirds.
 func (s *score) aggregates(t *testing.T, data string) {
-	s.section(t, data, "vLLM on H200, Llama-3.1-70B fp8, TP 1 and 2: fitted on a third of the closed-loop means (AIConfigurator)")
+	s.section(t, data, "vLLM on H200, Llama-3.1-70B fp8, TP 1 and 2: fitted on a third of the closed-loop means "+
+		"(AIConfigurator)")
 	gpu, model := named(t, "H200", "meta-llama/Llama-3.1-70B")
 	model.DTypeBytes = 1
 	rows, _ := table(t, filepath.Join(data, "silicon_llama31-70b_fp8_vllm_h200_tp1_tp2.csv"))
@@ -407,9 +412,9 @@ func (s *score) aggregates(t *testing.T, data string) {
 				continue
 			}
 			n := int(r["batch_size"])
-			args := vllmflags.Resolve(harness.EngineArgs{TensorParallelSize: int(tp), KVCacheDType: "fp8", MaxNumBatchedTokens: 8192,
-				GPUMemoryUtilization: 0.9, MaxNumSeqs: n, MaxModelLen: 16384, EnablePrefixCaching: &off}, "",
-				vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory})
+			args := vllmflags.Resolve(harness.EngineArgs{TensorParallelSize: int(tp), KVCacheDType: "fp8",
+				MaxNumBatchedTokens: 8192, GPUMemoryUtilization: 0.9, MaxNumSeqs: n, MaxModelLen: 16384, EnablePrefixCaching: &off},
+				"", vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory})
 			memory, err := cost.Capacity(gpu, model, args)
 			if err != nil {
 				t.Fatal(err)
@@ -423,8 +428,9 @@ func (s *score) aggregates(t *testing.T, data string) {
 				prior = cost.Prior(gpu, model, harness.EngineArgs{TensorParallelSize: int(tp), KVCacheDType: "fp8"})
 			}
 			runs = append(runs, meansRun{
-				Name: fmt.Sprintf("isl %g osl %g concurrency %d", r["isl"], r["osl"], n), Workload: closedLoop(r["isl"], r["osl"], n, 10),
-				Config: cfg, TTFT: r["silicon_ttft_ms"] / 1e3, TPOT: r["silicon_tpot_ms"] / 1e3,
+				Name:     fmt.Sprintf("isl %g osl %g concurrency %d", r["isl"], r["osl"], n),
+				Workload: closedLoop(r["isl"], r["osl"], n, 10), Config: cfg, TTFT: r["silicon_ttft_ms"] / 1e3,
+				TPOT: r["silicon_tpot_ms"] / 1e3,
 			})
 		}
 		var train, test []meansRun
@@ -444,8 +450,8 @@ func (s *score) aggregates(t *testing.T, data string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			fmt.Printf("  TP %g %-34s TTFT %8.0f ms %+6.1f %%   TPOT %7.2f ms %+6.1f %%\n", tp, r.Name, 1e3*r.TTFT, 100*(a/r.TTFT-1),
-				1e3*r.TPOT, 100*(b/r.TPOT-1))
+			fmt.Printf("  TP %g %-34s TTFT %8.0f ms %+6.1f %%   TPOT %7.2f ms %+6.1f %%\n", tp, r.Name, 1e3*r.TTFT,
+				100*(a/r.TTFT-1), 1e3*r.TPOT, 100*(b/r.TPOT-1))
 			ttft, tpot = append(ttft, math.Abs(a/r.TTFT-1)), append(tpot, math.Abs(b/r.TPOT-1))
 		}
 	}

@@ -92,7 +92,8 @@ func analyze(c *cli.Context) error {
 	if err := write(file, run.Analysis); err != nil {
 		return err
 	}
-	input := report.Input{Title: run.Result.Name, Verdict: run.Analysis.Verdict, Runs: []report.Run{run}, Cost: basis.Server.Cost}
+	input := report.Input{Title: run.Result.Name, Verdict: run.Analysis.Verdict, Runs: []report.Run{run},
+		Cost: basis.Server.Cost}
 	if c.Bool("save-plots") {
 		if err := workflow.WritePicture(s.Folder, input); err != nil {
 			return err

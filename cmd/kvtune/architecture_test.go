@@ -106,7 +106,8 @@ func TestImportsNeverPointUp(t *testing.T) {
 	}
 }
 
-// No source file is longer than 800 lines, and no line of the Makefile and the scripts wider than 120 columns.
+// No source file is longer than 800 lines, and no line of Go, the Makefile and the scripts wider than 120 columns, a
+// tab counted as one. Kernels and what a page consists of are not held to that.
 func TestFilesAreReadable(t *testing.T) {
 	const lines, columns = 800, 120
 	files := 0
@@ -115,13 +116,14 @@ func TestFilesAreReadable(t *testing.T) {
 			return err
 		}
 		if d.IsDir() {
-			if name != "../.." && (strings.HasPrefix(d.Name(), ".") || slices.Contains([]string{"testdata", "results", "bin"}, d.Name())) {
+			if name != "../.." && (strings.HasPrefix(d.Name(), ".") ||
+				slices.Contains([]string{"testdata", "results", "bin"}, d.Name())) {
 				return filepath.SkipDir
 			}
 			return nil
 		}
-		script := d.Name() == "Makefile" || path.Ext(name) == ".sh"
-		if !script && !slices.Contains([]string{".go", ".c", ".h", ".cu", ".cuh", ".py"}, path.Ext(name)) {
+		narrow := d.Name() == "Makefile" || path.Ext(name) == ".sh" || path.Ext(name) == ".go"
+		if !narrow && !slices.Contains([]string{".c", ".h", ".cu", ".cuh", ".py"}, path.Ext(name)) {
 			return nil
 		}
 		files++
@@ -135,7 +137,7 @@ func TestFilesAreReadable(t *testing.T) {
 		at := 0
 		for line := range strings.Lines(string(src)) {
 			at++
-			if n := len([]rune(strings.TrimSuffix(line, "\n"))); script && n > columns {
+			if n := len([]rune(strings.TrimSuffix(line, "\n"))); narrow && n > columns {
 				t.Errorf("%s:%d: %d columns", name, at, n)
 			}
 		}
@@ -147,8 +149,8 @@ func TestFilesAreReadable(t *testing.T) {
 }
 
 func TestTopLevelIsFixed(t *testing.T) {
-	allowed := []string{"LICENSE", "Makefile", "README.md", "bench", "cmd", "cuda", "go.mod", "go.sum", "harness", "kernels",
-		"planner"}
+	allowed := []string{"LICENSE", "Makefile", "README.md", "bench", "cmd", "cuda", "go.mod", "go.sum", "harness",
+		"kernels", "planner"}
 	ignored := []string{"bin", "results"}
 	entries, err := os.ReadDir("../..")
 	if err != nil {

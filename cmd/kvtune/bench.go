@@ -20,7 +20,8 @@ func benchCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "bench",
 		Usage: "what block sizes and layouts of the KV cache cost on this machine, measured",
-		Description: "Every case is checked against a reference before it is timed. Axes: layout, block_size, dtype, heads,\n" +
+		Description: "Every case is checked against a reference before it is timed. Axes: layout, block_size, dtype, " +
+			"heads,\n" +
 			"kv_heads, head_size, batch, context, new, lengths, table, seed.\n\nExamples:\n" +
 			"   kvtune bench --op decode --axis block_size=1,8,16,32 --axis layout=NHD,HND\n" +
 			"   kvtune bench --op decode --op append --axis dtype=bf16,fp8 --warm --format csv",
@@ -42,8 +43,8 @@ func benchCommand() *cli.Command {
 				Value: 0.005},
 			&cli.IntFlag{Name: "rounds", Usage: "`passes` over all cases, forwards and backwards by turns", Value: 2},
 			&cli.BoolFlag{Name: "no-ceilings", Usage: "do not measure what the machine does at most"},
-			&cli.PathFlag{Name: "tuning", Usage: "a `file` of which kernels were the fastest, by architecture and case: they are " +
-				"taken; with --tune, written"},
+			&cli.PathFlag{Name: "tuning", Usage: "a `file` of which kernels were the fastest, by architecture and case: " +
+				"they are taken; with --tune, written"},
 			&cli.DurationFlag{Name: "tune", Usage: "time every choice of a case that the file does not have for so `long` " +
 				"first, and take the fastest"},
 		), in(catOutput,
@@ -116,7 +117,8 @@ func benchAction(c *cli.Context) error {
 		},
 	}
 	if len(o.Cases) < shard.Count {
-		return usagef("--shard %v: %d cases do not divide into %d shards; use at most %d", shard, len(o.Cases), shard.Count, len(o.Cases))
+		return usagef("--shard %v: %d cases do not divide into %d shards; use at most %d", shard, len(o.Cases), shard.Count,
+			len(o.Cases))
 	}
 	if file := c.Path("tuning"); file != "" {
 		if o.Tuning, err = bench.ReadTuning(file); err != nil {

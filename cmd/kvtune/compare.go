@@ -18,7 +18,8 @@ func compareCommand() *cli.Command {
 		Usage:     "did B get slower than A, and is that significant?",
 		ArgsUsage: "A B",
 		Description: "A and B are archives of kvtune bench or kvtune profile, or files in Go's benchmark format. With\n" +
-			"--run they are programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit status 3 is a\n" +
+			"--run they are programs that print Go's benchmark format; they are run by turns with what stands behind --. Exit " +
+			"status 3 is a\n" +
 			"significant regression beyond the threshold.\n\nExamples:\n" +
 			"   kvtune compare results/old results/new\n" +
 			"   kvtune compare --html difference.html results/old results/new\n" +

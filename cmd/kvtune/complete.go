@@ -27,8 +27,8 @@ type candidate struct{ word, about string }
 // filesWord stands for the names of files in what the shells read.
 const filesWord = ":files"
 
-// complete says what the last of the words behind "kvtune" may become. It knows the flags of package cli's commands: their
-// names, the values of those that have a list, and where a file is expected.
+// complete says what the last of the words behind "kvtune" may become. It knows the flags of package cli's commands:
+// their names, the values of those that have a list, and where a file is expected.
 func complete(app *cli.App, words []string) completions {
 	last := words[len(words)-1]
 	if slices.Contains(words[:len(words)-1], "--") {
@@ -217,8 +217,8 @@ func completeCommand() *cli.Command {
 	}
 }
 
-// joined undoes what Bash does to words with "=" and ":", which it cuts there. cut is what the last word begins with and
-// Bash keeps to itself.
+// joined undoes what Bash does to words with "=" and ":", which it cuts there. cut is what the last word begins with
+// and Bash keeps to itself.
 func joined(words []string) (whole []string, cut string) {
 	const breaks = "=:"
 	glue := false
@@ -270,7 +270,8 @@ func completionCommand() *cli.Command {
 		Name:      "completion",
 		Usage:     "the script that lets bash, zsh or fish complete kvtune's commands, flags and values",
 		ArgsUsage: "bash|zsh|fish",
-		Description: "Read it when a shell starts; it asks kvtune itself, so it stays right when kvtune changes.\n\nExamples:\n" +
+		Description: "Read it when a shell starts; it asks kvtune itself, so it stays right when kvtune " +
+			"changes.\n\nExamples:\n" +
 			"   source <(kvtune completion bash)\n" +
 			"   kvtune completion zsh > \"${fpath[1]}/_kvtune\"\n" +
 			"   kvtune completion fish > ~/.config/fish/completions/kvtune.fish",

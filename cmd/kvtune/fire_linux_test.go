@@ -27,7 +27,8 @@ func onSmallDisk(t *testing.T, bytesOfDisk int, left string, args ...string) (st
 	if bytesOfDisk == 0 {
 		bytesOfDisk = 64 << 20
 	}
-	cmd := exec.Command("unshare", append([]string{"-rm", "sh", "-c", script, "sh", strconv.Itoa(bytesOfDisk), t.TempDir(), left}, args...)...)
+	cmd := exec.Command("unshare", append([]string{"-rm", "sh", "-c", script, "sh", strconv.Itoa(bytesOfDisk), t.TempDir(),
+		left}, args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+program(t)+string(os.PathListSeparator)+os.Getenv("PATH"))
 	var out bytes.Buffer
 	cmd.Stderr = &out
@@ -40,8 +41,8 @@ func TestDiskFull(t *testing.T) {
 	if out, err := exec.Command("unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt").CombinedOutput(); err != nil {
 		t.Skipf("skipped: no file system may be mounted here: %v %s", err, out)
 	}
-	args := []string{"profile", "--model", "gpt2", "--gpu", "L4", "--C", "64", "--M", "1", "--B", "8", "--output-len", "128",
-		"--num-measurements", "6"}
+	args := []string{"profile", "--model", "gpt2", "--gpu", "L4", "--C", "64", "--M", "1", "--B", "8", "--output-len",
+		"128", "--num-measurements", "6"}
 	all := filepath.Join(t.TempDir(), "all")
 	if status, stderr := onSmallDisk(t, 0, all, args...); status != exitDone {
 		t.Fatalf("on a large disk: %d, %s", status, stderr)
@@ -80,7 +81,8 @@ func TestDiskFull(t *testing.T) {
 			continue // the manifest's turns need less at times
 		}
 		full++
-		if status != exitError || !strings.Contains(stderr, "the disk is full: free some space or choose another output folder") ||
+		if status != exitError || !strings.Contains(stderr,
+			"the disk is full: free some space or choose another output folder") ||
 			strings.Contains(stderr, "goroutine ") {
 			t.Errorf("%d bytes: status %d: %s", size, status, stderr)
 		}
@@ -92,7 +94,8 @@ func TestDiskFull(t *testing.T) {
 			t.Errorf("%d bytes: the part is done", size)
 		}
 		got, partial, err := f.ReadRequests("profiling")
-		t.Logf("%d of %d bytes: status %d, %d of %d records left, partial %v", size, total, status, len(got), records, partial)
+		t.Logf("%d of %d bytes: status %d, %d of %d records left, partial %v", size, total, status, len(got), records,
+			partial)
 		if err == nil && !partial && len(got) != records {
 			t.Errorf("%d bytes: %d of %d records, unmarked", size, len(got), records)
 		}

@@ -19,11 +19,13 @@ func fitCommand() *cli.Command {
 		Usage: "a step-time model from measurements, with its errors",
 		Description: "Examples:\n" +
 			"   kvtune fit --profiling-results results --output-file kvtune_cost.json\n" +
-			"   kvtune fit --profiling-results probes_requests.jsonl.zst --steps steps.csv --model meta-llama/Llama-3.1-8B --gpu H200\n" +
+			"   kvtune fit --profiling-results probes_requests.jsonl.zst --steps steps.csv --model meta-llama/Llama-3.1-8B " +
+			"--gpu H200\n" +
 			"   kvtune fit --profiling-results results --kernels bench/kernels_bench.json",
 		Flags: join(in(catInput,
 			&cli.StringSliceFlag{Name: "profiling-results", Usage: "result `FILE`, requests file or archive folder (repeat)"},
-			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps without asynchronous scheduling: `FILE` (CSV), or a launched server's folder (repeat)"},
+			&cli.StringSliceFlag{Name: "steps", Usage: "engine steps without asynchronous scheduling: `FILE` (CSV), or a " +
+				"launched server's folder (repeat)"},
 			kernelsFlag(),
 			&cli.StringFlag{Name: "model", Usage: "`name` of a known model or path of a config.json"},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the server", Value: "H200"},
@@ -71,7 +73,8 @@ func fit(c *cli.Context) error {
 }
 
 func kernelsFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "kernels", Usage: "what block sizes cost in attention kernels: `FILE` written by bench (repeat)"}
+	return &cli.StringSliceFlag{Name: "kernels",
+		Usage: "what block sizes cost in attention kernels: `FILE` written by bench (repeat)"}
 }
 
 // withKernels adds --kernels to a cost model of a server with these settings.

@@ -91,8 +91,9 @@ func workloadFlags() []cli.Flag {
 			Usage: "the M blocks are one for all, one each or one per group: `shared|own|groups=G`"},
 		&cli.StringFlag{Name: "output-len",
 			Usage: "output tokens: `N|min:max|dist` (normal:mean:sd, lognormal:median:sigma, exp:mean)"},
-		oneOf([]harness.ProfilingType{harness.Prefill, harness.Decode, harness.Mixed}, &cli.StringFlag{Name: "profiling-type", DefaultText: string(d.ProfilingType),
-			Usage: "batches of B whose `phase` is measured: prompts, steps with all B decoding, or both"}),
+		oneOf([]harness.ProfilingType{harness.Prefill, harness.Decode, harness.Mixed},
+			&cli.StringFlag{Name: "profiling-type", DefaultText: string(d.ProfilingType),
+				Usage: "batches of B whose `phase` is measured: prompts, steps with all B decoding, or both"}),
 		&cli.IntFlag{Name: "num-warmup", DefaultText: strconv.Itoa(d.NumWarmup), Usage: "unmeasured `batches` first"},
 		&cli.IntFlag{Name: "num-measurements", DefaultText: strconv.Itoa(d.NumMeasurements),
 			Usage: "measured `batches` of B requests"},
@@ -178,8 +179,8 @@ func endpointFlags() []cli.Flag {
 			Usage: "`time` from the send to the first token after which a request has failed (10m)"},
 		&cli.DurationFlag{Name: "token-timeout", Usage: "`time` between tokens after which a request has failed (10m)"},
 		&cli.DurationFlag{Name: "request-timeout", Usage: "`time` after which a request has failed"},
-		&cli.IntFlag{Name: "retries", Usage: "send a request again, up to `N` times and counted, where no connection is found " +
-			"or the server asks for it"},
+		&cli.IntFlag{Name: "retries", Usage: "send a request again, up to `N` times and counted, where no connection " +
+			"is found or the server asks for it"},
 		&cli.IntFlag{Name: "vocab", Usage: "token ids of prompts stay below `N`", Value: 4000},
 	)
 }

@@ -25,7 +25,8 @@ func importCommand() *cli.Command {
 			&cli.StringFlag{Name: "map", Category: catInput, Usage: "where the log has what: `time=COLUMN,...`, and in=, " +
 				"out=, session=, class=, priority=, lora= (dots lead into JSON objects; common names are found)"},
 			&cli.PathFlag{Name: "output-dir", Usage: "`folder` for the trace", Value: "trace", Category: catOutput},
-			&cli.StringFlag{Name: "name", Usage: "the trace is NAME" + archive.RequestsSuffix, Value: "trace", Category: catOutput},
+			&cli.StringFlag{Name: "name", Usage: "the trace is NAME" + archive.RequestsSuffix, Value: "trace",
+				Category: catOutput},
 		},
 		Action: importAction,
 	}
@@ -37,7 +38,8 @@ func importAction(c *cli.Context) error {
 		return err
 	}
 	if len(args) != 1 {
-		return usagef("%d files to import: expected one, kvtune import --map time=COLUMN,in=COLUMN,out=COLUMN FILE", len(args))
+		return usagef("%d files to import: expected one, kvtune import --map time=COLUMN,in=COLUMN,out=COLUMN FILE",
+			len(args))
 	}
 	columns, err := workload.ParseColumns(c.String("map"))
 	if err != nil {

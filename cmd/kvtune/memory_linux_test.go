@@ -29,7 +29,8 @@ func memoryGroup(t *testing.T, mib int) (dir string) {
 	return ""
 }
 
-// withMemory runs the program in a cgroup, and with GOMEMLIMIT at three quarters of it. killed is that the kernel ended it.
+// withMemory runs the program in a cgroup, and with GOMEMLIMIT at three quarters of it. killed is that the kernel ended
+// it.
 func withMemory(t *testing.T, mib int, args ...string) (killed bool, status int, stderr string) {
 	t.Helper()
 	group := memoryGroup(t, mib)
@@ -55,7 +56,8 @@ func TestMemoryLimit(t *testing.T) {
 	const n = 10_000
 	dir := t.TempDir()
 	count := []string{"--num-requests", strconv.Itoa(n), "--quiet", "--output-dir"}
-	simulate := append([]string{"simulate", "--gpu", "H200", "--C", "100", "--output-len", "20", "--rate", "100"}, count...)
+	simulate := append([]string{"simulate", "--gpu", "H200", "--C", "100", "--output-len", "20", "--rate", "100"},
+		count...)
 	load := append([]string{"profile", "--model", "gpt2", "--gpu", "H200", "--C", "16", "--M", "0", "--output-len", "4",
 		"--concurrency", "128"}, count...)
 	survived := 0

@@ -17,13 +17,16 @@ func mergeCommand() *cli.Command {
 		Name:      "merge",
 		Usage:     "unite the shards of a benchmark, a sweep, configurations or a load",
 		ArgsUsage: "DIR...",
-		Description: "DIR is the --output-dir in which the shards lie (shard-0-of-3, ...), or each of them. A sweep, configurations and a benchmark\n" +
-			"become what one process would have written. Of a load request lines are united in the order in which they were due, on one\n" +
+		Description: "DIR is the --output-dir in which the shards lie (shard-0-of-3, ...), or each of them. A sweep, " +
+			"configurations and a benchmark\n" +
+			"become what one process would have written. Of a load request lines are united in the order in which they were " +
+			"due, on one\n" +
 			"clock, metrics are computed anew and histograms added.\n\nExamples:\n" +
 			"   kvtune merge results\n" +
 			"   kvtune merge --output-dir whole node0/shard-0-of-2 node1/shard-1-of-2",
 		Flags: []cli.Flag{
-			&cli.PathFlag{Name: "output-dir", Usage: "`folder` for the whole (default: the one in which the shards lie)", Category: catOutput},
+			&cli.PathFlag{Name: "output-dir", Usage: "`folder` for the whole (default: the one in which the shards lie)",
+				Category: catOutput},
 		},
 		Action: merge,
 	}

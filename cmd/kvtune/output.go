@@ -158,8 +158,8 @@ func outputOf(in report.Input) output {
 	return out
 }
 
-// show prints a command's results on stdout: out with --format json, else what text writes, with colours where that is a
-// terminal.
+// show prints a command's results on stdout: out with --format json, else what text writes, with colours where that is
+// a terminal.
 func show(c *cli.Context, out output, text func(w io.Writer) error) error {
 	if c.String("format") == "json" {
 		out.Schema, out.Command = outputSchema, c.Command.Name

@@ -96,7 +96,8 @@ func describeFlag(f cli.Flag, negated bool) flagText {
 	return flagText{spelling, about}
 }
 
-// placeholder is the name of a flag's value, which stands in back quotes in its usage, and the usage without the quotes.
+// placeholder is the name of a flag's value, which stands in back quotes in its usage, and the usage without the
+// quotes.
 func placeholder(usage string) (value, text string) {
 	before, rest, ok := strings.Cut(usage, "`")
 	if !ok {

@@ -65,11 +65,14 @@ func planCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "plan",
 		Usage: "plan a server's settings for a workload: simulate candidates, choose per strategy",
-		Description: "The workload is that of the profile, or the workload flags'. The cost model is --cost, or is fitted from the profile\n" +
-			"and what lies beside it; with neither it is the prior of --gpu and --model, and the intervals are wide.\n\nExamples:\n" +
+		Description: "The workload is that of the profile, or the workload flags'. The cost model is --cost, or is fitted " +
+			"from the profile\n" +
+			"and what lies beside it; with neither it is the prior of --gpu and --model, and the intervals are " +
+			"wide.\n\nExamples:\n" +
 			"   kvtune plan --profiling-results results/profiling_results.json --generate-parameter-sweep\n" +
 			"   kvtune plan --trace mine.csv --rate 8 --slo 'p99 TTFT <= 500ms' --target-optimization throughput --gpu H200\n" +
-			"   kvtune plan --C 1000 --rate 4..24 --slo 'p99 TTFT <= 200ms' --target-optimization latency --target-rate 100 --gpu-price 2.5",
+			"   kvtune plan --C 1000 --rate 4..24 --slo 'p99 TTFT <= 200ms' --target-optimization latency --target-rate 100 " +
+			"--gpu-price 2.5",
 		Flags: join(in("Size",
 			&cli.BoolFlag{Name: "quick-test", Usage: "a small search"},
 		), in(catInput,
@@ -150,12 +153,13 @@ func plan(c *cli.Context) error {
 	defer scr.close()
 	scr.stage("planning")
 	opt := workflow.PlanOptions{
-		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies, Extra: objective.rest,
-		TargetRate: c.Float64("target-rate"), GPUPrice: c.Float64("gpu-price"), Quick: c.Bool("quick-test"),
+		Current: objective.current, Fixed: objective.fixed, SLOs: objective.slos, Strategies: strategies,
+		Extra: objective.rest, TargetRate: c.Float64("target-rate"), GPUPrice: c.Float64("gpu-price"),
+		Quick: c.Bool("quick-test"),
 	}
 	if !shard.Whole() {
-		work := workflow.SweepWork{Basis: basis, Options: opt, Grid: grid, PlansFile: c.Path("output-file"), SweepFile: c.Path("sweep-file"),
-			Tool: "kvtune " + version()}
+		work := workflow.SweepWork{Basis: basis, Options: opt, Grid: grid, PlansFile: c.Path("output-file"),
+			SweepFile: c.Path("sweep-file"), Tool: "kvtune " + version()}
 		folder, taken, err := work.Shard(c.Context, shard, c.Bool("resume"), scr.count)
 		if err != nil {
 			return err
@@ -195,8 +199,8 @@ func plan(c *cli.Context) error {
 	}
 	if file := c.Path("html"); file != "" {
 		files = append(files, file)
-		in := report.Input{Title: "kvtune plan", Verdict: plans.Verdict, Plans: plans, Sweep: sweep, Cost: basis.Server.Cost, Files: files,
-			Commands: []string{report.ShellLine(c.App.Metadata["command"].([]string))}}
+		in := report.Input{Title: "kvtune plan", Verdict: plans.Verdict, Plans: plans, Sweep: sweep, Cost: basis.Server.Cost,
+			Files: files, Commands: []string{report.ShellLine(c.App.Metadata["command"].([]string))}}
 		if err := archive.WriteFile(file, func(w io.Writer) error { return report.HTML(w, in) }); err != nil {
 			return err
 		}
@@ -205,7 +209,8 @@ func plan(c *cli.Context) error {
 	return printPlans(c, plans, sweep, files)
 }
 
-// basisOf finds the workload, the server and the cost model that a plan rests on: the profile's, or the flags' on paper.
+// basisOf finds the workload, the server and the cost model that a plan rests on: the profile's, or the flags' on
+// paper.
 func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	rate, err := replayed(c)
 	if err != nil {
@@ -251,8 +256,8 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 		return nil, usageError{fmt.Errorf("--profiling-results: %w", err)}
 	}
 	if others := workflow.OtherRuns(file); len(others) > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "kvtune: of the runs in %s this is %s; the others by their files: %s\n", file, runs[0].Result.Name,
-			strings.Join(others, ", "))
+		fmt.Fprintf(c.App.ErrWriter, "kvtune: of the runs in %s this is %s; the others by their files: %s\n", file,
+			runs[0].Result.Name, strings.Join(others, ", "))
 	}
 	if name := runs[0].Result.Config.Model; name != "" && !c.IsSet("model") {
 		if model, err = spec.FindModel(name); err != nil {
@@ -271,7 +276,8 @@ func basisOf(c *cli.Context) (*workflow.Basis, error) {
 	switch {
 	case !describesWorkload(c):
 	case c.IsSet("rate") && onlyPace(c): // the profile's requests, at other moments
-		basis.Config.Rate, basis.Config.Burstiness, basis.Config.Concurrency, basis.Config.Clients = cfg.Rate, cfg.Burstiness, 0, 0
+		basis.Config.Rate, basis.Config.Burstiness, basis.Config.Concurrency, basis.Config.Clients = cfg.Rate, cfg.Burstiness,
+			0, 0
 		if c.IsSet("num-requests") {
 			basis.Config.NumRequests = cfg.NumRequests
 		}
@@ -296,8 +302,8 @@ func replayed(c *cli.Context) (string, error) {
 // another server.
 func deviceOf(c *cli.Context, m *cost.Model, flag spec.GPU, cfg harness.Config) (spec.GPU, error) {
 	if tp := max(1, cfg.EngineArgs.TensorParallelSize); tp != m.Tensor && cfg.EngineArgs.TensorParallelSize > 0 {
-		return flag, usagef("--cost is of tensor_parallel_size %d, and --tensor-parallel-size is %d: fit a model on such a server",
-			m.Tensor, tp)
+		return flag, usagef("--cost is of tensor_parallel_size %d, and --tensor-parallel-size is %d: fit a model on such "+
+			"a server", m.Tensor, tp)
 	}
 	gpu, err := spec.FindGPU(m.GPU)
 	switch {

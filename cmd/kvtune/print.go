@@ -14,8 +14,8 @@ import (
 	"kvtune/planner/report"
 )
 
-// What commands print on stdout: the verdict first, then tables, then the files that were written. What was measured has
-// been saved by then; the error returned is the command's status.
+// What commands print on stdout: the verdict first, then tables, then the files that were written. What was measured
+// has been saved by then; the error returned is the command's status.
 
 // showReport prints a report with its sections.
 func showReport(c *cli.Context, in report.Input, out output, sections ...report.Section) error {
@@ -31,7 +31,8 @@ func lines(texts []string) []report.Section {
 }
 
 func detailsFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "details", Usage: "print what else is known of plans and runs, which a page and JSON hold, too"}
+	return &cli.BoolFlag{Name: "details", Usage: "print what else is known of plans and runs, which a page and JSON " +
+		"hold, too"}
 }
 
 // printRuns ends a command that measured or simulated runs.
@@ -152,7 +153,8 @@ func printVerified(c *cli.Context, plans *planner.Plans, trials *workflow.Trials
 	in := report.Input{Verdict: report.VerifiedPlansVerdict(verified), Runs: trials.Report(), Files: files}
 	out := outputOf(in)
 	out.Plans, out.SLOs, out.NotVerified = plans, slos, trials.NotVerified
-	sections := append([]report.Section{report.VerifiedTable(verified)}, lines(append(notVerified(trials.NotVerified...), sloLines(slos)...))...)
+	sections := append([]report.Section{report.VerifiedTable(verified)},
+		lines(append(notVerified(trials.NotVerified...), sloLines(slos)...))...)
 	if c.Bool("details") {
 		sections = append(sections, report.PlanDetails(plans), report.RunTable(in.Runs, false))
 	} else {

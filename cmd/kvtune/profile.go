@@ -24,7 +24,8 @@ func profileCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "profile",
 		Usage: "measure a workload on a server",
-		Description: "Without --endpoint or --launch the embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
+		Description: "Without --endpoint or --launch the embedded engine serves, and everything says " +
+			"SIMULATED.\n\nExamples:\n" +
 			"   kvtune profile --C 512 --M 32 --B 32 --profiling-type mixed\n" +
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --trace mine.csv --rate 8\n" +
 			"   kvtune profile --endpoint http://127.0.0.1:8000 --rate 1..64 --duration 60s --slo 'p99 TTFT <= 200ms'\n" +
@@ -245,8 +246,8 @@ func configsOf(c *cli.Context, name string) ([]harness.Config, error) {
 	return []harness.Config{cfg}, nil
 }
 
-// check refuses, before anything is started or written, what can be known to be impossible: a workload that does not fit
-// an explicit max_model_len, a trace that cannot be read. Where no block size is given it is the device's default.
+// check refuses, before anything is started or written, what can be known to be impossible: a workload that does not
+// fit an explicit max_model_len, a trace that cannot be read. Where no block size is given it is the device's default.
 func check(gpu spec.GPU, configs ...harness.Config) error {
 	assumed := vllmflags.Defaults("", workflow.DeviceOf(gpu)).BlockSize
 	for _, cfg := range configs {

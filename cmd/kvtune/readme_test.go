@@ -256,7 +256,8 @@ func TestReadmeNamesTests(t *testing.T) {
 	section, _, _ = strings.Cut(section, "\n## ")
 	rows := 0
 	for line := range strings.Lines(section) {
-		if cells := strings.Split(line, " | "); len(cells) == 3 && !strings.HasPrefix(line, "| what is done") && !strings.HasPrefix(line, "| ---") {
+		if cells := strings.Split(line, " | "); len(cells) == 3 && !strings.HasPrefix(line, "| what is done") &&
+			!strings.HasPrefix(line, "| ---") {
 			rows++
 			if !name.MatchString(cells[2]) {
 				t.Errorf("no test: %s", line)

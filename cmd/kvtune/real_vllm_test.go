@@ -26,8 +26,8 @@ import (
 	"kvtune/planner"
 )
 
-// installation is the real vLLM that `make test-vllm` installed. Without one the tests fail: a green run means that a real
-// server was asked.
+// installation is the real vLLM that `make test-vllm` installed. Without one the tests fail: a green run means that a
+// real server was asked.
 func installation(t *testing.T) (command, model string) {
 	t.Helper()
 	dir := os.Getenv("KVTUNE_VLLM")
@@ -92,9 +92,10 @@ func TestVLLMProfile(t *testing.T) {
 			t.Run(kind+"/"+prefix, func(t *testing.T) {
 				const m, b, warmup, measured = 2, 4, 1, 2
 				dir := t.TempDir()
-				out, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--C", "100", "--M", fmt.Sprint(m),
-					"--B", fmt.Sprint(b), "--profiling-type", kind, "--prefix", prefix, "--num-warmup", fmt.Sprint(warmup),
-					"--num-measurements", fmt.Sprint(measured), "--output-len", "16", "--model", model, "--output-dir", dir)
+				out, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--C", "100", "--M",
+					fmt.Sprint(m), "--B", fmt.Sprint(b), "--profiling-type", kind, "--prefix", prefix, "--num-warmup",
+					fmt.Sprint(warmup), "--num-measurements", fmt.Sprint(measured), "--output-len", "16", "--model", model,
+					"--output-dir", dir)
 				if status != exitDone {
 					t.Fatalf("exit status %d: %s%s", status, out, errs)
 				}
@@ -127,8 +128,8 @@ func TestVLLMProfile(t *testing.T) {
 		}
 	}
 	t.Run("too long", func(t *testing.T) {
-		_, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model, "--C", "5000", "--B", "1",
-			"--max-model-len", "8192", "--output-dir", t.TempDir())
+		_, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model, "--C", "5000",
+			"--B", "1", "--max-model-len", "8192", "--output-dir", t.TempDir())
 		if status != exitUsage || !strings.Contains(errs, "4096") {
 			t.Errorf("exit status %d, %s; want 2 and the server's limit, 4096", status, errs)
 		}
@@ -149,15 +150,16 @@ func TestVLLMProfile(t *testing.T) {
 	}
 	// A server under fcfs answers a request with a priority as any other: kvtune has to say that nobody obeys.
 	t.Run("priorities under fcfs", func(t *testing.T) {
-		res := profiled(t, "--C", "16", "--M", "0", "--B", "2", "--profiling-type", "decode", "--num-warmup", "0", "--num-measurements", "2",
-			"--output-len", "2", "--classes", "chat=0.5,batch=0.5/10")
+		res := profiled(t, "--C", "16", "--M", "0", "--B", "2", "--profiling-type", "decode", "--num-warmup", "0",
+			"--num-measurements", "2", "--output-len", "2", "--classes", "chat=0.5,batch=0.5/10")
 		if ok, _ := res.Metrics.Value(harness.MetricRequests, harness.StatOK); ok != 4 ||
 			!strings.Contains(strings.Join(res.Warnings, "; "), "does not state its scheduling_policy") {
 			t.Errorf("%v requests succeeded, warnings %q", ok, res.Warnings)
 		}
-		_, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model, "--C", "16", "--B", "2",
-			"--classes", "chat=0.5,batch=0.5/0/sql", "--output-dir", t.TempDir())
-		if status != exitUsage || !strings.Contains(errs, `lora is "sql": allowed is an adapter that the server serves (none)`) {
+		_, errs, status := kvtune("profile", "--endpoint", server.URL(), "--gpu", "CPU", "--model", model, "--C", "16", "--B",
+			"2", "--classes", "chat=0.5,batch=0.5/0/sql", "--output-dir", t.TempDir())
+		if status != exitUsage || !strings.Contains(errs,
+			`lora is "sql": allowed is an adapter that the server serves (none)`) {
 			t.Errorf("an adapter that is not there: exit status %d, %s", status, errs)
 		}
 	})
@@ -175,8 +177,8 @@ func sameTwice(t *testing.T, profiled func(*testing.T, ...string) *harness.Resul
 	const m, b, measured = 6, 4, 6
 	var runs [2]*harness.Result
 	for i := range runs {
-		runs[i] = profiled(t, "--C", "64", "--M", fmt.Sprint(m), "--B", fmt.Sprint(b), "--profiling-type", "decode", "--num-warmup", "1",
-			"--num-measurements", fmt.Sprint(measured), "--output-len", "24", "--seed", "3")
+		runs[i] = profiled(t, "--C", "64", "--M", fmt.Sprint(m), "--B", fmt.Sprint(b), "--profiling-type", "decode",
+			"--num-warmup", "1", "--num-measurements", fmt.Sprint(measured), "--output-len", "24", "--seed", "3")
 		want := float64(m * runs[i].Conditions.Server.BlockSize * b * (1 + measured))
 		if got := runs[i].Counters[harness.CounterPrefixHits]; got != want {
 			t.Errorf("run %d: %v prefix hits, want %v: no more, as it begins cold, and no less", i+1, got, want)
@@ -197,7 +199,8 @@ func sameTwice(t *testing.T, profiled func(*testing.T, ...string) *harness.Resul
 	// A busy machine differs from itself by tens of percent; what is logged says how far, what is wrong by a factor fails.
 	near(t, "median TTFT", 0.5, value(runs[0], harness.MetricTTFTFromSend, harness.StatP50),
 		value(runs[1], harness.MetricTTFTFromSend, harness.StatP50))
-	near(t, "median ITL", 0.5, value(runs[0], harness.MetricITL, harness.StatP50), value(runs[1], harness.MetricITL, harness.StatP50))
+	near(t, "median ITL", 0.5, value(runs[0], harness.MetricITL, harness.StatP50),
+		value(runs[1], harness.MetricITL, harness.StatP50))
 }
 
 func value(r *harness.Result, metric, stat string) float64 {
@@ -289,8 +292,8 @@ func (b *vllmBench) run(t *testing.T, seed string) *peerFigures {
 	t.Helper()
 	dir := b.dir
 	fmt.Fprintln(b.in, "--backend openai --base-url", b.url, "--model", b.model, "--tokenizer", b.tokenizer,
-		"--dataset-name random --random-input-len", benchPrompt, "--random-output-len", benchOutput, "--num-prompts", benchRequests,
-		"--max-concurrency", benchConcurrency, "--ignore-eos --temperature 0 --seed", seed,
+		"--dataset-name random --random-input-len", benchPrompt, "--random-output-len", benchOutput, "--num-prompts",
+		benchRequests, "--max-concurrency", benchConcurrency, "--ignore-eos --temperature 0 --seed", seed,
 		"--save-result --save-detailed --result-dir", dir, "--result-filename bench.json")
 	b.wait(t)
 	path := filepath.Join(dir, "bench.json")
@@ -327,24 +330,26 @@ func (b *vllmBench) run(t *testing.T, seed string) *peerFigures {
 		prompt: doc.Input, output: doc.Output}
 }
 
-// asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the prefix
-// cache), agree within what runs of the same client differ by. The engine's own account is in between. The prompts are text
-// on both sides: those that arrive together then join the same step, it seems because vLLM's front end collects them
-// while the tokenizer's thread has one. Token ids go straight to the engine, now and then into two steps in place of one,
-// which gives a lower TTFT and a higher TPOT: another load.
+// asVLLMBench: both clients with the same load by turns, each with other prompts (vLLM's would find its own in the
+// prefix cache), agree within what runs of the same client differ by. The engine's own account is in between. The
+// prompts are text on both sides: those that arrive together then join the same step, it seems because vLLM's front end
+// collects them while the tokenizer's thread has one. Token ids go straight to the engine, now and then into two steps
+// in place of one, which gives a lower TTFT and a higher TPOT: another load.
 func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Result, bench *vllmBench) {
 	run := func(who rune, seed int) *peerFigures {
 		if who == 'V' {
 			return bench.run(t, fmt.Sprint(seed))
 		}
-		res := profiled(t, "--C", fmt.Sprint(benchPrompt), "--M", "0", "--concurrency", fmt.Sprint(benchConcurrency), "--num-requests",
-			fmt.Sprint(benchRequests), "--num-warmup", "0", "--output-len", fmt.Sprint(benchOutput), "--seed", fmt.Sprint(seed), "--text")
+		res := profiled(t, "--C", fmt.Sprint(benchPrompt), "--M", "0", "--concurrency", fmt.Sprint(benchConcurrency),
+			"--num-requests", fmt.Sprint(benchRequests), "--num-warmup", "0", "--output-len", fmt.Sprint(benchOutput), "--seed",
+			fmt.Sprint(seed), "--text")
 		engineAgrees(t, res)
 		return &peerFigures{
-			ttft: value(res, harness.MetricTTFTFromSend, harness.StatMean), tpot: value(res, harness.MetricTPOT, harness.StatMean),
-			itl: value(res, harness.MetricITL, harness.StatMean), throughput: value(res, harness.MetricOutputThroughput, ""),
-			prompt: value(res, harness.MetricPromptTokens, harness.StatTotal),
-			output: value(res, harness.MetricOutputTokens, harness.StatTotal),
+			ttft: value(res, harness.MetricTTFTFromSend, harness.StatMean),
+			tpot: value(res, harness.MetricTPOT, harness.StatMean), itl: value(res, harness.MetricITL, harness.StatMean),
+			throughput: value(res, harness.MetricOutputThroughput, ""),
+			prompt:     value(res, harness.MetricPromptTokens, harness.StatTotal),
+			output:     value(res, harness.MetricOutputTokens, harness.StatTotal),
 		}
 	}
 	bench.run(t, "99") // its first run, and the server's, pay for lazy work
@@ -362,7 +367,8 @@ func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Res
 		name string
 		of   func(*peerFigures) float64
 	}{
-		{"mean TTFT", func(f *peerFigures) float64 { return f.ttft }}, {"mean TPOT", func(f *peerFigures) float64 { return f.tpot }},
+		{"mean TTFT", func(f *peerFigures) float64 { return f.ttft }},
+		{"mean TPOT", func(f *peerFigures) float64 { return f.tpot }},
 		{"mean ITL", func(f *peerFigures) float64 { return f.itl }},
 		{"output throughput", func(f *peerFigures) float64 { return f.throughput }},
 	} {
@@ -382,8 +388,8 @@ func asVLLMBench(t *testing.T, profiled func(*testing.T, ...string) *harness.Res
 		t.Logf("%s: kvtune %.4g, vllm bench serve %.4g (%+.1f %%), noise of the difference %.1f %%", m.name, mean[0], mean[1],
 			100*(mean[0]/mean[1]-1), 100*noise/mean[1])
 		if !(math.Abs(mean[0]-mean[1]) <= t999*noise) {
-			t.Errorf("%s: kvtune %.4g, vllm bench serve %.4g, which is more than the noise of %.2g explains", m.name, mean[0], mean[1],
-				noise)
+			t.Errorf("%s: kvtune %.4g, vllm bench serve %.4g, which is more than the noise of %.2g explains", m.name, mean[0],
+				mean[1], noise)
 		}
 	}
 }
@@ -402,8 +408,8 @@ func engineAgrees(t *testing.T, res *harness.Result) {
 		share := 1.0 // of the engine's gaps that the client saw as gaps: a busy front end merges outputs into one event
 		if m.client == harness.MetricITL {
 			share = n / h.Count
-			if tokens := value(res, harness.MetricOutputTokens, harness.StatTotal); h.Count != tokens-value(res, harness.MetricRequests,
-				harness.StatOK) || share > 1 || share < 0.5 {
+			if tokens := value(res, harness.MetricOutputTokens, harness.StatTotal); h.Count != tokens-value(res,
+				harness.MetricRequests, harness.StatOK) || share > 1 || share < 0.5 {
 				t.Errorf("%s: %v samples at the server, %v at the client, of %v tokens", m.client, h.Count, n, tokens)
 			}
 		} else if h.Count != n {
@@ -434,8 +440,8 @@ func engineAgrees(t *testing.T, res *harness.Result) {
 	}
 }
 
-// stopsWithStreamsOpen: a vLLM that is told to end while it streams may let the streams hang for ever. Stop ends it all the
-// same, nothing of it is left, and every request is accounted for.
+// stopsWithStreamsOpen: a vLLM that is told to end while it streams may let the streams hang for ever. Stop ends it all
+// the same, nothing of it is left, and every request is accounted for.
 func stopsWithStreamsOpen(t *testing.T, server *vllm.Process) {
 	srv, err := vllm.Connect(t.Context(), server.URL(), vllm.Options{})
 	if err != nil {
@@ -512,9 +518,10 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, errs, status := kvtune(append([]string{"workflow", "--quick-test", "--launch", "--launch-arg", command, "--launch-arg", "serve",
-		"--model", model, "--gpu", "CPU", "--max-model-len", "4096", "--output-len", "16", "--num-measurements", "2", "--configs", configs,
-		"--target-optimization", "throughput", "--output-dir", dir, "--"}, tinyModelFlags()...)...)
+	out, errs, status := kvtune(append([]string{"workflow", "--quick-test", "--launch", "--launch-arg", command,
+		"--launch-arg", "serve", "--model", model, "--gpu", "CPU", "--max-model-len", "4096", "--output-len", "16",
+		"--num-measurements", "2", "--configs", configs, "--target-optimization", "throughput", "--output-dir", dir, "--"},
+		tinyModelFlags()...)...)
 	t.Log(out)
 	if status != exitDone {
 		t.Fatalf("exit status %d: %s", status, errs)
@@ -550,8 +557,8 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 		firsts := c["vllm:time_to_first_token_seconds_count"] // come out of the steps of their prompts
 		if computed := c[harness.CounterPromptTokens] - c[harness.CounterPrefixHits]; float64(context) != computed ||
 			float64(generated) != c[harness.CounterGenerationTokens]-firsts {
-			t.Errorf("%s: steps of %d prompt and %d output tokens, the server counted %v and %v", name, context, generated, computed,
-				c[harness.CounterGenerationTokens]-firsts)
+			t.Errorf("%s: steps of %d prompt and %d output tokens, the server counted %v and %v", name, context, generated,
+				computed, c[harness.CounterGenerationTokens]-firsts)
 		}
 	}
 	f, err := os.Open(folder.Path(workflow.PlansFile))
@@ -563,7 +570,8 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(plans.Plans) != 1 || len(plans.Plans[0].Compared) == 0 || plans.Plans[0].MeasuredOrigin != harness.OriginMeasured {
+	if len(plans.Plans) != 1 || len(plans.Plans[0].Compared) == 0 ||
+		plans.Plans[0].MeasuredOrigin != harness.OriginMeasured {
 		t.Errorf("the chosen plan was not measured on a real server: %+v", plans.Plans)
 	}
 	if !strings.Contains(strings.Join(plans.Plans[0].Launch, " "), "--max-num-batched-tokens") {
@@ -571,8 +579,8 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 	}
 }
 
-// What binds a real server is found where it was planted by one setting each: a KV cache for one request, and one sequence
-// at a time.
+// What binds a real server is found where it was planted by one setting each: a KV cache for one request, and one
+// sequence at a time.
 func TestVLLMBinds(t *testing.T) {
 	command, model := installation(t)
 	for _, c := range []struct {
@@ -585,16 +593,18 @@ func TestVLLMBinds(t *testing.T) {
 			[]string{"--max-num-seqs", "1", "--max-model-len", "1024", "--C", "64", "--output-len", "48"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			out, errs, status := kvtune(slices.Concat([]string{"analyze", "--launch", "--launch-arg", command, "--launch-arg", "serve",
-				"--model", model, "--gpu", "CPU", "--block-size", "32", "--concurrency", "5", "--duration", "5s",
-				"--num-requests", "2000", "--num-warmup", "0", "--output-dir", t.TempDir()}, c.flags, []string{"--"}, tinyModelFlags())...)
+			out, errs, status := kvtune(slices.Concat([]string{"analyze", "--launch", "--launch-arg", command, "--launch-arg",
+				"serve", "--model", model, "--gpu", "CPU", "--block-size", "32", "--concurrency", "5", "--duration", "5s",
+				"--num-requests", "2000", "--num-warmup", "0", "--output-dir", t.TempDir()}, c.flags, []string{"--"},
+				tinyModelFlags())...)
 			t.Log(out)
 			if status != exitDone {
 				t.Fatalf("exit status %d: %s", status, errs)
 			}
 			verdict, _, _ := strings.Cut(out, "\n")
 			said := strings.Join(strings.Fields(out), " ") // without its line breaks
-			if !strings.HasPrefix(verdict, c.verdict) || !strings.Contains(said, c.evidence) || strings.Contains(out, "SIMULATED SERVER") {
+			if !strings.HasPrefix(verdict, c.verdict) || !strings.Contains(said, c.evidence) ||
+				strings.Contains(out, "SIMULATED SERVER") {
 				t.Errorf("the verdict is %q, planted %q", verdict, c.verdict)
 			}
 			if !strings.Contains(verdict, "; simulated: twice ") {

@@ -16,19 +16,25 @@ func reportCommand() *cli.Command {
 		Name:      "report",
 		Usage:     "write the page and the picture of an archive: runs, plans, a kernel benchmark",
 		ArgsUsage: "ARCHIVE",
-		Description: "ARCHIVE is a folder that any command wrote, or a file of one run or benchmark. The page is one file that\n" +
+		Description: "ARCHIVE is a folder that any command wrote, or a file of one run or benchmark. The page is one " +
+			"file that\n" +
 			"loads nothing; `kvtune workflow` writes it by itself. A run that was not analysed is, as far as the\n" +
-			"archive allows, and its analysis is written beside it; one that was is again where a flag says more of its server.\n\nExamples:\n" +
+			"archive allows, and its analysis is written beside it; one that was is again where a flag says more of its " +
+			"server.\n\nExamples:\n" +
 			"   kvtune report results\n" +
 			"   kvtune report --html h100.html bench/results/h100/first\n" +
-			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H100 --kernels bench/results/h100/first bench/results/h100/loop/conversation",
+			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H100 --kernels bench/results/h100/first " +
+			"bench/results/h100/loop/conversation",
 		Flags: join(in(catInput,
 			&cli.StringFlag{Name: "model", Usage: "`name` or path of the runs' model, where the archive does not tell it"},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the runs' server, where the archive does not tell it"},
-			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` of that server; without it the archive's, or one that is fitted from the runs"},
-			&cli.PathFlag{Name: "kernels", Usage: "benchmark `FILE` of that device, for its measured ceilings; without it the archive's"},
+			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` of that server; without it the archive's, or one that is " +
+				"fitted from the runs"},
+			&cli.PathFlag{Name: "kernels", Usage: "benchmark `FILE` of that device, for its measured ceilings; without it the " +
+				"archive's"},
 		), in(catOutput,
-			&cli.PathFlag{Name: "html", Usage: "write the page alone, to `FILE` (default: " + workflow.ReportFile + " and the pictures, in the archive)"},
+			&cli.PathFlag{Name: "html", Usage: "write the page alone, to `FILE` (default: " + workflow.ReportFile +
+				" and the pictures, in the archive)"},
 		)),
 		Action: reportAction,
 	}
@@ -62,7 +68,8 @@ func reportAction(c *cli.Context) error {
 	if files[0] != "" {
 		for i := range content.Runs {
 			if run := &content.Runs[i]; run.NewAnalysis && len(run.Analysis.Recommendations) > 0 {
-				run.Analysis.Notes = append(run.Analysis.Notes, "kvtune verify reads an analysis that `kvtune report` writes without --html")
+				run.Analysis.Notes = append(run.Analysis.Notes,
+					"kvtune verify reads an analysis that `kvtune report` writes without --html")
 			}
 		}
 		err = archive.WriteFile(files[0], func(w io.Writer) error { return report.HTML(w, content) })

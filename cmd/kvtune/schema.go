@@ -11,8 +11,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// schemaFiles are the schemas of what kvtune prints and writes (JSON Schema, draft 2020-12). A test holds them beside the
-// Go types, and validates what every command prints and writes.
+// schemaFiles are the schemas of what kvtune prints and writes (JSON Schema, draft 2020-12). A test holds them beside
+// the Go types, and validates what every command prints and writes.
 //
 //go:embed schema/*.json
 var schemaFiles embed.FS

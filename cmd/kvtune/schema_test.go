@@ -119,8 +119,8 @@ var tokenTime = object{
 
 // A line of a requests file is written by hand: these keys are always there, those are null where there is nothing.
 var (
-	requestsAlways = []string{"index", "due_s", "sent_s", "prompt_tokens", "cached_tokens", "output_tokens", "token_times_s",
-		"finish_reason", "error"}
+	requestsAlways = []string{"index", "due_s", "sent_s", "prompt_tokens", "cached_tokens", "output_tokens",
+		"token_times_s", "finish_reason", "error"}
 	requestsNullable = []string{"due_s", "cached_tokens", "finish_reason", "error"}
 )
 
@@ -253,7 +253,8 @@ func (s *schemas) structure(name string, defs map[string]object) object {
 }
 
 // fields are the JSON fields of a struct, those of embedded structs included.
-func (s *schemas) fields(src *typeSource, st *ast.StructType, defs map[string]object) (fields object, required []string) {
+func (s *schemas) fields(src *typeSource, st *ast.StructType,
+	defs map[string]object) (fields object, required []string) {
 	for _, f := range st.Fields.List {
 		tag := ""
 		if f.Tag != nil {

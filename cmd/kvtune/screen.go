@@ -88,8 +88,8 @@ func (s *screen) progress(p profile.Progress) {
 		if p.Elapsed-s.said >= plainBeat {
 			s.said = p.Elapsed
 			client, server := vitals(p)
-			fmt.Fprintf(s.w, "kvtune: %s: %d/%d requests after %v: %s\n", s.title, p.Ended, p.Total, p.Elapsed.Round(time.Second),
-				strings.TrimSuffix(client+", "+server, ", "))
+			fmt.Fprintf(s.w, "kvtune: %s: %d/%d requests after %v: %s\n", s.title, p.Ended, p.Total,
+				p.Elapsed.Round(time.Second), strings.TrimSuffix(client+", "+server, ", "))
 		}
 		return
 	}
@@ -117,8 +117,8 @@ func (s *screen) set(done, total int) {
 	s.bar.SetCurrent(int64(done))
 }
 
-// below is a line of vitals below the bar, which asks for it in a goroutine of its own. TryLock: who waits for the bar to
-// end holds the lock.
+// below is a line of vitals below the bar, which asks for it in a goroutine of its own. TryLock: who waits for the bar
+// to end holds the lock.
 func (s *screen) below(line int) mpb.BarFiller {
 	return mpb.BarFillerFunc(func(w io.Writer, st decor.Statistics) error {
 		var text string

@@ -75,8 +75,8 @@ func TestTerminalScreen(t *testing.T) {
 	p.Lag.P99 = 100 * time.Microsecond
 	p.Server = &vllm.Now{Running: 29, Waiting: 3, KVUsage: 0.45, OutputRate: 1800}
 	var seen strings.Builder
-	for _, want := range []string{"profiling", "120/400", "12.5/s", "32 in flight", "TTFT 120/340 ms", "ITL 8/12.5 ms", "lag 0.1 ms",
-		"1800 token/s", "KV 45 %", "3 waiting"} {
+	for _, want := range []string{"profiling", "120/400", "12.5/s", "32 in flight", "TTFT 120/340 ms", "ITL 8/12.5 ms",
+		"lag 0.1 ms", "1800 token/s", "KV 45 %", "3 waiting"} {
 		for !strings.Contains(seen.String(), want) {
 			s.progress(p)
 			select {

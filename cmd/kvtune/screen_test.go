@@ -47,7 +47,8 @@ func TestPlainScreen(t *testing.T) {
 	s := newScreen(&b)
 	s.stage("profiling")
 	for ms := 0; ms <= 25_000; ms += 100 {
-		s.progress(profile.Progress{Progress: load.Progress{Total: 9, Sent: 2, Ended: 1, Elapsed: time.Duration(ms) * time.Millisecond}})
+		s.progress(profile.Progress{Progress: load.Progress{Total: 9, Sent: 2, Ended: 1,
+			Elapsed: time.Duration(ms) * time.Millisecond}})
 	}
 	s.stage("planning")
 	s.close()

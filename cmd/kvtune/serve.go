@@ -16,7 +16,8 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "run the embedded engine: a simulated vLLM server with vLLM's API and metrics",
-		Description: "Answers vLLM's paths with vLLM's scheduling; step times come from a hidden model of the GPU, or from --cost.\n" +
+		Description: "Answers vLLM's paths with vLLM's scheduling; step times come from a hidden model of the GPU, or from " +
+			"--cost.\n" +
 			"It computes no model: tokens are pseudo-random.\n\nExamples:\n" +
 			"   kvtune serve --model meta-llama/Llama-3.1-8B --gpu H200 --listen 127.0.0.1:8000",
 		Flags: join(in("Simulated server",

@@ -57,7 +57,8 @@ func setupOf(c *cli.Context, model string) (*setup, error) {
 	if endpoint != "" && launch {
 		return nil, usagef("--endpoint and --launch exclude each other: measure a running server, or start one")
 	}
-	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(c.StringSlice("stop-arg")) > 0 || len(words(c, "extra")) > 0) {
+	if !launch && (len(c.StringSlice("launch-arg")) > 0 || len(c.StringSlice("stop-arg")) > 0 ||
+		len(words(c, "extra")) > 0) {
 		return nil, usagef("--launch-arg, --stop-arg and flags after -- are for servers that kvtune starts: add --launch")
 	}
 	if c.IsSet("budget") && c.Duration("budget") <= 0 {

@@ -20,14 +20,16 @@ const catShard = "Shards: one of several processes that divide the work"
 
 // shardFlag is all that a command needs whose work cannot be divided, to say so.
 func shardFlag() cli.Flag {
-	return &cli.StringFlag{Name: "shard", Category: catShard, Usage: "do share `i/n` (0/3, 1/3, 2/3) of the work; kvtune merge unites them. In a Slurm array " +
-		"and, as /n, in a Kubernetes indexed Job i is known; 0/1 is the whole"}
+	return &cli.StringFlag{Name: "shard", Category: catShard,
+		Usage: "do share `i/n` (0/3, 1/3, 2/3) of the work; kvtune merge unites them. In a Slurm array and, as /n, in a " +
+			"Kubernetes indexed Job i is known; 0/1 is the whole"}
 }
 
 func shardFlags() []cli.Flag {
 	return []cli.Flag{shardFlag(),
-		&cli.StringFlag{Name: "start-at", Category: catShard, Usage: "measure from `TIME` on, which shards have in common: 2026-01-31T12:00:00Z " +
-			"(date -Iseconds -d '+2 min') or @UNIX_SECONDS"},
+		&cli.StringFlag{Name: "start-at", Category: catShard,
+			Usage: "measure from `TIME` on, which shards have in common: 2026-01-31T12:00:00Z (date -Iseconds -d '+2 min') or " +
+				"@UNIX_SECONDS"},
 	}
 }
 
@@ -76,11 +78,12 @@ func startAtOf(c *cli.Context) (time.Time, error) {
 		}
 	}
 	if err != nil {
-		return at, usagef("--start-at %s: expected a time such as 2026-01-31T12:00:00Z (date -Iseconds) or @1769860800 (date +@%%s)", text)
+		return at, usagef("--start-at %s: expected a time such as 2026-01-31T12:00:00Z (date -Iseconds) or @1769860800 "+
+			"(date +@%%s)", text)
 	}
 	if late := time.Since(at); late > 0 {
-		return at, usagef("--start-at %s was %v ago: shards that begin later would not be one load; give a time that all of them reach", text,
-			late.Round(time.Millisecond))
+		return at, usagef("--start-at %s was %v ago: shards that begin later would not be one load; give a time that all "+
+			"of them reach", text, late.Round(time.Millisecond))
 	}
 	return at, nil
 }
@@ -147,7 +150,8 @@ func (s *setup) profileShard(c *cli.Context, configs []harness.Config, slos []ha
 	}
 	own := dealt(configs, shard)
 	if len(configs) < shard.Count {
-		return usagef("--shard %v: %d configurations do not divide into %d shards; use at most %d", shard, len(configs), shard.Count, len(configs))
+		return usagef("--shard %v: %d configurations do not divide into %d shards; use at most %d", shard, len(configs),
+			shard.Count, len(configs))
 	}
 	probes = probes && shard.Index == 0
 	ctx, done, err := s.Begin(c.Context, workflow.Work{Configs: own, Probes: probes, Quick: quick})
@@ -190,13 +194,14 @@ func (s *setup) divideLoad(c *cli.Context, cfg harness.Config, shard harness.Sha
 	_, running := s.Source.(workflow.Running)
 	switch {
 	case !running && c.Bool("launch"):
-		return usagef("--shard %v: a load is divided among clients of one server, and every process would launch its own: start it, and give "+
-			"--endpoint URL (several configurations, --configs, are divided with --launch)", shard)
+		return usagef("--shard %v: a load is divided among clients of one server, and every process would launch its own: "+
+			"start it, and give --endpoint URL (several configurations, --configs, are divided with --launch)", shard)
 	case !running:
-		return usagef("--shard %v: one simulation is not divisible: give --endpoint URL to divide a load among clients of a server, or --configs "+
-			"with several configurations (--shard 0/1 does the whole)", shard)
+		return usagef("--shard %v: one simulation is not divisible: give --endpoint URL to divide a load among clients of "+
+			"a server, or --configs with several configurations (--shard 0/1 does the whole)", shard)
 	case search:
-		return usagef("--shard %v: a search for a rate is not divisible: every step depends on the one before; divide the load at one --rate", shard)
+		return usagef("--shard %v: a search for a rate is not divisible: every step depends on the one before; divide the "+
+			"load at one --rate", shard)
 	case c.Bool("probes"):
 		return usagef("--shard %v: probes are not divisible: measure them first, in one process", shard)
 	case c.Bool("resume"):

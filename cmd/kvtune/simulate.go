@@ -15,9 +15,11 @@ func simulateCommand() *cli.Command {
 		Name:  "simulate",
 		Usage: "run one configuration in virtual time: no server, no GPU, the same files as a profile",
 		Description: "Step times come from a fitted cost model (--cost), or from the prior of --gpu and --model.\n" +
-			"The requests of an open loop of 100,000 and more are made, served and written one by one: memory does not grow with\n" +
+			"The requests of an open loop of 100,000 and more are made, served and written one by one: memory does not " +
+			"grow with\n" +
 			"their number, and of each the requests file has the first and the last token.\n\nExamples:\n" +
-			"   kvtune simulate --gpu H200 --model meta-llama/Llama-3.1-8B --C 1024 --M 16 --B 64 --rate 12 --num-requests 1000\n" +
+			"   kvtune simulate --gpu H200 --model meta-llama/Llama-3.1-8B --C 1024 --M 16 --B 64 --rate 12 " +
+			"--num-requests 1000\n" +
 			"   kvtune simulate --cost kvtune_cost.json --trace AzureLLMInferenceTrace_conv.csv --max-num-batched-tokens 4096",
 		Flags: join(in(catInput,
 			&cli.PathFlag{Name: "cost", Usage: "cost model `FILE` written by fit or workflow"},
@@ -33,7 +35,8 @@ func simulateCommand() *cli.Command {
 const streamFrom = 100_000
 
 func simulate(c *cli.Context) error {
-	if err := refuseShard(c, "one simulation is not divisible; several are divided by the array's index in their flags"); err != nil {
+	if err := refuseShard(c, "one simulation is not divisible; several are divided by the array's index in "+
+		"their flags"); err != nil {
 		return err
 	}
 	basis, err := basisOf(c)

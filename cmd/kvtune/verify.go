@@ -19,10 +19,13 @@ func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "verify",
 		Usage: "run plans and their baseline by turns, put measured beside predicted",
-		Description: "The workload is the one the plans were made for. --launch and the embedded engine start a server with each plan's\n" +
-			"settings and with the baseline's, by turns; on --endpoint only the settings that the server has can be verified.\n\nExamples:\n" +
+		Description: "The workload is the one the plans were made for. --launch and the embedded engine start a server " +
+			"with each plan's\n" +
+			"settings and with the baseline's, by turns; on --endpoint only the settings that the server has can be " +
+			"verified.\n\nExamples:\n" +
 			"   kvtune verify --plan custom_schedule_plans.json\n" +
-			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model --budget 45m\n" +
+			"   kvtune verify --plan custom_schedule_plans.json --strategy throughput --rounds 3 --launch --model ./my-model " +
+			"--budget 45m\n" +
 			"   kvtune verify --analysis-file results/performance_analysis.json --recommendation 1",
 		Flags: join(in(catInput,
 			&cli.PathFlag{Name: "plan", Usage: "plans `FILE` written by plan or workflow"},
@@ -83,7 +86,8 @@ func verify(c *cli.Context) error {
 func plansToVerify(c *cli.Context) (*planner.Plans, error) {
 	file, analysed := c.Path("plan"), c.Path("analysis-file")
 	if (file == "") == (analysed == "") {
-		return nil, errors.New("expected one of --plan (written by kvtune plan) and --analysis-file (written by kvtune analyze)")
+		return nil, errors.New("expected one of --plan (written by kvtune plan) and --analysis-file (written by kvtune " +
+			"analyze)")
 	}
 	if file != "" {
 		plans, err := readPlans(file)

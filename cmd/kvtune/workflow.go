@@ -15,7 +15,8 @@ func workflowCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "workflow",
 		Usage: "profile, analyse, fit, plan, verify and report, over one or several configurations",
-		Description: "Without --trace, --configs or workload flags it runs the three presets. Without --endpoint or --launch the\n" +
+		Description: "Without --trace, --configs or workload flags it runs the three presets. Without --endpoint or " +
+			"--launch the\n" +
 			"embedded engine serves, and everything says SIMULATED.\n\nExamples:\n" +
 			"   kvtune workflow --quick-test --target-optimization balanced --output-dir results\n" +
 			"   kvtune workflow --endpoint http://HOST:8000 --trace mine.csv --slo 'p99 TTFT <= 500ms'\n" +
@@ -71,8 +72,9 @@ func workflowAction(c *cli.Context) error {
 		return err
 	}
 	opt := workflow.Options{
-		Setup: s.Setup, Configs: configs, Target: planner.Strategy(c.String("target-optimization")), SLOs: objective.slos, Current: objective.current, Fixed: objective.fixed,
-		Extra: words(c, "extra"), Quick: c.Bool("quick-test"), Resume: c.Bool("resume"),
+		Setup: s.Setup, Configs: configs, Target: planner.Strategy(c.String("target-optimization")), SLOs: objective.slos,
+		Current: objective.current, Fixed: objective.fixed, Extra: words(c, "extra"), Quick: c.Bool("quick-test"),
+		Resume: c.Bool("resume"),
 	}
 	if !opt.Resume { // what is left to do is known from the folder, which is there already
 		if err := opt.Check(c.Context); err != nil {
