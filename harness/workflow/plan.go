@@ -333,12 +333,8 @@ func DeviceOf(gpu spec.GPU) vllmflags.Device {
 	return vllmflags.Device{Name: gpu.Name, Memory: gpu.Memory, CPU: gpu.CPU}
 }
 
-// A simulated gain rests on analysisDraws draws; above whatIfRequests requests none is simulated, as it would take
-// longer than the run that is analysed.
-const (
-	analysisDraws  = 4
-	whatIfRequests = 4000
-)
+// analysisDraws is how many draws of the cost model a simulated gain rests on.
+const analysisDraws = 4
 
 // Analyze says what binds a run of the basis's server, and simulates what lifting a limit or changing a flag would gain
 // (a trace that is gone is replayed from the run's requests); see [analysis.Analyze].
@@ -354,7 +350,7 @@ func (b *Basis) Analyze(ctx context.Context, run *report.Run) *analysis.Report {
 		w, err = workload.Replay(run.Records, workload.TraceOptions{MaxModelLen: b.Info.MaxModelLen,
 			BlockSize: b.Info.BlockSize, Concurrency: b.Config.Concurrency, Clients: b.Config.Clients, Seed: b.Config.Seed})
 	}
-	if err == nil && len(w.Requests) <= whatIfRequests {
+	if err == nil {
 		in.Workload = w
 	}
 	return analysis.Analyze(ctx, in)

@@ -240,7 +240,6 @@ func TestRecommendations(t *testing.T) {
 	}
 }
 
-// What binds is what gains most when it is lifted.
 // A setting that vLLM replaces on the device is not recommended, whatever its simulation gains: asynchronous scheduling
 // on a CPU.
 func TestRecommendationsOfDevice(t *testing.T) {
@@ -258,6 +257,21 @@ func TestRecommendationsOfDevice(t *testing.T) {
 	}
 }
 
+// Of a long run the first requests are simulated, and that is said.
+func TestWhatIfOfALongRun(t *testing.T) {
+	w := closed(requests(whatIfRequests+1, 1, 0, 32, 2, 0), 64)
+	in := simulate(t, prior(t), settings(func(a *harness.EngineArgs) { a.MaxNumSeqs = 4 }), w)
+	in.Draws = 1
+	r := Analyze(t.Context(), in)
+	if len(r.Counterfactuals) == 0 || len(r.Recommendations) == 0 || len(w.Requests) != whatIfRequests+1 {
+		t.Errorf("%d counterfactuals, %d recommendations", len(r.Counterfactuals), len(r.Recommendations))
+	}
+	if said := strings.Join(r.Notes, "; "); !strings.Contains(said, "the first 4000 of the run's 4001 requests") {
+		t.Errorf("notes %q", said)
+	}
+}
+
+// What binds is what gains most when it is lifted.
 func TestCounterfactuals(t *testing.T) {
 	model := prior(t)
 	for _, c := range planted[:7] {

@@ -156,8 +156,17 @@ func (s *study) simulate(ctx context.Context, models []*cost.Model, t trial) ([]
 // refusedError is of settings with which vLLM would not start.
 type refusedError struct{ error }
 
+// whatIfRequests is how many requests are simulated: those of a long run would take longer than the run did.
+const whatIfRequests = 4000
+
 // whatIf adds counterfactuals and simulated recommendations.
 func (s *study) whatIf(ctx context.Context, r *Report) error {
+	if all := len(s.Workload.Requests); all > whatIfRequests { // none of them waits for a later one
+		first := *s.Workload
+		first.Requests = first.Requests[:whatIfRequests]
+		s.Workload = &first
+		r.Notes = append(r.Notes, fmt.Sprintf("what is simulated are the first %d of the run's %d requests", whatIfRequests, all))
+	}
 	models := []*cost.Model{s.model}
 	rng := rand.New(rand.NewPCG(s.Result.Conditions.Seed, 0x616e616c79736973))
 	for range s.Draws - 1 {
