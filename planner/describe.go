@@ -116,10 +116,6 @@ func predicted(c *candidate) harness.Metrics {
 // gain is the improvement over the baseline in the strategy's own metric.
 func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
 	switch s {
-	case Latency:
-		return gainIn(c, base, harness.MetricE2EL, harness.StatMean)
-	case CacheHits:
-		return gainIn(c, base, harness.MetricCacheHitRate, "")
 	case Memory:
 		before, after, unit := float64(base.kvTokens()), float64(c.kvTokens()), "token"
 		if m := p.req.Server.Model; m != nil {
@@ -140,7 +136,7 @@ func (p *planning) gain(s Strategy, c, base *candidate) *analysis.Gain {
 		}
 		return analysis.NewGain(power(base), power(c), harness.MetricPower, "")
 	}
-	return gainIn(c, base, harness.MetricTotalThroughput, "")
+	return gainIn(c, base, aimOf(s).metric, aimOf(s).stat)
 }
 
 func gainIn(c, base *candidate, name, stat string) *analysis.Gain {
@@ -218,17 +214,12 @@ func inUnit(v float64, unit string) string {
 // why says why a strategy chose a candidate.
 func (p *planning) why(s Strategy, c, base *candidate, plan *Plan) string {
 	if plan.Keep {
-		return fmt.Sprintf("no candidate is better in %s by more than noise (%.2g %%)", describeGoal(s), 100*p.resolution())
+		return fmt.Sprintf("no candidate is better in %s by more than noise (%.2g %%)", aimOf(s).words, 100*p.resolution())
 	}
-	text := map[Strategy]string{
-		Throughput: "highest total throughput", Latency: "lowest mean end-to-end latency",
-		Memory: fmt.Sprintf("smallest KV cache whose total throughput stays within %.3g %% of the best",
-			100*p.req.Options.MemorySlack),
-		CacheHits: "highest prefix-cache hit rate",
-		Balanced:  "knee of total throughput against p99 end-to-end latency",
-	}[s]
+	text := aimOf(s).why
 	if s == Memory {
-		text += "; more or longer requests than simulated would wait for blocks"
+		text = fmt.Sprintf("smallest KV cache whose total throughput stays within %.3g %% of the best; "+
+			"more or longer requests than simulated would wait for blocks", 100*p.req.Options.MemorySlack)
 	}
 	if len(p.req.SLOs) > 0 {
 		text += " among candidates that meet the objectives"

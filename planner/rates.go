@@ -340,7 +340,7 @@ func (r *ranging) finish(ctx context.Context) (*Plans, error) {
 			return nil, err
 		}
 		plan.Why = fmt.Sprintf("smallest worst-case regret in %s from %.4g to %.4g request/s: at most %.3g %% behind "+
-			"the best settings of any rate", describeGoal(s), r.rates[0], r.rates[last], 100*choice.WorstRegret)
+			"the best settings of any rate", aimOf(s).words, r.rates[0], r.rates[last], 100*choice.WorstRegret)
 		plan.DefaultRegret = p.regret(s, c, keep)
 		out.Plans, chosen = append(out.Plans, *plan), append(chosen, c)
 		out.Range.Choices = append(out.Range.Choices, choice)

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 
-	"kvtune/harness"
 	"kvtune/harness/vllmflags"
 	"kvtune/planner/analysis"
 )
@@ -97,21 +96,6 @@ func (p *planning) sensitivities(ctx context.Context, axes []Axis, plans []Plan,
 	return nil
 }
 
-// ownMetric names what a strategy makes best.
-func ownMetric(s Strategy) (name, stat string) {
-	switch s {
-	case Latency:
-		return harness.MetricE2EL, harness.StatMean
-	case CacheHits:
-		return harness.MetricCacheHitRate, ""
-	case Memory:
-		return harness.MetricKVCacheSize, ""
-	case Balanced:
-		return harness.MetricPower, ""
-	}
-	return harness.MetricTotalThroughput, ""
-}
-
 // regret is what the default would lose against a plan: the plan's gain over it, in the strategy's own metric.
 func (p *planning) regret(s Strategy, c *candidate, keep []*candidate) *analysis.Gain {
 	at := slices.IndexFunc(keep, func(k *candidate) bool { return len(p.changesBetween(k.args, p.defaults())) == 0 })
@@ -119,10 +103,9 @@ func (p *planning) regret(s Strategy, c *candidate, keep []*candidate) *analysis
 		return nil
 	}
 	if keep[at] == c {
-		name, stat := ownMetric(s)
-		zero := 0.0
-		g := &analysis.Gain{Metric: name, Stat: stat, Low: &zero, High: &zero}
-		if m := c.runs[0].metrics.Get(name, stat); m != nil && m.Value != nil {
+		own, zero := aimOf(s), 0.0
+		g := &analysis.Gain{Metric: own.metric, Stat: own.stat, Low: &zero, High: &zero}
+		if m := c.runs[0].metrics.Get(own.metric, own.stat); m != nil && m.Value != nil {
 			g.Unit, g.Before, g.After = m.Unit, *m.Value, *m.Value
 		}
 		return g

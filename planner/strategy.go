@@ -2,12 +2,38 @@ package planner
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 
 	"kvtune/harness"
 	"kvtune/harness/stats"
 )
+
+// aim is what a strategy is after.
+type aim struct {
+	// metric and stat are its own metric, which it makes best and in which gains over other settings are given.
+	metric, stat string
+	// words name that, and why says what settings are that were chosen for it.
+	words, why string
+}
+
+func aimOf(s Strategy) aim {
+	switch s {
+	case Throughput:
+		return aim{harness.MetricTotalThroughput, "", "total throughput", "highest total throughput"}
+	case Latency:
+		return aim{harness.MetricE2EL, harness.StatMean, "mean end-to-end latency", "lowest mean end-to-end latency"}
+	case Memory:
+		return aim{metric: harness.MetricKVCacheSize, words: "KV cache size at that throughput"} // why has a figure
+	case CacheHits:
+		return aim{harness.MetricCacheHitRate, "", "prefix-cache hit rate", "highest prefix-cache hit rate"}
+	case Balanced:
+		return aim{harness.MetricPower, "", "throughput or p99 latency",
+			"knee of total throughput against p99 end-to-end latency"}
+	}
+	return aim{metric: harness.MetricTotalThroughput} // baselines, and what is closest to objectives
+}
 
 // goal is what a strategy makes best, one number per outcome; higher is better.
 func goal(s Strategy, c *candidate, run int) float64 {
@@ -20,16 +46,16 @@ func goal(s Strategy, c *candidate, run int) float64 {
 	}
 	never := math.Inf(1)
 	switch s {
-	case Latency:
-		return -value(harness.MetricE2EL, harness.StatMean, never)
 	case Memory:
 		return -float64(c.kvTokens())
-	case CacheHits:
-		return value(harness.MetricCacheHitRate, "", 0)
 	case Balanced, power:
 		return value(harness.MetricTotalThroughput, "", 0) / value(harness.MetricE2EL, harness.StatP99, never)
 	}
-	return value(harness.MetricTotalThroughput, "", 0)
+	own := aimOf(s)
+	if harness.HigherIsBetter(own.metric) {
+		return value(own.metric, own.stat, 0)
+	}
+	return -value(own.metric, own.stat, never)
 }
 
 // second is what decides between candidates with the same goal; higher is better.
@@ -59,14 +85,23 @@ func compare(s Strategy, a, b *candidate) int {
 	)
 }
 
-// distinct keeps, of candidates with equal predictions, the one with the fewest changes.
+// distinct keeps, of candidates that are equal in every strategy's eyes but for their memory, the one with the fewest
+// changes.
 func distinct(all []*candidate) []*candidate {
-	type fingerprint [5]float64
-	best := map[fingerprint]*candidate{}
-	var order []fingerprint
+	var eyes []Strategy
+	for _, s := range Strategies() {
+		if s != Memory {
+			eyes = append(eyes, s)
+		}
+	}
+	best := map[string]*candidate{}
+	var order []string
 	for _, c := range all {
-		f := fingerprint{goal(Throughput, c, 0), goal(Latency, c, 0), goal(CacheHits, c, 0), goal(Balanced, c, 0),
-			c.runs[0].miss}
+		seen := []float64{c.runs[0].miss}
+		for _, s := range eyes {
+			seen = append(seen, goal(s, c, 0))
+		}
+		f := fmt.Sprint(seen)
 		old := best[f]
 		if old == nil {
 			order = append(order, f)

@@ -18,7 +18,7 @@ func (ps *Plans) verdict() string {
 	if ps.Range != nil {
 		c, rates := &ps.Range.Choices[0], ps.Range.Rates
 		text = fmt.Sprintf("at most %s behind the best in %s from %.4g to %.4g request/s",
-			harness.Percent(c.WorstRegret, false), describeGoal(plan.Strategy), rates[0], rates[len(rates)-1])
+			harness.Percent(c.WorstRegret, false), aimOf(plan.Strategy).words, rates[0], rates[len(rates)-1])
 	}
 	if plan.Keep {
 		return "KEEP your settings: " + text + "; SIMULATED"
@@ -66,14 +66,6 @@ func changed(changes []Change) string {
 		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text
-}
-
-// describeGoal is what a strategy is after, in words.
-func describeGoal(s Strategy) string {
-	return map[Strategy]string{
-		Throughput: "total throughput", Latency: "mean end-to-end latency", Memory: "KV cache size at that throughput",
-		CacheHits: "prefix-cache hit rate", Balanced: "throughput or p99 latency",
-	}[s]
 }
 
 // Missed reports whether a measurement of the plan missed an SLO.

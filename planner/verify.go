@@ -118,7 +118,7 @@ const (
 // requests is compared request by request, counting neighbours that are alike as less than one each; what is one number
 // per run is compared round by round, without an interval where there is one round.
 func (p *Plan) SetMeasuredGain(over Strategy, before, after []Measured) {
-	name, stat := ownMetric(p.Strategy)
+	name, stat := aimOf(p.Strategy).metric, aimOf(p.Strategy).stat
 	switch {
 	case p.Strategy == Memory || p.Strategy == Balanced:
 		name, stat = harness.MetricTotalThroughput, ""

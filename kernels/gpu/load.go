@@ -76,7 +76,7 @@ type persistentPrefill struct {
 }
 
 // cacheOf is where a cache of a shape lies.
-func cacheOf(s layout.Shape, key, value uint64) cache {
+func (l *loader) cacheOf(s layout.Shape, key, value uint64) cache {
 	row := uint32(s.HeadSize * s.DType.Bytes() / 16)
 	size, heads := uint32(s.BlockSize), uint32(s.KVHeads)
 	c := cache{Key: key, Value: value, Block: size * heads * row, Unit: 1,
@@ -88,6 +88,8 @@ func cacheOf(s layout.Shape, key, value uint64) cache {
 		c.Head, c.Slot = size*row, row
 	case layout.XPacked:
 		c.Head, c.Slot, c.Unit = size*row, 1, size
+	default:
+		l.do(func() error { return fmt.Errorf("%w: layout %v", kernels.ErrUnsupported, s.Layout) })
 	}
 	return c
 }
@@ -173,7 +175,7 @@ func (l *loader) decode(sets []set, p decode, starts []int32, o choice) [][]cuda
 		direct.Work, direct.First = upload(l, all), upload(l, first)
 	}
 	return each(sets, func(s set) []cuda.Op {
-		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
+		p.Cache = l.cacheOf(l.in.Shape, s.key.Address, s.value.Address)
 		arguments := cuda.ArgumentsOf(p)
 		if o.kernel != "" {
 			direct.decode = p
@@ -208,7 +210,7 @@ func (l *loader) prefill(sets []set, p prefill, o choice) [][]cuda.Op {
 	}
 	p.Parts = upload(l, parts)
 	return each(sets, func(s set) []cuda.Op {
-		p.Cache = cacheOf(l.in.Shape, s.key.Address, s.value.Address)
+		p.Cache = l.cacheOf(l.in.Shape, s.key.Address, s.value.Address)
 		arguments := cuda.ArgumentsOf(p)
 		if stay {
 			all.prefill = p
@@ -286,13 +288,13 @@ func (l *loader) moves() [][]cuda.Op {
 	narrow := shape
 	narrow.DType = layout.FP8
 	return each(sets, func(s set) []cuda.Op {
-		switch p.Cache = cacheOf(shape, s.key.Address, s.value.Address); c.Op {
+		switch p.Cache = l.cacheOf(shape, s.key.Address, s.value.Address); c.Op {
 		case kernels.OpAppend:
 			p.Key, p.Value = s.newKey.Address, s.newValue.Address
 		case kernels.OpGather:
 			p.Key, p.Value = s.toKey.Address, s.toValue.Address
 		case kernels.OpQuantize:
-			p.Narrow = cacheOf(narrow, s.toKey.Address, s.toValue.Address)
+			p.Narrow = l.cacheOf(narrow, s.toKey.Address, s.toValue.Address)
 		}
 		rows := (int64(len(slots)) + tile - 1) / tile * tile
 		return l.launch(f, rows*int64(shape.KVHeads*shape.HeadSize)/numbers, 1, cuda.ArgumentsOf(p))

@@ -40,9 +40,13 @@ func at[To, From any](array []From) *To { return (*To)(unsafe.Pointer(unsafe.Sli
 
 // load fills the case that C sees.
 func (k *kernel) load(in *kernels.Inputs) error {
+	arrangement, err := arrangement(in.Shape.Layout)
+	if err != nil {
+		return err
+	}
 	c := &alloc[C.struct_host_case](k, 1)[0]
 	*c = C.struct_host_case{
-		op: operation(in.Case.Op), layout: arrangement(in.Shape.Layout), dtype: number(in.Shape.DType),
+		op: operation(in.Case.Op), layout: arrangement, dtype: number(in.Shape.DType),
 		query_dtype: number(in.Case.QueryDType()), heads: C.int32_t(in.Case.Heads), kv_heads: C.int32_t(in.Case.KVHeads),
 		head_size: C.int32_t(in.Case.HeadSize), batch: C.int32_t(in.Case.Batch),
 		key_scale: C.float(in.KeyScale), value_scale: C.float(in.ValueScale),
@@ -137,14 +141,16 @@ func operation(op kernels.Op) C.int32_t {
 	return C.MOVE_BLOCKS
 }
 
-func arrangement(l layout.Layout) C.int32_t {
+func arrangement(l layout.Layout) (C.int32_t, error) {
 	switch l {
 	case layout.NHD:
-		return C.NHD
+		return C.NHD, nil
 	case layout.HND:
-		return C.HND
+		return C.HND, nil
+	case layout.XPacked:
+		return C.XPACKED, nil
 	}
-	return C.XPACKED
+	return 0, fmt.Errorf("%w: layout %v", kernels.ErrUnsupported, l)
 }
 
 func number(d layout.DType) C.int32_t {
