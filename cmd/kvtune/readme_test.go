@@ -95,6 +95,7 @@ var notInCI = map[string]string{
 	"bench-gpu":       "it needs a GPU",
 	"bench-h200":      "it needs a GPU",
 	"loop-h200":       "it needs a GPU and a vLLM",
+	"golden":          "it rewrites what tests compare with",
 }
 
 // checkMade checks that a target exists, that what it runs of kvtune does, and that it is made by .ci/run or cannot be.
