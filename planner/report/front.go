@@ -68,13 +68,12 @@ func frontPanel(ps *planner.Plans) panel {
 		dots(plotter.XYs{xy}, 4, draw.CircleGlyph{}, 6)
 	}
 	var chosen, measured plotter.XYs
-	labels := plotter.XYLabels{}
+	var names []string
 	for i := range ps.Plans {
 		plan := &ps.Plans[i]
 		if xy, ok := of(plan.Predicted); ok {
 			row("plan "+string(plan.Strategy), xy, changesText(plan.Changed))
-			chosen = append(chosen, xy)
-			labels.XYs, labels.Labels = append(labels.XYs, xy), append(labels.Labels, " "+string(plan.Strategy))
+			chosen, names = append(chosen, xy), append(names, string(plan.Strategy))
 		}
 		if xy, ok := of(plan.Measured); ok {
 			row("measured "+string(plan.Strategy), xy, "")
@@ -84,12 +83,7 @@ func frontPanel(ps *planner.Plans) panel {
 	dots(chosen, 1, draw.PyramidGlyph{}, 6)
 	dots(measured, 2, draw.BoxGlyph{}, 4)
 	if len(ps.Plans) > 1 {
-		if texts, err := plotter.NewLabels(labels); err == nil {
-			for i := range texts.TextStyle {
-				texts.TextStyle[i] = textStyle(11, false, palette.ink)
-			}
-			chart.Add(texts)
-		}
+		nameDots(chart, chosen, names)
 	}
 	padX, padY := max((highX-lowX)*0.08, highX*0.02), max((highY-lowY)*0.08, highY*0.02)
 	chart.X.Min, chart.X.Max = max(0, lowX-padX), highX+padX*2
@@ -103,6 +97,25 @@ func frontPanel(ps *planner.Plans) panel {
 	}
 	p.plots = []*plot.Plot{chart}
 	return p
+}
+
+// nameDots writes a name beside each dot, those of dots in one place below each other.
+func nameDots(chart *plot.Plot, dots plotter.XYs, names []string) {
+	const lineHeight = 12
+	for i, dot := range dots {
+		texts, err := plotter.NewLabels(plotter.XYLabels{XYs: plotter.XYs{dot}, Labels: names[i : i+1]})
+		if err != nil {
+			continue
+		}
+		texts.Offset.X = 6
+		for _, other := range dots[:i] {
+			if math.Abs(other.X-dot.X) < 0.01*dot.X && math.Abs(other.Y-dot.Y) < 0.01*dot.Y {
+				texts.Offset.Y -= lineHeight
+			}
+		}
+		texts.TextStyle[0] = textStyle(11, false, palette.ink)
+		chart.Add(texts)
+	}
 }
 
 func frontSettings(f planner.FrontPoint) string {
