@@ -137,7 +137,7 @@ func (s SLO) Unit() string {
 	return ""
 }
 
-// String writes the objective so that [ParseSLO] reads it back: "p99 ttft <= 200ms".
+// String writes the objective so that [ParseSLO] reads it back: "p99 TTFT <= 200ms".
 func (s SLO) String() string {
 	var b strings.Builder
 	if s.Class != "" {
@@ -146,7 +146,7 @@ func (s SLO) String() string {
 	if s.Stat != "" {
 		b.WriteString(s.Stat + " ")
 	}
-	b.WriteString(s.Metric + " " + s.operator() + " ")
+	b.WriteString(Words(s.Metric, "") + " " + s.operator() + " ")
 	limit := func(v float64) string { return strconv.FormatFloat(v, 'g', 12, 64) }
 	switch unit := s.Unit(); unit {
 	case "s":

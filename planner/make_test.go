@@ -240,7 +240,7 @@ func TestPinnedSettingsAreLegal(t *testing.T) {
 // The verdict of a plan that is worse says what it is for.
 func TestVerdictOfUnsureObjectives(t *testing.T) {
 	check := func(met bool, share float64) []SLOCheck {
-		return []SLOCheck{{SLO: "p99 itl <= 60ms", Met: met, Probability: &share}}
+		return []SLOCheck{{SLO: "p99 ITL <= 60ms", Met: met, Probability: &share}}
 	}
 	for want, base := range map[string][]SLOCheck{
 		"in 100 % of the draws, your settings in 75 %": check(true, 0.75),

@@ -131,11 +131,11 @@ func TestNotStreamed(t *testing.T) {
 		least int
 		want  bool
 	}{
-		{open, slo("p99 ttft <= 200ms"), 50, true},
+		{open, slo("p99 TTFT <= 200ms"), 50, true},
 		{open, nil, 51, false},
 		{closed, nil, 0, false},
 		{open, slo("goodput >= 3 request/s"), 0, false},
-		{open, slo("gold: p99 ttft <= 200ms"), 0, false},
+		{open, slo("gold: p99 TTFT <= 200ms"), 0, false},
 	} {
 		basis, err := workflow.OnPaper(c.cfg, gpt2(t), gpu(t, "L4"), nil)
 		if err != nil {

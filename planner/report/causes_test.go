@@ -13,7 +13,7 @@ func TestCauseTable(t *testing.T) {
 	a := &analysis.Report{Light: &half, Idle: &half, Bottlenecks: []analysis.Bottleneck{
 		{Kind: analysis.Scheduling, Binds: true, Share: &half, FocusShare: &half, Threshold: new(0.25),
 			Why: "50 % of the time"}}}
-	for _, focus := range []*analysis.Focus{nil, {SLO: "p99 ttft <= 200ms", Requests: 1, Of: 2}, {Requests: 2, Of: 2}} {
+	for _, focus := range []*analysis.Focus{nil, {SLO: "p99 TTFT <= 200ms", Requests: 1, Of: 2}, {Requests: 2, Of: 2}} {
 		a.Focus = focus
 		table := causeTable(a)
 		columns := 6

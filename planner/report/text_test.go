@@ -59,7 +59,7 @@ func fixed() Input {
 				Gain: &analysis.Gain{Metric: harness.MetricE2EL, Stat: harness.StatMean, Unit: "s", Before: 2.5, After: 2.2,
 					Change: 0.12},
 				Binding: analysis.Compute, Limit: analysis.LimitArithmetic,
-				SLOs:           []planner.SLOCheck{{SLO: "p99 ttft <= 200ms", Value: value(0.3)}, {SLO: "p99 itl <= 50ms"}},
+				SLOs:           []planner.SLOCheck{{SLO: "p99 TTFT <= 200ms", Value: value(0.3)}, {SLO: "p99 ITL <= 50ms"}},
 				Launch:         []string{"vllm", "serve", "my model", "--max-num-seqs", "64"},
 				Measured:       harness.Metrics{metric(harness.MetricTTFT, harness.StatP50, "s", 0.0125, 0.001)},
 				MeasuredOrigin: harness.OriginMeasured,
@@ -206,16 +206,16 @@ func TestShellLine(t *testing.T) {
 func TestMissedSLOs(t *testing.T) {
 	met, missed := true, false
 	p := planner.Plan{Strategy: planner.Throughput, MeasuredOver: planner.Current,
-		SLOs: []planner.SLOCheck{{SLO: "p99 ttft <= 2000ms", Value: value(0.45), Met: true, Measured: value(1.37),
+		SLOs: []planner.SLOCheck{{SLO: "p99 TTFT <= 2000ms", Value: value(0.45), Met: true, Measured: value(1.37),
 			MeasuredMet: &met},
-			{SLO: "chat: p99 itl <= 80ms", Value: value(0.0704), Met: true, Measured: value(0.0807), MeasuredMet: &missed},
+			{SLO: "chat: p99 ITL <= 80ms", Value: value(0.0704), Met: true, Measured: value(0.0807), MeasuredMet: &missed},
 			{SLO: "goodput >= 3 request/s", Value: value(4), Met: true}}}
-	if got, want := VerifiedVerdict(&p), "SLO MISSED: chat: p99 itl <= 80ms, measured 80.7 ms"; got != want {
+	if got, want := VerifiedVerdict(&p), "SLO MISSED: chat: p99 ITL <= 80ms, measured 80.7 ms"; got != want {
 		t.Errorf("the verdict is %q, want %q", got, want)
 	}
 	got := strings.Join(planDetails(&p), "\n")
-	for _, want := range []string{"SLO p99 ttft <= 2000ms: met, measured 1.37 s; met, predicted 450 ms",
-		"SLO chat: p99 itl <= 80ms: MISSED, measured 80.7 ms; met, predicted 70.4 ms",
+	for _, want := range []string{"SLO p99 TTFT <= 2000ms: met, measured 1.37 s; met, predicted 450 ms",
+		"SLO chat: p99 ITL <= 80ms: MISSED, measured 80.7 ms; met, predicted 70.4 ms",
 		"SLO goodput >= 3 request/s: met, predicted 4 request/s"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the details lack %q:\n%s", want, got)
