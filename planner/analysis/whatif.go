@@ -165,7 +165,8 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 		first := *s.Workload
 		first.Requests = first.Requests[:whatIfRequests]
 		s.Workload = &first
-		r.Notes = append(r.Notes, fmt.Sprintf("what is simulated are the first %d of the run's %d requests", whatIfRequests, all))
+		r.Notes = append(r.Notes,
+			fmt.Sprintf("what is simulated are the first %d of the run's %d requests", whatIfRequests, all))
 	}
 	models := []*cost.Model{s.model}
 	rng := rand.New(rand.NewPCG(s.Result.Conditions.Seed, 0x616e616c79736973))
