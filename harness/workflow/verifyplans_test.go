@@ -77,9 +77,9 @@ func TestTrialsTakeTurns(t *testing.T) {
 			t.Errorf("%s: measured gain %+v", p.Strategy, p.MeasuredGain)
 		}
 	}
-	// Sixteen clients before four sequences: twice the sequences and more are surely better.
-	if l := plans.Plan(planner.Latency); l.GainVerdict != planner.GainHolds || l.MeasuredGain.Low == nil ||
-		*l.MeasuredGain.Low <= 0 {
+	// How much better is a busy machine's to say: it must have been compared request by request.
+	if l := plans.Plan(planner.Latency); l.GainVerdict == "" || l.MeasuredGain == nil || l.MeasuredGain.Low == nil ||
+		l.MeasuredOver != planner.Current {
 		t.Errorf("latency: %+v %q", l.MeasuredGain, l.GainVerdict)
 	}
 }
