@@ -268,7 +268,19 @@ func TestLimited(t *testing.T) {
 		for range 5 {
 			run.Lag.Record(6 * time.Millisecond)
 		}
-		if why := run.Limited(); !strings.Contains(why, "6.0 ms late") {
+		if why := run.Limited(); !strings.Contains(why, "6.0 ms late (p99), above 5ms") {
+			t.Errorf("limited: %q", why)
+		}
+		for i := range run.Records { // a queue before the server, beside which 6 ms are nothing
+			run.Records[i].Tokens[0].At += 800 * time.Millisecond
+		}
+		if why := run.Limited(); why != "" {
+			t.Errorf("limited: %q", why)
+		}
+		for range 5 {
+			run.Lag.Record(20 * time.Millisecond)
+		}
+		if why := run.Limited(); !strings.Contains(why, "20.0 ms late (p99), above 8ms") {
 			t.Errorf("limited: %q", why)
 		}
 	})

@@ -3,28 +3,48 @@ package load
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
 
-// A run is the generator's measure and not the server's when the generator was later than MaxLag (p99): that is what a
-// token takes on a fast server; or when it used more than MaxCPU of its processors: then streams wait to be read.
+// A run is the generator's measure and not the server's when the generator was later (p99) than MaxLag, which is what a
+// token takes on a fast server, and than MaxLagShare of the median time to first token: hundreds of requests that are
+// due at one moment cannot be sent at one moment, which is nothing beside the seconds that they wait for each other; or
+// when it used more than MaxCPU of its processors: then streams wait to be read.
 const (
-	MaxLag = 5 * time.Millisecond
-	MaxCPU = 0.9
+	MaxLag      = 5 * time.Millisecond
+	MaxLagShare = 0.01
+	MaxCPU      = 0.9
 )
 
 // Limited says why a run is generator-limited, "" when it is not.
 func (r *Run) Limited() string {
 	var why []string
-	if lag := r.Lag.Quantile(0.99); lag > MaxLag {
-		why = append(why, fmt.Sprintf("requests were sent up to %.1f ms late (p99), above %v", lag.Seconds()*1e3, MaxLag))
+	if lag, most := r.Lag.Quantile(0.99), r.maxLag(); lag > most {
+		why = append(why, fmt.Sprintf("requests were sent up to %.1f ms late (p99), above %v", lag.Seconds()*1e3, most))
 	}
 	if r.CPU != nil && *r.CPU > MaxCPU {
 		why = append(why, fmt.Sprintf("it used up to %.0f%% of its %d processors, above %.0f%%", *r.CPU*100,
 			runtime.GOMAXPROCS(0), MaxCPU*100))
 	}
 	return strings.Join(why, "; ")
+}
+
+// maxLag is how late the generator may be.
+func (r *Run) maxLag() time.Duration {
+	var waits []time.Duration
+	for i := range r.Records {
+		if x := &r.Records[i]; x.OK() {
+			waits = append(waits, x.Sent+x.Tokens[0].At-x.Start())
+		}
+	}
+	if len(waits) == 0 {
+		return MaxLag
+	}
+	slices.Sort(waits)
+	share := time.Duration(MaxLagShare * float64(waits[len(waits)/2]))
+	return max(MaxLag, share.Round(time.Millisecond))
 }
 
 // meter watches how busy this process is: its processor time, as a share of what its processors have, over the busiest
