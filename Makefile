@@ -178,11 +178,15 @@ FUZZTIME ?= 60s
 # An input that finds new code is made smaller first, by default for up to a minute: that would be all of the time.
 FUZZFLAGS = -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1
 
+# On a busy machine Go before 1.27 can take the end of the time for a failure, of which there is then no input
+# (golang.org/issue/75804).
 fuzz: tools ## fuzz everything that is read, a minute each, two at a time (FUZZ="FuzzChunk ..." names them)
 	@printf '%s\n' $(FUZZ) | GO='$(GO)' xargs -P 2 -I@ sh -c ' \
 	  dir=$$(dirname $$(grep -rl --include="*_test.go" "^func @(" .)) && \
-	  said=$$($$GO test -run "^$$" -fuzz "^@$$" $(FUZZFLAGS) $$dir 2>&1) || \
-	  { echo "@: $$said"; exit 255; }; \
+	  said=$$($$GO test -run "^$$" -fuzz "^@$$" $(FUZZFLAGS) $$dir 2>&1) || case "$$said" in \
+	  *"Failing input"*) echo "@: $$said"; exit 255 ;; \
+	  *"context deadline exceeded"*) ;; \
+	  *) echo "@: $$said"; exit 255 ;; esac; \
 	  echo "$$dir @: $$(echo "$$said" | grep "^fuzz:" | tail -n 1)"'
 
 fuzz-parsers: ## fuzz the parsers of streams, metrics, traces and archives a minute each (about 4 minutes)
