@@ -20,8 +20,6 @@ type apiError struct {
 	message string
 }
 
-func (e *apiError) Error() string { return e.message }
-
 // badRequest is a value that the API server refuses (vllm's VLLMValidationError and ValueError).
 func badRequest(param, format string, args ...any) *apiError {
 	return &apiError{http.StatusBadRequest, "BadRequestError", param, fmt.Sprintf(format, args...)}
