@@ -194,7 +194,7 @@ func (b *Basis) Plan(ctx context.Context, opt PlanOptions) (*planner.Plans, erro
 		return nil, err
 	}
 	current := planned
-	current.Server.Args = b.Server.Args.Merge(opt.Current)
+	current.Server.Args = plans.Baseline.Args
 	if plans.Foreseen, err = current.Foresee(ctx); err != nil {
 		return nil, err
 	}
