@@ -3,9 +3,11 @@ package load
 import (
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
+
+	"kvtune/harness"
+	"kvtune/harness/stats"
 )
 
 // A run is the generator's measure and not the server's when the generator was later (p99) than MaxLag, which is what a
@@ -33,17 +35,11 @@ func (r *Run) Limited() string {
 
 // maxLag is how late the generator may be.
 func (r *Run) maxLag() time.Duration {
-	var waits []time.Duration
-	for i := range r.Records {
-		if x := &r.Records[i]; x.OK() {
-			waits = append(waits, x.Sent+x.Tokens[0].At-x.Start())
-		}
-	}
+	waits := harness.Samples(r.Records, harness.MetricTTFT)
 	if len(waits) == 0 {
 		return MaxLag
 	}
-	slices.Sort(waits)
-	share := time.Duration(MaxLagShare * float64(waits[len(waits)/2]))
+	share := time.Duration(MaxLagShare * stats.New(waits).Median() * float64(time.Second))
 	return max(MaxLag, share.Round(time.Millisecond))
 }
 
