@@ -129,6 +129,36 @@ func mustValue(t *testing.T, m harness.Metrics, name, stat string) float64 {
 	return v
 }
 
+// target is how far off, in percent, a prediction of a metric may be.
+type target struct {
+	name, metric, stat string
+	limit              float64
+}
+
+// rows are the targets of a run; what it measured as 0 has no error.
+func (s *score) rows(t *testing.T, run string, measured, predicted harness.Metrics, targets []target) {
+	t.Helper()
+	for _, x := range targets {
+		if want := mustValue(t, measured, x.metric, x.stat); want != 0 {
+			s.row(run+": "+x.name, want, mustValue(t, predicted, x.metric, x.stat), x.limit)
+		}
+	}
+}
+
+// metrics are those of a result's file.
+func metrics(t *testing.T, path string) harness.Metrics {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result harness.Result
+	if err := json.Unmarshal(data, &result); err != nil {
+		t.Fatal(err)
+	}
+	return result.Metrics
+}
+
 // served: a fit predicts three runs of served traffic on one H200 server.
 func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 	s.section(t, data, "vLLM 0.26 on one H200, Llama-3.1-8B: "+fitted+", runs held out")
@@ -154,10 +184,7 @@ func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 			"--max-model-len", "16384", "--max-num-batched-tokens", "8192", "--output-dir", out}, r.extra...)...)
 		want := harness.Measure(requests(t, filepath.Join(data, trace)))
 		got := harness.Measure(requests(t, filepath.Join(out, "simulation"+archive.RequestsSuffix)))
-		for _, x := range []struct {
-			name, metric, stat string
-			limit              float64
-		}{
+		s.rows(t, r.name, want, got, []target{
 			{"throughput, request/s", harness.MetricRequestThroughput, "", 3},
 			{"TPOT mean, s", harness.MetricTPOT, harness.StatMean, 5},
 			{"E2EL mean, s", harness.MetricE2EL, harness.StatMean, 5},
@@ -165,14 +192,13 @@ func (s *score) served(t *testing.T, data, fitted string, from ...string) {
 			{"TTFT p99, s", harness.MetricTTFT, harness.StatP99, 15},
 			{"TPOT p99, s", harness.MetricTPOT, harness.StatP99, 15},
 			{"E2EL p99, s", harness.MetricE2EL, harness.StatP99, 15},
-		} {
-			s.row(r.name+": "+x.name, mustValue(t, want, x.metric, x.stat), mustValue(t, got, x.metric, x.stat), x.limit)
-		}
+		})
 	}
 }
 
 // verified: a fit on a recorded loop's profile predicts the settings that were verified, on the requests that they
-// served. The plans of the loop have what the model of that day said; this is what the model of now says.
+// served. The plans of the loop have what the model of that day said; this is what the model of now says, whose term
+// for shared context was found in the runs called prefix.
 func (s *score) verified(t *testing.T, loop, gpu string) {
 	loop, err := filepath.Abs(loop)
 	if err != nil {
@@ -196,40 +222,20 @@ func (s *score) verified(t *testing.T, loop, gpu string) {
 		}
 		for _, p := range append([]planner.Plan{plans.Baseline, *plans.Default}, plans.Plans...) {
 			run := filepath.Join(loop, workload, "verify_"+string(p.Strategy)+"_1")
-			data, err := os.ReadFile(run + archive.ResultSuffix)
-			if err != nil {
+			if _, err := os.Stat(run + archive.ResultSuffix); err != nil {
 				continue // it was planned, and not measured
-			}
-			var result harness.Result
-			if err := json.Unmarshal(data, &result); err != nil {
-				t.Fatal(err)
 			}
 			out := filepath.Join(dir, workload+string(p.Strategy))
 			command(t, loop, append([]string{"simulate", "--cost", costFile, "--model", model, "--gpu", gpu, "--vllm-version",
 				"0.26", "--trace", run + archive.RequestsSuffix, "--output-dir", out}, p.Launch[3:]...)...)
-			data, err = os.ReadFile(filepath.Join(out, "simulation"+archive.ResultSuffix))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var simulated harness.Result
-			if err := json.Unmarshal(data, &simulated); err != nil {
-				t.Fatal(err)
-			}
-			for _, x := range []struct {
-				name, metric, stat string
-				limit              float64
-			}{
-				{"throughput, token/s", harness.MetricTotalThroughput, "", 3},
-				{"TPOT mean, s", harness.MetricTPOT, harness.StatMean, 5},
-				{"E2EL mean, s", harness.MetricE2EL, harness.StatMean, 5},
-				{"TTFT mean, s", harness.MetricTTFT, harness.StatMean, 10},
-				{"cache hit rate", harness.MetricCacheHitRate, "", 5},
-			} {
-				if want := mustValue(t, result.Metrics, x.metric, x.stat); want > 0 {
-					s.row(workload+", "+string(p.Strategy)+": "+x.name, want, mustValue(t, simulated.Metrics, x.metric, x.stat),
-						x.limit)
-				}
-			}
+			s.rows(t, workload+", "+string(p.Strategy), metrics(t, run+archive.ResultSuffix),
+				metrics(t, filepath.Join(out, "simulation"+archive.ResultSuffix)), []target{
+					{"throughput, token/s", harness.MetricTotalThroughput, "", 3},
+					{"TPOT mean, s", harness.MetricTPOT, harness.StatMean, 5},
+					{"E2EL mean, s", harness.MetricE2EL, harness.StatMean, 5},
+					{"TTFT mean, s", harness.MetricTTFT, harness.StatMean, 10},
+					{"cache hit rate", harness.MetricCacheHitRate, "", 5},
+				})
 		}
 	}
 }
