@@ -282,7 +282,8 @@ func (s *jsonScanner) count() (n int, ok bool) {
 	return n, true
 }
 
-// numbers is how many elements a list has, and its inside; -1 and nil for any other value, which is skipped.
+// numbers is how many elements a list has, and its inside without the space around it; -1 and nil for any other
+// value, which is skipped.
 func (s *jsonScanner) numbers() (n int, inside []byte) {
 	if s.space(); s.peek() != '[' {
 		s.skip()
@@ -296,7 +297,7 @@ func (s *jsonScanner) numbers() (n int, inside []byte) {
 	if s.bad {
 		return -1, nil
 	}
-	return n, s.b[from : s.i-1]
+	return n, bytes.TrimSpace(s.b[from : s.i-1])
 }
 
 // raw is a value as it stands.
