@@ -58,9 +58,11 @@ func TestAccuracy(t *testing.T) {
 		s.served(t, filepath.Join(root, "vllm_h200"), "fitted on kvtune's own profile of another machine's H200",
 			"--profiling-results", profile)
 	})
-	t.Run("verified", func(t *testing.T) {
-		s.verified(t, filepath.Join("..", "..", "bench", "results", "h100", "loop"), "h100")
-	})
+	for _, gpu := range []string{"h200", "h100"} {
+		t.Run("verified on "+gpu, func(t *testing.T) {
+			s.verified(t, filepath.Join("..", "..", "bench", "results", gpu, "loop"), gpu)
+		})
+	}
 	t.Run("kernels", func(t *testing.T) { s.kernels(t, filepath.Join(root, "llmservingsim")) })
 	t.Run("aggregates", func(t *testing.T) { s.aggregates(t, filepath.Join(root, "aiconfigurator")) })
 	fmt.Printf("%d of %d targets met\n", s.met, s.all)
