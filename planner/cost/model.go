@@ -480,15 +480,38 @@ func (m *Model) WithCeilings(flops, bandwidth float64) *Model {
 // InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It
 // is false for a prior.
 func (m *Model) InRange(s Step) bool {
-	const beyond = 1.25
-	r := m.Range
+	return m.Range.exceeded(s) == excess{}
+}
+
+// excess is what a step has more of than any that a fit has seen: the largest there, 0 where it saw none of the kind.
+type excess struct {
+	what        string
+	here, there float64
+}
+
+// exceeded is the quantity by which the step goes furthest beyond the range, zero where it stays within a quarter of it.
+func (r *Range) exceeded(s Step) (most excess) {
 	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
-	if prefill && !r.Prefill || decode && !r.Decode || prefill && decode && !r.Mixed {
-		return false
+	switch {
+	case prefill && !r.Prefill:
+		return excess{what: "prefill"}
+	case decode && !r.Decode:
+		return excess{what: "decode"}
+	case prefill && decode && !r.Mixed:
+		return excess{what: "prefill and decode together"}
 	}
-	return float64(s.Tokens()) <= beyond*float64(r.Tokens) &&
-		float64(s.PrefillSeqs+s.DecodeSeqs) <= beyond*float64(r.Seqs) &&
-		float64(s.DecodeContext) <= beyond*float64(r.DecodeContext) && s.PrefillAttention <= beyond*r.Attention
+	worst := 1.25
+	for _, e := range [...]excess{
+		{"tokens", float64(s.Tokens()), float64(r.Tokens)},
+		{"sequences", float64(s.PrefillSeqs + s.DecodeSeqs), float64(r.Seqs)},
+		{"tokens of context behind decodes", float64(s.DecodeContext), float64(r.DecodeContext)},
+		{"pairs of tokens in prefill's attention", s.PrefillAttention, r.Attention},
+	} {
+		if e.here > worst*e.there {
+			most, worst = e, e.here/e.there
+		}
+	}
+	return most
 }
 
 // add widens the range to hold s.

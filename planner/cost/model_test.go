@@ -223,6 +223,32 @@ func TestWithRefuses(t *testing.T) {
 	}
 }
 
+// What a prediction says of going beyond the fit names what most of its time has too much of.
+func TestExtrapolated(t *testing.T) {
+	m := h200Prior(t)
+	m.Kind = KindFitted
+	m.Range = Range{Tokens: 1000, Seqs: 10, DecodeContext: 10000, Attention: 1e6, Decode: true, Prefill: true}
+	within := Step{DecodeSeqs: 10, DecodeContext: 12500}
+	for want, steps := range map[string][]Step{
+		"":                                   {within},
+		"3.0 times the tokens of context":    {within, {DecodeSeqs: 10, DecodeContext: 30000}},
+		"2.0 times the sequences":            {{DecodeSeqs: 20, DecodeContext: 16000}},
+		"saw no prefill and decode together": {{PrefillSeqs: 1, PrefillTokens: 9, DecodeSeqs: 1, DecodeContext: 9}},
+		"4.0 times the pairs of tokens":      {{PrefillSeqs: 1, PrefillTokens: 1000, PrefillAttention: 4e6}},
+		"1.5 times the tokens: the error may be larg": {{PrefillSeqs: 1, PrefillTokens: 1500, PrefillAttention: 1e6}},
+	} {
+		w := Watched{Model: m}
+		for _, s := range steps {
+			if got := w.StepTime(s); got != m.StepTime(s) {
+				t.Errorf("%+v takes %v watched, %v else", s, got, m.StepTime(s))
+			}
+		}
+		if got := w.Extrapolated(); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%+v: %q, want %q", steps, got, want)
+		}
+	}
+}
+
 func TestJSONRoundTrip(t *testing.T) {
 	m := h200Prior(t)
 	m.Kind, m.FittedOn, m.Errors = KindFitted, []string{"a", "b"}, &Errors{Observations: 7, Median: 0.01}

@@ -202,7 +202,7 @@ func VerifiedTable(plans []*planner.Plan) Section {
 		}
 		head := line("", "unit", func(p *planner.Plan) string { return string(p.Strategy) })
 		fmt.Fprintf(b, "%s\n%s\n", head, strings.Repeat("-", utf8.RuneCountInString(head)))
-		scales := planScales(plans)
+		scales, legend := planScales(plans), ""
 		for _, i := range summarised(plans[len(plans)-1]) {
 			s, c := scales[i], planned[i]
 			number := func(ms harness.Metrics) string {
@@ -213,9 +213,13 @@ func VerifiedTable(plans []*planner.Plan) Section {
 			}
 			fmt.Fprintln(b, line(c.label, s.unit, func(p *planner.Plan) string { return number(p.Measured) }))
 			fmt.Fprintln(b, line("  predicted", "", func(p *planner.Plan) string { return number(p.Predicted) }))
-			fmt.Fprintln(b, line("  off by", "", func(p *planner.Plan) string { return errorOf(p, c.name, c.stat) }))
+			off := line("  off by", "", func(p *planner.Plan) string { return errorOf(p, c.name, c.stat) })
+			if strings.Contains(off, "!") {
+				legend = "; ! is outside the predicted 95 % range"
+			}
+			fmt.Fprintln(b, off)
 		}
-		fmt.Fprintf(b, "(measured on %s; ! is outside the predicted 95 %% range)\n", measuredOn(plans[len(plans)-1]))
+		fmt.Fprintf(b, "(measured on %s%s)\n", measuredOn(plans[len(plans)-1]), legend)
 		if len(launch) > 0 {
 			fmt.Fprintf(b, "\n  $ %s\n\n", clean(ShellLine(launch), 1<<20))
 		}
