@@ -181,6 +181,10 @@ const (
 	SeriesGPUThrottled   = "gpu_throttled:"   // a prefix of the reason; 1 while the clocks are held down for it
 )
 
+// PowerCap is the reason of a device that draws as much power as it may: so does every device that is busy enough, and
+// what it does then counts.
+const PowerCap = "power cap"
+
 // Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).
 const (
 	CounterPromptTokens     = "vllm:prompt_tokens_total"

@@ -22,9 +22,9 @@ func reportCommand() *cli.Command {
 			"archive allows, and its analysis is written beside it; one that was is again where a flag says more of its " +
 			"server.\n\nExamples:\n" +
 			"   kvtune report results\n" +
-			"   kvtune report --html h100.html bench/results/h100/first\n" +
-			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H100 --kernels bench/results/h100/first " +
-			"bench/results/h100/loop/conversation",
+			"   kvtune report --html h200.html bench/results/h200/tuned/first\n" +
+			"   kvtune report --model meta-llama/Llama-3.1-8B --gpu H200 --kernels bench/results/h200/tuned/first " +
+			"bench/results/h200/loop/conversation",
 		Flags: join(in(catInput,
 			&cli.StringFlag{Name: "model", Usage: "`name` or path of the runs' model, where the archive does not tell it"},
 			&cli.StringFlag{Name: "gpu", Usage: "`device` of the runs' server, where the archive does not tell it"},

@@ -8,9 +8,6 @@ import (
 // ErrNoGPU is returned where no GPU can be asked: no NVIDIA driver on the machine, no device, or a build without cgo.
 var ErrNoGPU = errors.New("no NVIDIA driver (NVML) or no device on this machine")
 
-// PowerCap among the reasons of [GPU.Throttle]: the device draws as much power as it may.
-const PowerCap = "power cap"
-
 // GPUs asks the devices of this machine through NVML, in NVML's order (that of the PCI bus). It is safe for concurrent
 // use. [OpenGPUs] opens it.
 type GPUs interface {
@@ -62,7 +59,7 @@ type GPU struct {
 	// process among them, because it knows it by another number.
 	Processes *int `json:"other_processes"`
 	// Throttle names, sorted, what keeps the clocks down and so makes timings unfit: NVML's clock event reasons without
-	// the device being idle and without clocks that somebody has set.
+	// the device being idle and without clocks that somebody has set. [harness.PowerCap] is among them.
 	Throttle []string `json:"throttle,omitempty"`
 	// ClocksSet: the clocks are held at values that somebody has set.
 	ClocksSet bool `json:"clocks_set,omitempty"`

@@ -80,7 +80,7 @@ func (g *twoGPUs) Read(i int) GPU {
 	if i == 0 { // idle
 		return GPU{MemoryUsed: new(1e9), Power: new(60.0), Busy: new(0.0)}
 	}
-	return GPU{MemoryUsed: new(7e10), Power: new(650.0), Busy: new(0.97), Throttle: []string{PowerCap}}
+	return GPU{MemoryUsed: new(7e10), Power: new(650.0), Busy: new(0.97), Throttle: []string{harness.PowerCap}}
 }
 
 // Of several devices the one that serves is sampled; what NVML does not tell has no sample.
@@ -93,7 +93,7 @@ func TestWatchGPUs(t *testing.T) {
 		}
 	}
 	want := map[string]float64{harness.SeriesGPUPower: 650, harness.SeriesGPUBusy: 0.97,
-		harness.SeriesGPUThrottled + PowerCap: 1}
+		harness.SeriesGPUThrottled + harness.PowerCap: 1}
 	if gpus.reads != 4 || !maps.Equal(got, want) {
 		t.Errorf("%d readings, %v, want %v", gpus.reads, got, want)
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"kvtune/harness"
 )
 
 // OpenGPUs starts NVML. It is [ErrNoGPU] where there is nothing to ask; the caller closes what it returns.
@@ -122,7 +124,7 @@ func throttle(reasons uint64) []string {
 		{nvml.ClocksThrottleReasonHwPowerBrakeSlowdown, "hardware power brake"},
 		{nvml.ClocksThrottleReasonHwSlowdown, "hardware slowdown"},
 		{nvml.ClocksThrottleReasonHwThermalSlowdown, "hardware thermal slowdown"},
-		{nvml.ClocksEventReasonSwPowerCap, PowerCap},
+		{nvml.ClocksEventReasonSwPowerCap, harness.PowerCap},
 		{nvml.ClocksEventReasonReliability, "reliability voltage"},
 		{nvml.ClocksEventReasonSwThermalSlowdown, "software thermal slowdown"},
 		{nvml.ClocksEventReasonSyncBoost, "sync boost"},

@@ -9,6 +9,7 @@ import (
 
 	"gonum.org/v1/gonum/stat"
 
+	"kvtune/harness"
 	"kvtune/harness/stats"
 	"kvtune/harness/telemetry"
 )
@@ -22,7 +23,7 @@ func gateOf(before, after *telemetry.GPU) (gate string, capped bool) {
 			continue
 		}
 		for _, reason := range g.Throttle {
-			if reason == telemetry.PowerCap {
+			if reason == harness.PowerCap {
 				capped = true
 			} else {
 				reasons = append(reasons, reason)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"kvtune/harness"
 	"kvtune/harness/telemetry"
 )
 
@@ -114,7 +115,7 @@ func TestCycles(t *testing.T) {
 func TestPowerCap(t *testing.T) {
 	f := &fake{truth: 1e-3, noise: normal(1, 0.001)}
 	o := f.options()
-	o.Probe = func() (telemetry.GPU, error) { return telemetry.GPU{Throttle: []string{telemetry.PowerCap}}, nil }
+	o.Probe = func() (telemetry.GPU, error) { return telemetry.GPU{Throttle: []string{harness.PowerCap}}, nil }
 	r := measure(t, f, o)
 	if r.Gated != 0 || r.Capped != len(r.Samples) || !strings.Contains(strings.Join(r.Warnings, " "), "power limit") {
 		t.Errorf("%d gated, %d of %d capped, %q", r.Gated, r.Capped, len(r.Samples), r.Warnings)

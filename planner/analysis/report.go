@@ -172,9 +172,10 @@ type UsagePoint struct {
 type EventKind string
 
 const (
-	// EventPreemption: requests lost their KV blocks. EventThrottle: the GPU's clocks were held down. EventError: requests
-	// failed.
+	// EventPreemption: requests lost their KV blocks. EventPowerCap: the GPU drew as much power as it may, EventThrottle:
+	// its clocks were held down for another reason. EventError: requests failed.
 	EventPreemption EventKind = "preemption"
+	EventPowerCap   EventKind = "power-cap"
 	EventThrottle   EventKind = "throttle"
 	EventError      EventKind = "error"
 )
@@ -184,7 +185,7 @@ type Event struct {
 	// T is in seconds from the run's start.
 	T    float64   `json:"t_s"`
 	Kind EventKind `json:"kind"`
-	// Count is the number of requests concerned, of samples for a throttle.
+	// Count is the number of requests concerned, of samples of the GPU.
 	Count int `json:"count"`
 	// Text says it in a sentence.
 	Text string `json:"text"`

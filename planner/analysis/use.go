@@ -278,6 +278,8 @@ func (s *study) events(width time.Duration) []Event {
 	last := time.Duration(-1)
 	for _, x := range s.Series {
 		switch reason, throttled := strings.CutPrefix(x.Metric, harness.SeriesGPUThrottled); {
+		case throttled && reason == harness.PowerCap:
+			add(x.T, EventPowerCap, 1, "the GPU draws as much power as it may")
 		case throttled:
 			add(x.T, EventThrottle, 1, "the GPU's clocks are held down: "+reason)
 		case x.Metric == harness.SeriesPreemptionRate && !seen:

@@ -87,7 +87,8 @@ func TestEvents(t *testing.T) {
 	}
 	last := in.Records[len(in.Records)-1]
 	in.Series = append(in.Series,
-		harness.Sample{T: time.Second, Metric: harness.SeriesGPUThrottled + "power cap", Value: 1},
+		harness.Sample{T: time.Second, Metric: harness.SeriesGPUThrottled + harness.PowerCap, Value: 1},
+		harness.Sample{T: time.Second, Metric: harness.SeriesGPUThrottled + "hardware slowdown", Value: 1},
 		harness.Sample{T: time.Second, Metric: harness.SeriesGPUPower, Value: 650},
 		harness.Sample{T: time.Second, Metric: harness.SeriesHostCPU, Value: 0.25})
 	in.Records[len(in.Records)-1].Error = "connection reset"
@@ -95,7 +96,10 @@ func TestEvents(t *testing.T) {
 	if n, _ := count(r, EventPreemption); n == 0 || float64(n) != in.Result.Counters[harness.CounterPreemptions] {
 		t.Errorf("%d preemptions, the counter has %g", n, in.Result.Counters[harness.CounterPreemptions])
 	}
-	if n, text := count(r, EventThrottle); n != 1 || !strings.Contains(text, "power cap") {
+	if n, _ := count(r, EventPowerCap); n != 1 {
+		t.Errorf("%d samples at the power limit", n)
+	}
+	if n, text := count(r, EventThrottle); n != 1 || !strings.Contains(text, "hardware slowdown") {
 		t.Errorf("%d throttled samples: %q", n, text)
 	}
 	if n, text := count(r, EventError); n != 1 || !strings.Contains(text, "connection reset") {

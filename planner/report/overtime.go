@@ -185,7 +185,7 @@ func (p *panel) event(chart *plot.Plot, r Run, at int, top float64) {
 	}
 }
 
-// eventKinds are how events are marked.
+// eventKinds are how events are marked; a GPU at its power limit is no event but how it works, and its power is drawn.
 var eventKinds = [...]struct {
 	kind  analysis.EventKind
 	glyph draw.GlyphDrawer

@@ -104,8 +104,12 @@ func (in *Input) Warnings() []string {
 			ws = append(ws, fmt.Sprintf("GENERATOR-LIMITED: %s: %s. Its figures are the load generator's, not the server's.",
 				res.Name, why))
 		}
-		if n := r.throttled(); n > 0 {
+		if n := r.samples(analysis.EventThrottle); n > 0 {
 			ws = append(ws, fmt.Sprintf("THROTTLED: %s: the GPU's clocks were held down in %d samples.", res.Name, n))
+		}
+		if n := r.samples(analysis.EventPowerCap); n > 0 {
+			ws = append(ws, fmt.Sprintf("%s: the GPU drew as much power as it may in %d samples: its clocks fall then, here as "+
+				"under any such load.", res.Name, n))
 		}
 		if failed, _ := res.Metrics.Value(harness.MetricRequests, harness.StatFail); failed > 0 {
 			ws = append(ws, fmt.Sprintf("FAILED REQUESTS: %s: %.0f failed; latencies and throughput are over the others.",
@@ -155,11 +159,11 @@ func (in *Input) alarms() (alarms, remarks []string) {
 	return alarms, remarks
 }
 
-// throttled counts the samples in which the run's GPU was throttled.
-func (r *Run) throttled() (n int) {
+// samples counts those in which something was so with the run's GPU.
+func (r *Run) samples(kind analysis.EventKind) (n int) {
 	if r.Analysis != nil {
 		for _, e := range r.Analysis.Utilization.Events {
-			if e.Kind == analysis.EventThrottle {
+			if e.Kind == kind {
 				n += e.Count
 			}
 		}
