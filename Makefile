@@ -33,18 +33,19 @@ build: tools ## build bin/kvtune
 run: build ## measure block sizes, then profile, plan, verify, report on the embedded engine, into results/
 	./bin/kvtune workflow --bench --quick-test --target-optimization balanced --output-dir results
 
-# Long arithmetic without shared state in Go (C kernels, statistics of many samples): once, without the race detector.
-RACELESS := kernels/host harness/timing harness/compare
+# Long arithmetic (C kernels, statistics of many samples): a part of it under the race detector, all of it without.
+LONG := kernels/host harness/timing harness/compare
 
-test: lint ## all tests that need no GPU and no vLLM but the kernels', with the race detector
-	$(GO) test -race -timeout 30m $$($(GO) list ./... $(RACELESS:%=| grep -v '/%$$'))
+test: lint ## all tests that need no GPU and no vLLM, with the race detector; of the long ones a part
+	$(GO) test -race -timeout 30m $$($(GO) list ./... $(LONG:%=| grep -v '/%$$'))
+	$(GO) test -race -short $(LONG:%=./%)
 	$(GO) test -timeout 30m -run 'TestScripts/(seed|plan)|ReadmeCommands|Example' ./cmd/kvtune ./harness/workflow
 
 accuracy: tools ## what the planner predicts against recorded runs of real servers (KVTUNE_DATA, or ../shared/data)
 	$(GO) test -tags accuracy -count=1 -run '^TestAccuracy$$' -timeout 30m -v ./cmd/kvtune
 
-test-kernels: tools ## host kernels against the float64 reference, timing, comparing (no GPU; about 2 minutes)
-	$(GO) test -timeout 30m $(RACELESS:%=./%)
+test-kernels: tools ## host kernels against the float64 reference, timing, comparing: all of it (about 2 minutes)
+	$(GO) test -timeout 30m $(LONG:%=./%)
 	$(GO) test -run 'TestScripts/(bench|compare)' ./cmd/kvtune
 
 test-fire: tools ## kill -9, full disks, damaged archives, 10,000 streams: "Under fire" of the README (4 minutes)

@@ -44,6 +44,9 @@ func compare(t *testing.T, a, b *Side, o Options) *Report {
 // TestPlanted: 1 % is found in one of ten cases at a threshold of half a percent, and nothing else is flagged; the same
 // the other way round.
 func TestPlanted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("statistics over many runs: without -short")
+	}
 	o := Options{Threshold: 0.005}
 	for seed := range uint64(10) {
 		a, b := side(seed, 10, 400, 0.01, 0.3, 1), side(seed+100, 10, 400, 0.01, 0.3, 1.01)
@@ -63,6 +66,9 @@ func TestPlanted(t *testing.T) {
 // TestFalseAlarms: of 150 comparisons of equal sides with 4 cases each, 1 % may show any difference; neighbours depend
 // on each other, and no threshold helps.
 func TestFalseAlarms(t *testing.T) {
+	if testing.Short() {
+		t.Skip("statistics over many runs: without -short")
+	}
 	const runs = 150
 	alarms := 0
 	for seed := range uint64(runs) {

@@ -165,6 +165,9 @@ func TestStop(t *testing.T) {
 // TestCoverage: the 95 % interval holds the true median in about 95 % of runs, although the rule looks at it again and
 // again, and also where samples know of their neighbours.
 func TestCoverage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("statistics over many runs: without -short")
+	}
 	for _, rho := range []float64{0, 0.7} {
 		const runs = 400
 		hits := 0
