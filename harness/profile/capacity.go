@@ -20,8 +20,8 @@ const (
 
 // Capacity is the workload that fills the KV cache until vLLM preempts: requests sent at once, whose prompts nearly
 // fill it and whose outputs overflow it. It tells how many tokens the cache holds and at which usage the first request
-// is preempted. It is nil where the server does not state its cache, or its context and max_num_seqs do not let
-// requests fill it. It is a run of its own: no step of it is a step of a steady batch.
+// is preempted, and what decoding costs up to a full cache. It is nil where the server does not state its cache, or its
+// context and max_num_seqs do not let requests fill it. It is a run of its own: its prompts all come at one moment.
 func Capacity(info harness.ServerInfo, seed uint64) *workload.Workload {
 	bs, blocks := info.BlockSize, info.NumGPUBlocks-1 // block 0 is vLLM's null block
 	n := capacityBatch

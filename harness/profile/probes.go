@@ -118,7 +118,7 @@ func Isolates(probe string) string {
 		{"prefix_", "what reuse saves, against M: one cold request, then the same prefix again"},
 		{"shared_", "what a decode step costs where requests read the same KV blocks"},
 		{"mixed", "what a prompt adds to steps of running decodes"},
-		{CapacityProbe, "how many tokens the KV cache holds, and when requests are preempted"},
+		{CapacityProbe, "how much the KV cache holds, what decoding costs up to there, when requests are preempted"},
 	} {
 		if strings.HasPrefix(probe, p.prefix) {
 			return p.what

@@ -46,17 +46,14 @@ func ReadRun(folder *archive.Folder, name string) (*profile.Output, error) {
 }
 
 // ReadRuns reads the run that path names (one of its files, or a folder: its first), and after it the probes that lie
-// in the same folder.
+// in the same folder, that of the KV cache's capacity last.
 func ReadRuns(path string) ([]*profile.Output, error) {
 	folder, names, err := runsIn(path)
 	if err != nil {
 		return nil, err
 	}
-	first := names[:1:1]
-	if last := names[len(names)-1]; len(names) > 1 && last == probesName {
-		first = append(first, last)
-	}
-	return readAll(folder, first)
+	probes := slices.DeleteFunc(slices.Clone(names[1:]), func(n string) bool { return !isProbes(n) })
+	return readAll(folder, append(names[:1:1], probes...))
 }
 
 // OtherRuns names the runs of a folder that [ReadRuns] passes over.
@@ -65,8 +62,11 @@ func OtherRuns(path string) []string {
 	if err != nil {
 		return nil
 	}
-	return slices.DeleteFunc(names[1:], func(n string) bool { return n == probesName })
+	return slices.DeleteFunc(names[1:], isProbes)
 }
+
+// isProbes tells the runs that say what a server is from those that say how it serves a load.
+func isProbes(name string) bool { return name == probesName || name == capacityName }
 
 // runsIn names the runs of the folder that path is or lies in: the probes last, and no other run than the one whose
 // file it is.
@@ -78,9 +78,13 @@ func runsIn(path string) (folder *archive.Folder, names []string, err error) {
 	if folder, err = archive.Open(named.Dir()); err != nil {
 		return nil, nil, err
 	}
-	names = slices.DeleteFunc(named.Results(), func(n string) bool { return n == probesName })
-	if slices.Contains(folder.Results(), probesName) {
-		names = append(names, probesName)
+	names = slices.DeleteFunc(named.Results(), isProbes)
+	for _, in := range []*archive.Folder{named, folder} { // a file of probes comes before others
+		for _, n := range []string{probesName, capacityName} {
+			if slices.Contains(in.Results(), n) && !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
 	}
 	if len(names) == 0 {
 		return nil, nil, fmt.Errorf("%s holds no result; `kvtune profile --output-dir %s` makes one", path, named.Dir())
@@ -153,9 +157,6 @@ func ReadFit(results, steps []string, model spec.Model, gpu spec.GPU) ([]fit.Run
 			return nil, err
 		}
 		names = slices.DeleteFunc(names, func(n string) bool {
-			if n == capacityName { // preempted requests: its steps cannot be told apart
-				return true
-			}
 			file := folder.Path(n)
 			twice := read[file]
 			read[file] = true
@@ -217,7 +218,8 @@ func fitRuns(outs []*profile.Output, model spec.Model, gpu spec.GPU) []fit.Run {
 	runs := make([]fit.Run, len(outs))
 	for i, out := range outs {
 		server := BasisOf(out.Result, model, gpu, nil).Server
-		runs[i] = fit.Run{Name: out.Result.Name, Records: out.Records, Args: server.Args, NumGPUBlocks: server.NumGPUBlocks}
+		runs[i] = fit.Run{Name: out.Result.Name, Records: out.Records, Args: server.Args,
+			NumGPUBlocks: server.NumGPUBlocks, DecodesOnly: out.Result.Name == capacityName}
 	}
 	return runs
 }

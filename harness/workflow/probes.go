@@ -94,5 +94,5 @@ func (s *Setup) MeasureCapacity(ctx context.Context, ep *Endpoint, cfg harness.C
 		return nil, nil // a server that the prior does not know, or a slow one: the rest is measured without it
 	}
 	s.stage("filling the KV cache: %d requests, about %v", plan[0].Requests, round(plan[0].Expected))
-	return s.measure(ctx, ep, harness.Config{Name: capacityName, Model: cfg.Model, Seed: cfg.Seed}, w)
+	return s.measure(ctx, ep, capacityConfig(cfg), w)
 }

@@ -109,6 +109,11 @@ func probesConfig(cfg harness.Config) harness.Config {
 	return harness.Config{Name: probesName, Model: cfg.Model, Seed: cfg.Seed}
 }
 
+// capacityConfig is the same for the probe that fills the KV cache.
+func capacityConfig(cfg harness.Config) harness.Config {
+	return harness.Config{Name: capacityName, Model: cfg.Model, Seed: cfg.Seed}
+}
+
 // BusyError says that a server has requests that are not ours, beside which no probe tells what a step costs.
 type BusyError struct {
 	URL      string

@@ -7,6 +7,7 @@
 package workflow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,7 +160,7 @@ func (opt *Options) prepare() error {
 		return errors.New("no configuration to profile")
 	}
 	opt.Configs = slices.Clone(opt.Configs)
-	taken := map[string]bool{probesName: true}
+	taken := map[string]bool{probesName: true, capacityName: true}
 	for i := range opt.Configs {
 		cfg := &opt.Configs[i]
 		if cfg.Name == "" {
@@ -168,7 +169,8 @@ func (opt *Options) prepare() error {
 		name := strings.ToLower(cfg.Name)
 		if taken[name] {
 			return &harness.FieldError{Field: "name", Value: cfg.Name,
-				Allowed: "a name that no other configuration has, and not " + probesName + ": files are named after it"}
+				Allowed: "a name that no other configuration has, and not " + probesName + " or " + capacityName +
+					": files are named after it"}
 		}
 		taken[name] = true
 	}
@@ -188,7 +190,7 @@ func (opt *Options) prepare() error {
 
 // work is what Run will do on servers: what was not taken over, and the verifications.
 func (opt *Options) work() Work {
-	w := Work{Quick: opt.Quick, Probes: opt.resumedProbes(opt.Configs[0]) == nil}
+	w := Work{Quick: opt.Quick, Probes: len(opt.resumedProbes(opt.Configs[0])) == 0}
 	for _, cfg := range opt.Configs {
 		if opt.resumed(cfg) == nil {
 			w.Configs = append(w.Configs, cfg)
@@ -223,23 +225,24 @@ func (opt *Options) profileAll(ctx context.Context, out *Outcome) ([]*profile.Ou
 		if ctx.Err() != nil {
 			break
 		}
-		outs, err := opt.profileOne(ctx, cfg, probes == nil)
+		outs, err := opt.profileOne(ctx, cfg, len(probes) == 0)
 		if err != nil && len(outs) > 0 {
 			return nil, err // measured, but not kept, or the server does not stop: the next one would meet the same
 		}
-		if probes == nil && len(outs) > 0 && !outs[0].Result.Partial {
-			probes, outs = outs[0], outs[1:]
-		}
 		var run *profile.Output
-		if len(outs) > 0 && outs[len(outs)-1].Result.Name == cfg.Name {
-			run = outs[len(outs)-1]
+		last := len(outs) - 1
+		if last >= 0 && outs[last].Result.Name == cfg.Name {
+			run = outs[last]
+		}
+		if len(probes) == 0 && len(outs) > 0 && !outs[0].Result.Partial {
+			probes = slices.DeleteFunc(slices.Clone(outs), func(o *profile.Output) bool { return !isProbes(o.Result.Name) })
 		}
 		why := ""
 		switch {
 		case err != nil:
 			why = err.Error()
 		case run == nil: // only the probes, and not all of them
-			why = "the probes were cut short: " + outs[0].Result.Why
+			why = "the probes were cut short: " + cmp.Or(outs[last].Result.Why, "interrupted")
 			err = errors.New(why)
 		default:
 			runs, out.Runs = append(runs, run), append(out.Runs, reportRun(run))
@@ -260,10 +263,7 @@ func (opt *Options) profileAll(ctx context.Context, out *Outcome) ([]*profile.Ou
 	if len(runs) == 0 && ctx.Err() == nil {
 		return nil, failure
 	}
-	if probes != nil {
-		runs = append([]*profile.Output{probes}, runs...)
-	}
-	return slices.DeleteFunc(runs, func(o *profile.Output) bool {
+	return slices.DeleteFunc(append(probes, runs...), func(o *profile.Output) bool {
 		return !slices.ContainsFunc(o.Records, func(r workload.Record) bool { return r.Phase == workload.Measured && r.OK() })
 	}), nil
 }
@@ -302,13 +302,17 @@ func (opt *Options) resumed(cfg harness.Config) *profile.Output {
 	return run
 }
 
-// resumedProbes is resumed for the probes, which have another design when Quick is another.
-func (opt *Options) resumedProbes(cfg harness.Config) *profile.Output {
+// resumedProbes is resumed for the probes, which have another design when Quick is another, and after them the KV
+// cache's where they were taken over.
+func (opt *Options) resumedProbes(cfg harness.Config) []*profile.Output {
 	run := opt.resumed(probesConfig(cfg))
 	if run == nil || len(run.Records) != len(profile.Probes(run.Result.Conditions.Server, cfg.Seed, opt.Quick).Requests) {
 		return nil
 	}
-	return run
+	if filled := opt.resumed(capacityConfig(cfg)); filled != nil {
+		return []*profile.Output{run, filled}
+	}
+	return []*profile.Output{run}
 }
 
 func reportRun(run *profile.Output) report.Run {

@@ -27,6 +27,9 @@ type Run struct {
 	// PromptsShare is set when requests share prefixes: a logged step then hides how much of a prompt was there, and only
 	// steps without prompts are used.
 	PromptsShare bool
+	// DecodesOnly leaves out every step with prompts: of requests that were sent at one moment to fill the KV cache, whose
+	// prompts fill step upon step at one mix that no server sees.
+	DecodesOnly bool
 	// Args are the settings in force; MaxNumBatchedTokens must be set, BlockSize too where there are Steps.
 	Args harness.EngineArgs
 	// NumGPUBlocks is the size of the KV cache, needed to read contexts out of the steps' KV usage; 0 is unknown.
@@ -103,6 +106,12 @@ func observe(run Run) ([]cost.Observation, []*timeline, error) {
 		t := newTimeline(records, run.Args)
 		lines = append(lines, t)
 		out = append(out, t.observations(run.Name)...)
+	}
+	if run.DecodesOnly {
+		out = slices.DeleteFunc(out, func(o cost.Observation) bool {
+			return slices.ContainsFunc(o.Steps, func(s cost.Step) bool { return s.PrefillTokens > 0 })
+		})
+		lines = nil // nor do their arrivals say what the front end takes
 	}
 	if len(run.Steps) > 0 {
 		out = append(out, fromSteps(run)...)
