@@ -286,6 +286,31 @@ func TestObserve(t *testing.T) {
 	if m := unknown.Get(MetricBatchEfficiency, ""); m.Note == "" {
 		t.Error("an unknown max_num_seqs is not noted")
 	}
+	// The same gauges read where they change and at even moments say the same.
+	changes := func(at ...int) (all []Sample) {
+		for _, k := range at {
+			v := []float64{1, 0, 0.5}[k/10]
+			at := time.Duration(k) * time.Second
+			all = append(all, Sample{at, SeriesKVUsage, v}, Sample{at, SeriesRunning, 4 * v}, Sample{at, SeriesWaiting, 1})
+		}
+		return all
+	}
+	seldom := Observe(info, nil, changes(0, 10, 11, 12, 13, 14, 20, 29))
+	var even []int
+	for k := range 30 {
+		even = append(even, k)
+	}
+	often := Observe(info, nil, changes(even...))
+	for name, want := range map[string]float64{MetricKVUsage: 0.5, MetricRunning: 2, MetricBatchEfficiency: 60.0 / 90} {
+		stat := StatMean
+		if name == MetricBatchEfficiency {
+			stat = ""
+		}
+		check(t, often, name, stat, want)
+		if got, _ := seldom.Value(name, stat); math.Abs(got/want-1) > 0.1 {
+			t.Errorf("%s of uneven readings is %g, of even ones %g", name, got, want)
+		}
+	}
 	// Nothing known: nothing observed, and never 0.
 	for _, m := range Observe(ServerInfo{}, nil, nil) {
 		check(t, Metrics{m}, m.Name, m.Stat, math.NaN())

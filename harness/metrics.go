@@ -3,7 +3,6 @@ package harness
 import (
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"kvtune/harness/stats"
@@ -74,14 +73,15 @@ const (
 	// the rate of a server short of KV.
 	MetricCacheHitRate = "cache_hit_rate"
 	// MetricKVUsage (ratio) is vllm:kv_cache_usage_perc: KV blocks that requests hold / all blocks (cached blocks that
-	// nobody holds do not count); stats "mean" and "peak" over the samples.
+	// nobody holds do not count); stats "mean" and "peak" over the samples, each of which holds until the next.
 	MetricKVUsage = "kv_usage"
 	// MetricPreemptions (request) is the change of vllm:num_preemptions_total.
 	MetricPreemptions = "preemptions"
 	// MetricQueueTime (s, "mean") is the change of vllm:request_queue_time_seconds_sum over that of its _count: from
 	// arrival in the scheduler to first scheduled.
 	MetricQueueTime = "queue_time"
-	// MetricRunning and MetricWaiting (request) are vllm:num_requests_running and _waiting; stats "mean" and "peak".
+	// MetricRunning and MetricWaiting (request) are vllm:num_requests_running and _waiting; stats "mean" and "peak",
+	// as of kv_usage.
 	MetricRunning = "running"
 	MetricWaiting = "waiting"
 	// MetricMemoryDevice (B) is device memory held by requests' KV: kv_usage x num_gpu_blocks x block_size x KV bytes per
@@ -91,10 +91,11 @@ const (
 	// server's own machine under --launch and with the embedded engine.
 	MetricMemoryHost = "memory_host"
 	// MetricBatchEfficiency (ratio) is requests running / requests that could have run: the sum over samples of running
-	// divided by the sum of min(max_num_seqs, running + waiting). 1 means that nothing that was there and allowed stayed
-	// out of the batch; below 1 the token budget or KV memory kept requests waiting beside free sequence slots. It is
-	// defined on gauges that vLLM and the simulator both have (vllm:iteration_tokens_total is no base for it: under
-	// chunked prefill it is not what a step scheduled). Where max_num_seqs is unknown, running + waiting stands for it.
+	// divided by the sum of min(max_num_seqs, running + waiting), each for as long as it holds. 1 means that nothing that
+	// was there and allowed stayed out of the batch; below 1 the token budget or KV memory kept requests waiting beside
+	// free sequence slots. It is defined on gauges that vLLM and the simulator both have (vllm:iteration_tokens_total is
+	// no base for it: under chunked prefill it is not what a step scheduled). Where max_num_seqs is unknown, running +
+	// waiting stands for it.
 	MetricBatchEfficiency = "batch_efficiency"
 )
 
@@ -300,7 +301,7 @@ func tInterval(s stats.Sample) stats.Interval { return s.MeanInterval(level) }
 // do not hold is "not observed", with the reason.
 func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metrics {
 	ms := Metrics{hitRate(counters)}
-	ms = append(ms, gauge(MetricKVUsage, "ratio", values(series, SeriesKVUsage))...)
+	ms = append(ms, gauge(MetricKVUsage, "ratio", 1, of(series, SeriesKVUsage))...)
 	if v, ok := counters[CounterPreemptions]; ok {
 		ms = append(ms, observed(MetricPreemptions, "", "request", v, 0))
 	} else {
@@ -316,11 +317,11 @@ func Observe(info ServerInfo, counters map[string]float64, series []Sample) Metr
 	default:
 		ms = append(ms, observed(MetricQueueTime, StatMean, "s", sum/count, int(count)))
 	}
-	ms = append(ms, gauge(MetricRunning, "request", values(series, SeriesRunning))...)
-	ms = append(ms, gauge(MetricWaiting, "request", values(series, SeriesWaiting))...)
-	ms = append(ms, deviceMemory(info, values(series, SeriesKVUsage))...)
-	if host := values(series, SeriesHostMemory); len(host) > 0 {
-		ms = append(ms, observed(MetricMemoryHost, StatPeak, "B", slices.Max(host), len(host)))
+	ms = append(ms, gauge(MetricRunning, "request", 1, of(series, SeriesRunning))...)
+	ms = append(ms, gauge(MetricWaiting, "request", 1, of(series, SeriesWaiting))...)
+	ms = append(ms, deviceMemory(info, of(series, SeriesKVUsage))...)
+	if host := of(series, SeriesHostMemory); len(host) > 0 {
+		ms = append(ms, gauge(MetricMemoryHost, "B", 1, host)[1])
 	} else {
 		ms = append(ms, absent(MetricMemoryHost, StatPeak, "B", "the host was not sampled"))
 	}
@@ -340,17 +341,38 @@ func hitRate(counters map[string]float64) Metric {
 	return observed(MetricCacheHitRate, "", "ratio", hits/queries, int(queries))
 }
 
-// gauge gives mean and peak of a gauge's samples. The mean has no interval: consecutive samples are not independent.
-func gauge(name, unit string, samples []float64) Metrics {
+// gauge gives mean and peak of scale x a gauge's samples, each of which counts for as long as it holds: a server is
+// read at even moments, a simulation where something changes. The mean has no interval: consecutive samples are not
+// independent.
+func gauge(name, unit string, scale float64, samples []Sample) Metrics {
 	if len(samples) == 0 {
 		const why = "no sample of the gauge in the window"
 		return Metrics{absent(name, StatMean, unit, why), absent(name, StatPeak, unit, why)}
 	}
-	s := stats.New(samples)
-	return Metrics{observed(name, StatMean, unit, s.Mean(), s.N()), observed(name, StatPeak, unit, s.Max(), s.N())}
+	peak, area, seconds := samples[0].Value, 0.0, 0.0
+	for i, s := range samples {
+		h := held(samples, i)
+		peak, area, seconds = max(peak, s.Value), area+h*s.Value, seconds+h
+	}
+	mean, n := area/seconds, len(samples)
+	return Metrics{observed(name, StatMean, unit, scale*mean, n), observed(name, StatPeak, unit, scale*peak, n)}
 }
 
-func deviceMemory(info ServerInfo, usage []float64) Metrics {
+// held is for how many seconds a sample of one series holds: until the next one, the last as long as the others on
+// average, and 1 where that says nothing.
+func held(samples []Sample, i int) float64 {
+	last := len(samples) - 1
+	span := (samples[last].T - samples[0].T).Seconds()
+	switch {
+	case span <= 0:
+		return 1
+	case i == last:
+		return span / float64(last)
+	}
+	return (samples[i+1].T - samples[i].T).Seconds()
+}
+
+func deviceMemory(info ServerInfo, usage []Sample) Metrics {
 	capacity := float64(info.NumGPUBlocks) * float64(info.BlockSize) * float64(info.KVBytesPerToken)
 	var why string
 	switch {
@@ -364,11 +386,7 @@ func deviceMemory(info ServerInfo, usage []float64) Metrics {
 	if why != "" {
 		return Metrics{absent(MetricMemoryDevice, StatMean, "B", why), absent(MetricMemoryDevice, StatPeak, "B", why)}
 	}
-	held := make([]float64, len(usage))
-	for i, u := range usage {
-		held[i] = u * capacity
-	}
-	return gauge(MetricMemoryDevice, "B", held)
+	return gauge(MetricMemoryDevice, "B", capacity, usage)
 }
 
 // BatchEfficiency is [MetricBatchEfficiency] under a max_num_seqs, 0 unknown. It pairs running and waiting by their
@@ -382,16 +400,18 @@ func BatchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	}
 	var ran, could float64
 	n := 0
-	for _, s := range series {
+	running := of(series, SeriesRunning)
+	for i, s := range running {
 		w, ok := waiting[s.T]
-		if s.Metric != SeriesRunning || !ok {
+		if !ok {
 			continue
 		}
+		seconds := held(running, i)
 		demand := s.Value + w
 		if maxNumSeqs > 0 {
 			demand = max(s.Value, min(demand, float64(maxNumSeqs)))
 		}
-		ran, could, n = ran+s.Value, could+demand, n+1
+		ran, could, n = ran+seconds*s.Value, could+seconds*demand, n+1
 	}
 	if could <= 0 {
 		return absent(MetricBatchEfficiency, "", "ratio", "no sample in the window shows a request running or waiting")
@@ -403,13 +423,13 @@ func BatchEfficiency(maxNumSeqs int, series []Sample) Metric {
 	return m
 }
 
-// values are the values of one series, in order.
-func values(series []Sample, metric string) []float64 {
-	var vs []float64
+// of are the samples of one series, in order.
+func of(series []Sample, metric string) []Sample {
+	var all []Sample
 	for _, s := range series {
 		if s.Metric == metric {
-			vs = append(vs, s.Value)
+			all = append(all, s)
 		}
 	}
-	return vs
+	return all
 }

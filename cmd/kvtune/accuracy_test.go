@@ -237,6 +237,7 @@ func (s *score) verified(t *testing.T, loop, gpu string) {
 					{"E2EL mean, s", harness.MetricE2EL, harness.StatMean, 5},
 					{"TTFT mean, s", harness.MetricTTFT, harness.StatMean, 10},
 					{"cache hit rate", harness.MetricCacheHitRate, "", 5},
+					{"KV usage mean", harness.MetricKVUsage, harness.StatMean, 10},
 				})
 		}
 	}
