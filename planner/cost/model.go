@@ -489,7 +489,7 @@ type excess struct {
 	here, there float64
 }
 
-// exceeded is the quantity by which the step goes furthest beyond the range, zero where it stays within a quarter of it.
+// exceeded is the quantity by which the step goes furthest beyond the range, zero where it goes less than a quarter.
 func (r *Range) exceeded(s Step) (most excess) {
 	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
 	switch {

@@ -60,6 +60,6 @@ func (w *Watched) Extrapolated() string {
 	if most.there > 0 {
 		by = fmt.Sprintf("most of it with up to %.1f times the %s", most.here/most.there, most.what)
 	}
-	return fmt.Sprintf("%.0f %% of the predicted time is in steps beyond what the cost model was fitted on, %s: the error "+
-		"may be larger than the interval", 100*share, by)
+	return fmt.Sprintf("%.0f %% of the predicted time is in steps beyond what the cost model was fitted on, %s: the "+
+		"error may be larger than the interval", 100*share, by)
 }
