@@ -62,6 +62,32 @@ func TestReadRuns(t *testing.T) {
 			}
 		}
 	}
+	full := measuredFolder(t, 1e3) // with the probe that fills the KV cache
+	setup := workflow.Setup{Source: running(t, harness.EngineArgs{MaxNumSeqs: 8}, 1e3, nil), Folder: folder(t, full),
+		Model: gpt2(t), GPU: gpu(t, "L4")}
+	if _, err := setup.Profile(t.Context(), small("capacity", 32)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string][]string{
+		full: {"a", "probes", "capacity"}, filepath.Join(full, "capacity_results.json"): {"capacity", "probes"},
+		filepath.Join(full, "probes_results.json"): {"probes", "capacity"},
+	} {
+		if runs, err := workflow.ReadRuns(path); err != nil || !slices.Equal(names(runs), want) {
+			t.Errorf("%s: %q, want %q; %v", path, names(runs), want, err)
+		}
+	}
+	fits, err := workflow.ReadFit([]string{full}, nil, gpt2(t), gpu(t, "L4"))
+	if err != nil || len(fits) != 4 {
+		t.Fatalf("%d runs to fit from, %v", len(fits), err)
+	}
+	for _, r := range fits {
+		if r.DecodesOnly != (r.Name == "capacity") {
+			t.Errorf("of %s only decodes: %v", r.Name, r.DecodesOnly)
+		}
+	}
+	if others := workflow.OtherRuns(full); !slices.Equal(others, []string{"b"}) {
+		t.Errorf("beside the first run: %q", others)
+	}
 	if others := workflow.OtherRuns(dir); !slices.Equal(others, []string{"b"}) {
 		t.Errorf("beside the first run: %q", others)
 	}

@@ -150,3 +150,52 @@ func TestSharedContextFromTheProbes(t *testing.T) {
 		}
 	}
 }
+
+// Requests that fill the KV cache until some are preempted tell what decoding costs up to there: the steps that run
+// again what a preempted request had are told from those of pure decode, and prompts are left out.
+func TestDecodesOfAFullCache(t *testing.T) {
+	gpu, err := spec.FindGPU("H200")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := harness.EngineArgs{MaxNumBatchedTokens: 8192, MaxNumSeqs: 256, BlockSize: 16, MaxModelLen: 16384}
+	model := spec.Default()
+	prior := cost.Prior(gpu, model, args)
+	info := harness.ServerInfo{MaxModelLen: 16384, BlockSize: 16, NumGPUBlocks: 20000, Args: args}
+	cfg, err := sim.FromArgs(args, info.NumGPUBlocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.FrontEnd = prior.FrontEnd
+	values := make([]float64, len(prior.Coefficients))
+	for i, c := range prior.Coefficients {
+		if values[i] = c.Value; c.Name == "decode_context" {
+			values[i] *= 1.3
+		}
+	}
+	truth, err := prior.With(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sim.Run(t.Context(), cfg, truth, profile.Capacity(info, 1), sim.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.Counters[harness.CounterPreemptions] == 0 {
+		t.Fatal("nothing was preempted")
+	}
+	run := fit.Run{Name: "capacity", Records: out.Records, Args: args, NumGPUBlocks: info.NumGPUBlocks, DecodesOnly: true}
+	m, err := fit.FromRuns(t.Context(), prior, []fit.Run{run}, fit.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := (info.NumGPUBlocks - 1) * info.BlockSize
+	if r := m.Range; r.Prefill || r.Mixed || float64(r.DecodeContext) < 0.98*float64(full) || r.DecodeContext > full {
+		t.Errorf("fitted on %+v, the cache holds %d tokens", r, full)
+	}
+	step := cost.Step{DecodeSeqs: 256, DecodeContext: full * 97 / 100}
+	if got, want := m.StepTime(step).Seconds(), truth.StepTime(step).Seconds(); math.Abs(got/want-1) > 0.01 {
+		t.Errorf("a step at 97 %% of the cache takes %.4g s, want %.4g; the prior says %.4g", got, want,
+			prior.StepTime(step).Seconds())
+	}
+}
