@@ -189,6 +189,7 @@ const PowerCap = "power cap"
 // Names of vLLM's counters that kvtune reads, in [Result].Counters and as /metrics has them (the same source).
 const (
 	CounterPromptTokens     = "vllm:prompt_tokens_total"
+	CounterCachedTokens     = "vllm:prompt_tokens_cached_total" // of prompts, once each
 	CounterGenerationTokens = "vllm:generation_tokens_total"
 	CounterPrefixQueries    = "vllm:prefix_cache_queries_total" // prompt tokens looked up
 	CounterPrefixHits       = "vllm:prefix_cache_hits_total"    // prompt tokens found

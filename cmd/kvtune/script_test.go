@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,15 +57,12 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// status runs a command that must exit with the given status: status 2 kvtune profile --B 0. Like exec, it keeps stdout
-// and stderr for the lines that follow.
+// status runs a command that must exit with the given status: status 2 kvtune profile --B 0, or with one of several
+// where a busy machine decides: status 0|3 kvtune verify. Like exec, it keeps stdout and stderr for the lines that
+// follow.
 func status(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: status N command [args...]")
-	}
-	want, err := strconv.Atoi(args[0])
-	if err != nil {
-		ts.Fatalf("status %s: %v", args[0], err)
 	}
 	got := 0
 	if err := ts.Exec(args[1], args[2:]...); err != nil {
@@ -73,8 +72,8 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		got = exit.ExitCode()
 	}
-	if got != want {
-		ts.Fatalf("%v: exit status %d, want %d", args[1:], got, want)
+	if !slices.Contains(strings.Split(args[0], "|"), strconv.Itoa(got)) {
+		ts.Fatalf("%v: exit status %d, want %s", args[1:], got, args[0])
 	}
 }
 

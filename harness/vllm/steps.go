@@ -16,6 +16,10 @@ import (
 // StepsFlag makes a vLLM log every engine step; all versions from 0.18 on have it.
 const StepsFlag = "--enable-logging-iteration-details"
 
+// CachedFlag makes a vLLM tell of every request how many prompt tokens its prefix cache held; all versions from 0.18 on
+// have it (vllm/entrypoints/openai/cli_args.py).
+const CachedFlag = "--enable-prompt-tokens-details"
+
 // iteration is the line that [StepsFlag] gives for a step (vLLM 0.18 to 0.33; vllm/v1/metrics/loggers.py, before 0.26
 // vllm/v1/engine/core.py without the KV cache's usage). Its time stamp has whole seconds, which no step has.
 var iteration = regexp.MustCompile(`Iteration\((\d+)\): (\d+) context requests, (\d+) context tokens, ` +

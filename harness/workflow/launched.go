@@ -158,8 +158,10 @@ func (l *Launched) Start(ctx context.Context, args harness.EngineArgs) (*Endpoin
 
 func (l *Launched) launch(ctx context.Context, flags []string) (*vllm.Process, error) {
 	l.starts++
-	if _, said := vllm.Conflict([]string{vllm.StepsFlag}, l.Extra); !said {
-		flags = append(flags, vllm.StepsFlag)
+	for _, flag := range []string{vllm.StepsFlag, vllm.CachedFlag} {
+		if _, said := vllm.Conflict([]string{flag}, l.Extra); !said {
+			flags = append(flags, flag)
+		}
 	}
 	return vllm.Launch(ctx, vllm.LaunchOptions{
 		Argv: l.Argv, Model: l.Model, Args: flags, Extra: l.Extra, StopCommand: l.StopCommand,

@@ -113,11 +113,14 @@ type study struct {
 	spans  []span
 	gaps   []gap // of the window; steps that were rebuilt from arrivals have none
 	prefix prefixUse
-	launch time.Duration // launch overhead of a step
-	need   int           // blocks that the mean prompt needs to be admitted
-	whole  int           // blocks that the mean request holds at its end
-	time   [numCauses]time.Duration
-	facts  facts
+	// hitShare is the share of what they could that requests are taken to have hit, where the server does not say it of
+	// each; 0 where it does.
+	hitShare float64
+	launch   time.Duration // launch overhead of a step
+	need     int           // blocks that the mean prompt needs to be admitted
+	whole    int           // blocks that the mean request holds at its end
+	time     [numCauses]time.Duration
+	facts    facts
 }
 
 // facts are sums over the window.
@@ -190,6 +193,9 @@ func newStudy(in Input) *study {
 		s.blocks = info.NumGPUBlocks
 	}
 	s.blocks = max(0, s.blocks-1) // the null block
+	attainable := attainableHits(in.Records, in.Workload, s.args.BlockSize)
+	in.Records, s.hitShare = assumeHits(in.Records, attainable, in.Result.Counters)
+	s.Records = in.Records
 	if placed(in.Steps) {
 		s.spans = fromSteps(in.Steps, in.Records)
 		s.gaps = gapsBetween(s.spans, in.Records)
@@ -205,7 +211,7 @@ func newStudy(in Input) *study {
 	s.win = measuredWindow(in.Records, s.Steps)
 	s.spans = clip(s.spans, s.win)
 	s.gaps = slices.DeleteFunc(s.gaps, func(g gap) bool { return g.start < s.win.from || g.start+g.length > s.win.to })
-	s.prefix = usePrefixes(in.Records, in.Workload, s.args.BlockSize, in.Result.Counters)
+	s.prefix = usePrefixes(in.Records, attainable, in.Result.Counters)
 	s.need, s.whole = s.admission()
 	if s.model != nil {
 		one := cost.Step{DecodeSeqs: 1, DecodeContext: 1}
@@ -472,49 +478,95 @@ type prefixUse struct {
 	seen                                           bool
 }
 
-// usePrefixes compares the hits with what a cache without limits would have given: every shared block that a request
-// sent earlier had: the prompts' own blocks where the workload is known, else the blocks named in the records, else all
-// tokens that were meant to be shared.
-func usePrefixes(records []workload.Record, w *workload.Workload, blockSize int,
-	counters map[string]float64) prefixUse {
-	var u prefixUse
-	hits, counted := counters[harness.CounterPrefixHits]
+// attainableHits are the prompt tokens of each request that a cache without limits would have had: every shared block
+// that a request sent earlier had: the prompts' own blocks where the workload is known, else the blocks named in the
+// records, else all tokens that were meant to be shared.
+func attainableHits(records []workload.Record, w *workload.Workload, blockSize int) []int {
+	all := make([]int, len(records))
 	seen := map[uint64]bool{}
-	u.seen = true
 	for _, i := range bySent(records) {
 		r := &records[i]
 		hashes, size := r.PrefixHashes, r.HashBlock
 		if w != nil && blockSize > 0 && r.Index < len(w.Requests) {
 			hashes, size = workload.BlockHashes(w.Requests[r.Index].Prompt, blockSize), blockSize
 		}
-		attainable := 0
-		if size > 0 {
-			known := true
-			for _, h := range hashes {
-				if known = known && seen[h]; known && attainable+size < r.PromptTokens {
-					attainable += size
-				}
-				seen[h] = true
-			}
-		} else {
-			attainable = max(0, min(r.SharedPrefixTokens, r.PromptTokens-1))
+		if size == 0 {
+			all[i] = max(0, min(r.SharedPrefixTokens, r.PromptTokens-1))
+			continue
 		}
+		known := true
+		for _, h := range hashes {
+			if known = known && seen[h]; known && all[i]+size < r.PromptTokens {
+				all[i] += size
+			}
+			seen[h] = true
+		}
+	}
+	return all
+}
+
+// assumeHits gives requests of which the server did not say how many prompt tokens it had cached the same share of what
+// they could have hit, so that together they hit what its counters say. It returns the records as they are, and a share
+// of 0, where the server said it or has no such counters.
+func assumeHits(records []workload.Record, attainable []int, counters map[string]float64) ([]workload.Record, float64) {
+	prompts, could := 0, 0
+	for i := range records {
+		if r := &records[i]; r.CachedTokens != nil {
+			return records, 0
+		} else if r.OK() {
+			prompts, could = prompts+r.PromptTokens, could+attainable[i]
+		}
+	}
+	cached, _ := cachedShare(counters)
+	if cached <= 0 || could == 0 {
+		return records, 0
+	}
+	share := min(1, cached*float64(prompts)/float64(could))
+	records = slices.Clone(records)
+	for i := range records {
+		cached := int(share * float64(attainable[i]))
+		records[i].CachedTokens = &cached
+	}
+	return records, share
+}
+
+// cachedShare is the share of prompt tokens that the prefix cache held, by the server's counters: those of tokens, else
+// those of lookups, of which a request that is refused for lack of KV blocks makes one per step.
+func cachedShare(counters map[string]float64) (share float64, ok bool) {
+	for _, c := range [...]struct{ cached, all string }{
+		{harness.CounterCachedTokens, harness.CounterPromptTokens},
+		{harness.CounterPrefixHits, harness.CounterPrefixQueries},
+	} {
+		if cached, ok := counters[c.cached]; ok && counters[c.all] > 0 {
+			return cached / counters[c.all], true
+		}
+	}
+	return 0, false
+}
+
+// usePrefixes compares the hits of measured requests with what they could have hit.
+func usePrefixes(records []workload.Record, attainable []int, counters map[string]float64) prefixUse {
+	var u prefixUse
+	share, counted := cachedShare(counters)
+	u.seen = true
+	for i := range records {
+		r := &records[i]
 		if r.Phase != workload.Measured || !r.OK() {
 			continue
 		}
 		u.prompts += r.PromptTokens
-		u.attainable += attainable
+		u.attainable += attainable[i]
 		switch {
 		case r.CachedTokens != nil:
 			u.hit += *r.CachedTokens
-			u.recomputed += max(0, attainable-*r.CachedTokens)
+			u.recomputed += max(0, attainable[i]-*r.CachedTokens)
 		case counted:
 		default:
 			u.seen = false
 		}
 	}
 	if u.hit == 0 && counted {
-		u.hit = int(hits)
+		u.hit = int(share * float64(u.prompts))
 		u.recomputed = max(0, u.attainable-u.hit)
 	}
 	if !u.seen {

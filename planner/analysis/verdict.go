@@ -340,6 +340,11 @@ func (s *study) notes(r *Report) {
 	if !s.facts.waitSeen {
 		r.Notes = append(r.Notes, "queue and KV usage over time were not observed: "+noGauge)
 	}
+	if s.hitShare > 0 {
+		r.Notes = append(r.Notes, "the server does not say what its cache had of each request "+
+			"(--enable-prompt-tokens-details does): each is taken to have hit "+harness.Percent(s.hitShare, false)+
+			" of what it could, as its counters say of all")
+	}
 	if !s.prefix.seen {
 		r.Notes = append(r.Notes, "prefix-cache hits were not observed: neither cached tokens per request "+
 			"nor the server's counters")

@@ -210,12 +210,28 @@ func (s *study) whatIf(ctx context.Context, r *Report) error {
 	return nil
 }
 
-// conclude adds to the verdict what lifting the limit that binds would give.
+// conclude adds to the verdict what lifting the limit that binds would give, and what gives far more: the limit that
+// takes most of the time is not always the one that is worth most.
 func (s *study) conclude(r *Report) {
-	for _, c := range r.Counterfactuals {
-		if c.Kind == r.Binding && c.Limit == r.Limit && len(c.Gains) > 0 {
-			r.Verdict += "; simulated: " + c.Name + c.Gains[0].text()
+	var binding, best *Counterfactual
+	for i := range r.Counterfactuals {
+		c := &r.Counterfactuals[i]
+		if len(c.Gains) == 0 {
+			continue
 		}
+		if c.Kind == r.Binding && c.Limit == r.Limit {
+			binding = c
+		}
+		if c.Gains[0].Sure() && (best == nil || c.Gains[0].Change > best.Gains[0].Change) {
+			best = c
+		}
+	}
+	if binding == nil {
+		return
+	}
+	r.Verdict += "; simulated: " + binding.Name + binding.Gains[0].text()
+	if best != nil && best.Gains[0].Change > 2*max(minGain, binding.Gains[0].Change) {
+		r.Verdict += ", but " + best.Name + best.Gains[0].text()
 	}
 }
 
