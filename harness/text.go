@@ -39,7 +39,8 @@ func numeral(word string) bool {
 // words are what a line may be broken between.
 func words(text string) (words []string) {
 	for _, word := range strings.Fields(text) {
-		if last := len(words) - 1; last >= 0 && strings.HasPrefix(word, "%") && numeral(words[last]) {
+		last := len(words) - 1
+		if last >= 0 && strings.HasPrefix(word, "%") && numeral(words[last]) && !strings.Contains(words[last], " ") {
 			words[last] += " " + word
 		} else {
 			words = append(words, word)

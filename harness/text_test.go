@@ -38,6 +38,7 @@ func FuzzWrap(f *testing.F) {
 	f.Add("requests wait 31 s of 106 s, 29 % of the time")
 	f.Add(strings.Repeat("word ", 60))
 	f.Add(strings.Repeat("%% ", 60))
+	f.Add(strings.Repeat("%0 ", 60))
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := harness.Wrap("! ", "  ", text)
 		got := strings.Fields(strings.TrimPrefix(lines, "!"))

@@ -308,6 +308,36 @@ func TestCounterfactuals(t *testing.T) {
 	}
 }
 
+// A server that says only by its counters what its cache had: the work of the run is the same as where each request
+// tells, although lookups are counted again for every step in which a request is refused.
+func TestHitsFromCounters(t *testing.T) {
+	model := prior(t)
+	in := simulate(t, model, settings(func(*harness.EngineArgs) {}), closed(requests(128, 4, 8192, 1024, 1, 0), 16))
+	in.Steps = nil
+	told := Analyze(t.Context(), in)
+	cached, prompts := 0, 0
+	in.Records = slices.Clone(in.Records)
+	for i := range in.Records {
+		r := &in.Records[i]
+		cached, prompts = cached+*r.CachedTokens, prompts+r.PromptTokens
+		r.CachedTokens = nil
+	}
+	counters := map[string]float64{harness.CounterPromptTokens: float64(prompts),
+		harness.CounterCachedTokens: float64(cached), harness.CounterPrefixHits: 5 * float64(cached),
+		harness.CounterPrefixQueries: 20 * float64(prompts)}
+	result := *in.Result
+	result.Counters, in.Result = counters, &result
+	counted := Analyze(t.Context(), in)
+	if counted.Binding != told.Binding || !strings.Contains(strings.Join(counted.Notes, " "), "prompt-tokens-details") {
+		t.Errorf("%s binds by the counters, %s by the requests; notes %q", counted.Binding, told.Binding, counted.Notes)
+	}
+	a, _ := told.Use.Value(harness.MetricComputeUse, "")
+	b, ok := counted.Use.Value(harness.MetricComputeUse, "")
+	if !ok || math.Abs(b/a-1) > 0.1 {
+		t.Errorf("compute use is %.3g by the counters, %.3g by the requests", b, a)
+	}
+}
+
 // Rebuilt steps hold the work of the run: prompt tokens and decodes are conserved, time does not overlap.
 func TestRebuiltStepsConserveWork(t *testing.T) {
 	model := prior(t)
