@@ -546,6 +546,15 @@ func TestVLLMWorkflowLaunch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		records, _, err := folder.ReadRequests(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range records {
+			if records[i].CachedTokens == nil {
+				t.Errorf("%s: the server does not say what its cache had of request %d", name, i)
+			}
+		}
 		context, generated := 0, 0
 		for _, s := range steps {
 			context, generated = context+s.ContextTokens, generated+s.GenerationTokens
