@@ -195,7 +195,7 @@ func (w *wholeFolder) check(t *testing.T, rng *rand.Rand) {
 func TestNamesStayInTheFolder(t *testing.T) {
 	f := create(t)
 	before := entries(t, f)
-	for _, name := range []string{"../a", "a/b", "/tmp/a", "..", `a\b`, "a\nb", "a\x00b",
+	for _, name := range []string{"../a", "a/b", "/a", "..", `a\b`, "a\nb", "a\x00b",
 		".." + string(filepath.Separator)} {
 		err := f.WriteRequests(name, records(1))
 		if err == nil && !slices.Contains(entries(t, f), name+RequestsSuffix) {

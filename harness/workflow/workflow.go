@@ -302,8 +302,8 @@ func (opt *Options) resumed(cfg harness.Config) *profile.Output {
 	return run
 }
 
-// resumedProbes is resumed for the probes, which have another design when Quick is another, and after them the KV
-// cache's where they were taken over.
+// resumedProbes is resumed for the probes, which have another design when Quick is another; the one that filled the KV
+// cache follows where it was finished, too.
 func (opt *Options) resumedProbes(cfg harness.Config) []*profile.Output {
 	run := opt.resumed(probesConfig(cfg))
 	if run == nil || len(run.Records) != len(profile.Probes(run.Result.Conditions.Server, cfg.Seed, opt.Quick).Requests) {

@@ -211,7 +211,7 @@ func newStudy(in Input) *study {
 	s.win = measuredWindow(in.Records, s.Steps)
 	s.spans = clip(s.spans, s.win)
 	s.gaps = slices.DeleteFunc(s.gaps, func(g gap) bool { return g.start < s.win.from || g.start+g.length > s.win.to })
-	s.prefix = usePrefixes(in.Records, attainable, in.Result.Counters)
+	s.prefix = usePrefixes(in.Records, attainable)
 	s.need, s.whole = s.admission()
 	if s.model != nil {
 		one := cost.Step{DecodeSeqs: 1, DecodeContext: 1}
@@ -509,22 +509,29 @@ func attainableHits(records []workload.Record, w *workload.Workload, blockSize i
 // they could have hit, so that together they hit what its counters say. It returns the records as they are, and a share
 // of 0, where the server said it or has no such counters.
 func assumeHits(records []workload.Record, attainable []int, counters map[string]float64) ([]workload.Record, float64) {
-	prompts, could := 0, 0
+	prompts, sum := 0, 0
+	wholes := make([]int, len(records))
 	for i := range records {
-		if r := &records[i]; r.CachedTokens != nil {
+		r := &records[i]
+		if r.CachedTokens != nil {
 			return records, 0
-		} else if r.OK() {
-			prompts, could = prompts+r.PromptTokens, could+attainable[i]
+		}
+		if wholes[i] = r.PromptTokens; r.OK() {
+			prompts, sum = prompts+r.PromptTokens, sum+attainable[i]
 		}
 	}
-	cached, _ := cachedShare(counters)
-	if cached <= 0 || could == 0 {
+	cached, ok := cachedShare(counters)
+	if !ok {
 		return records, 0
 	}
-	share := min(1, cached*float64(prompts)/float64(could))
+	could := attainable
+	if sum == 0 { // nothing says what they share
+		could, sum = wholes, prompts
+	}
+	share := min(1, cached*float64(prompts)/float64(max(1, sum)))
 	records = slices.Clone(records)
 	for i := range records {
-		cached := int(share * float64(attainable[i]))
+		cached := int(share * float64(could[i]))
 		records[i].CachedTokens = &cached
 	}
 	return records, share
@@ -545,10 +552,8 @@ func cachedShare(counters map[string]float64) (share float64, ok bool) {
 }
 
 // usePrefixes compares the hits of measured requests with what they could have hit.
-func usePrefixes(records []workload.Record, attainable []int, counters map[string]float64) prefixUse {
-	var u prefixUse
-	share, counted := cachedShare(counters)
-	u.seen = true
+func usePrefixes(records []workload.Record, attainable []int) prefixUse {
+	u := prefixUse{seen: true}
 	for i := range records {
 		r := &records[i]
 		if r.Phase != workload.Measured || !r.OK() {
@@ -556,18 +561,12 @@ func usePrefixes(records []workload.Record, attainable []int, counters map[strin
 		}
 		u.prompts += r.PromptTokens
 		u.attainable += attainable[i]
-		switch {
-		case r.CachedTokens != nil:
-			u.hit += *r.CachedTokens
-			u.recomputed += max(0, attainable[i]-*r.CachedTokens)
-		case counted:
-		default:
+		if r.CachedTokens == nil {
 			u.seen = false
+			continue
 		}
-	}
-	if u.hit == 0 && counted {
-		u.hit = int(share * float64(u.prompts))
-		u.recomputed = max(0, u.attainable-u.hit)
+		u.hit += *r.CachedTokens
+		u.recomputed += max(0, attainable[i]-*r.CachedTokens)
 	}
 	if !u.seen {
 		u.recomputed = 0

@@ -308,6 +308,26 @@ func TestCounterfactuals(t *testing.T) {
 	}
 }
 
+// The verdict tells what lifting the limit that binds gives, and what gives more than twice as much, surely.
+func TestVerdictNamesTheLargerGain(t *testing.T) {
+	gain := func(name string, kind Kind, change, low float64) Counterfactual {
+		return Counterfactual{Name: name, Kind: kind, Limit: LimitArithmetic,
+			Gains: []Gain{{Metric: harness.MetricTotalThroughput, Change: change, Low: &low}}}
+	}
+	for _, c := range []struct {
+		change, low float64
+		named       bool
+	}{{0.89, 0.8, true}, {0.89, -0.1, false}, {0.4, 0.3, false}} {
+		r := &Report{Binding: Compute, Limit: LimitArithmetic, Counterfactuals: []Counterfactual{
+			gain("twice the arithmetic rate", Compute, 0.21, 0.2), gain("twice the KV cache", Capacity, c.change, c.low)}}
+		new(study).conclude(r)
+		if !strings.Contains(r.Verdict, "twice the arithmetic rate +21 %") ||
+			strings.Contains(r.Verdict, ", but twice the KV cache") != c.named {
+			t.Errorf("%+v: %q", c, r.Verdict)
+		}
+	}
+}
+
 // A server that says only by its counters what its cache had: the work of the run is the same as where each request
 // tells, although lookups are counted again for every step in which a request is refused.
 func TestHitsFromCounters(t *testing.T) {

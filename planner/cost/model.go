@@ -148,18 +148,6 @@ type Model struct {
 	prepare, piecewise, eager                                                                     time.Duration
 }
 
-// Range is the largest step that a fit has seen, per quantity.
-type Range struct {
-	Tokens        int     `json:"tokens"`
-	Seqs          int     `json:"seqs"`
-	DecodeContext int     `json:"decode_context"`
-	Attention     float64 `json:"prefill_attention"`
-	// Prefill, Decode and Mixed say whether such steps were seen at all.
-	Prefill bool `json:"prefill"`
-	Decode  bool `json:"decode"`
-	Mixed   bool `json:"mixed"`
-}
-
 // Errors tell how far predictions are from measurements: |predicted - measured| / measured over the observations.
 type Errors struct {
 	// Observations is how many were used, Dropped how many were not, Why the reason.
@@ -475,51 +463,6 @@ func (m *Model) WithCeilings(flops, bandwidth float64) *Model {
 	}
 	c.Limits.Guess = c.Limits.Guess && (flops <= 0 || bandwidth <= 0)
 	return &c
-}
-
-// InRange reports whether the step lies within what the model was fitted on, a quarter beyond the largest allowed. It
-// is false for a prior.
-func (m *Model) InRange(s Step) bool {
-	return m.Range.exceeded(s) == excess{}
-}
-
-// excess is what a step has more of than any that a fit has seen: the largest there, 0 where it saw none of the kind.
-type excess struct {
-	what        string
-	here, there float64
-}
-
-// exceeded is the quantity by which the step goes furthest beyond the range, zero where it goes less than a quarter.
-func (r *Range) exceeded(s Step) (most excess) {
-	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
-	switch {
-	case prefill && !r.Prefill:
-		return excess{what: "prefill"}
-	case decode && !r.Decode:
-		return excess{what: "decode"}
-	case prefill && decode && !r.Mixed:
-		return excess{what: "prefill and decode together"}
-	}
-	worst := 1.25
-	for _, e := range [...]excess{
-		{"tokens", float64(s.Tokens()), float64(r.Tokens)},
-		{"sequences", float64(s.PrefillSeqs + s.DecodeSeqs), float64(r.Seqs)},
-		{"tokens of context behind decodes", float64(s.DecodeContext), float64(r.DecodeContext)},
-		{"pairs of tokens in prefill's attention", s.PrefillAttention, r.Attention},
-	} {
-		if e.here > worst*e.there {
-			most, worst = e, e.here/e.there
-		}
-	}
-	return most
-}
-
-// add widens the range to hold s.
-func (r *Range) add(s Step) {
-	r.Tokens, r.Seqs = max(r.Tokens, s.Tokens()), max(r.Seqs, s.PrefillSeqs+s.DecodeSeqs)
-	r.DecodeContext, r.Attention = max(r.DecodeContext, s.DecodeContext), max(r.Attention, s.PrefillAttention)
-	prefill, decode := s.PrefillTokens > 0, s.DecodeSeqs > 0
-	r.Prefill, r.Decode, r.Mixed = r.Prefill || prefill, r.Decode || decode, r.Mixed || prefill && decode
 }
 
 // With is a copy with other coefficient values, in the order of Coefficients. It fails when the count differs or a

@@ -24,7 +24,8 @@ type beyond struct {
 func (w *Watched) StepTime(s Step) time.Duration {
 	d := w.Model.StepTime(s)
 	w.all += d
-	if e := w.Range.exceeded(s); e != (excess{}) {
+	if !w.InRange(s) {
+		e := w.Range.excess(s)
 		b := w.beyond[e.what]
 		if b == nil {
 			if w.beyond == nil {
@@ -44,15 +45,15 @@ const extrapolates = 0.1
 // Extrapolated says how far the steps went beyond the fit, and by what most of them; "" where they stayed within it. A
 // prior has no such range, and says so itself.
 func (w *Watched) Extrapolated() string {
-	var time time.Duration
+	var sum time.Duration
 	most := &beyond{}
 	for _, name := range slices.Sorted(maps.Keys(w.beyond)) {
 		b := w.beyond[name]
-		if time += b.time; b.time > most.time {
+		if sum += b.time; b.time > most.time {
 			most = b
 		}
 	}
-	share := time.Seconds() / max(w.all.Seconds(), 1e-9)
+	share := sum.Seconds() / max(w.all.Seconds(), 1e-9)
 	if w.Kind != KindFitted || share < extrapolates {
 		return ""
 	}
